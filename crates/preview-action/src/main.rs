@@ -1,0 +1,2 @@
+//! The command `preview`.
+fn main() {}

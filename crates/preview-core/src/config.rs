@@ -1,0 +1,1 @@
+//! The schema of `preview.toml`, its defaults and its errors.

@@ -1,0 +1,348 @@
+//! The Docker Engine as we need it: what exists, what it does, and its removal. Contract of every engine adapter.
+//!
+//! **Absence** is not an error where something is removed: what is gone counts as removed by someone else.
+//! It is [`FaultKind::NotFound`](crate::fault::FaultKind::NotFound) where something is asked about or used.
+//! **Selection** is always by ownership labels ([`Selector`]); an adapter never removes what does not carry them.
+//! **Idempotence**: `ensure_network` and `remove` may be called again. **Cancellation**: dropping a future stops waiting;
+//! what the engine has begun may still happen, so callers observe again before they conclude.
+//! **Errors**: a daemon or a link that is down is `Unreachable` and transient; a registry that says no is `Denied`,
+//! one that times out or answers 5xx is transient; a full disk is `NoSpace`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+
+use crate::fault::Fault;
+use crate::ownership::Selector;
+
+/// Versions of the engine on the other side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineInfo {
+    /// For example `28.5.2`.
+    pub version: String,
+    /// The API version that was agreed upon, for example `1.51`.
+    pub api_version: String,
+}
+
+/// Where a container is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ContainerState {
+    /// Made, never started.
+    Created,
+    /// Its process runs.
+    Running,
+    /// Paused by someone.
+    Paused,
+    /// Between an exit and the next start.
+    Restarting,
+    /// Being removed.
+    Removing,
+    /// Its process ended.
+    Exited,
+    /// Could not be removed.
+    Dead,
+}
+
+/// What a container's health check says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// The container has no health check.
+    None,
+    /// The check has not passed yet.
+    Starting,
+    /// The last check passed.
+    Healthy,
+    /// As many checks in a row as its `retries` failed.
+    Unhealthy,
+}
+
+/// A port of a container that is published on the host.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PublishedPort {
+    /// Address on the host.
+    pub host_ip: Option<IpAddr>,
+    /// Port on the host.
+    pub host_port: u16,
+    /// Port in the container.
+    pub container_port: u16,
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+}
+
+/// One container, as a list shows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Container {
+    /// Full id.
+    pub id: String,
+    /// Name, without the leading slash.
+    pub name: String,
+    /// The image as it was named when the container was made.
+    pub image: String,
+    /// The id of that image (`sha256:…`).
+    pub image_id: String,
+    /// Where it is in its life.
+    pub state: ContainerState,
+    /// What its health check says.
+    pub health: Health,
+    /// All labels.
+    pub labels: BTreeMap<String, String>,
+    /// When it was made, seconds since 1970.
+    pub created: i64,
+    /// Ports that are published on the host.
+    pub ports: Vec<PublishedPort>,
+    /// Address in each network that it is attached to.
+    pub networks: BTreeMap<String, IpAddr>,
+}
+
+impl Container {
+    /// The Compose service that the container belongs to.
+    #[must_use]
+    pub fn service(&self) -> Option<&str> {
+        self.labels.get(crate::ownership::COMPOSE_SERVICE).map(String::as_str)
+    }
+}
+
+/// What only a closer look at one container tells.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ContainerDetail {
+    /// As in the list; `ports` and `networks` too.
+    pub container: Container,
+    /// Exit code of the last run; meaningful once it has exited.
+    pub exit_code: i64,
+    /// Whether the kernel ended it for lack of memory.
+    pub oom_killed: bool,
+    /// The engine's own word on why it could not start; empty if there is none.
+    pub error: String,
+    /// How often the engine has started it again.
+    pub restarts: i64,
+    /// Whether the engine starts it again when it ends with success.
+    pub restarts_on_success: bool,
+    /// Output of the last health check that failed.
+    pub health_output: Option<String>,
+}
+
+/// A network, volume or image that is ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// Id for networks and images, name for volumes.
+    pub id: String,
+    /// Name; for images the first tag, or the id.
+    pub name: String,
+    /// All labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Everything of ours that a selector means.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Inventory {
+    /// Containers, stopped ones too.
+    pub containers: Vec<Container>,
+    /// Networks.
+    pub networks: Vec<Object>,
+    /// Volumes.
+    pub volumes: Vec<Object>,
+    /// Images that were built for a preview (they carry its labels).
+    pub images: Vec<Object>,
+}
+
+impl Inventory {
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.containers.is_empty() && self.networks.is_empty() && self.volumes.is_empty() && self.images.is_empty()
+    }
+}
+
+/// How many objects of each kind were removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Removed {
+    /// Containers.
+    pub containers: usize,
+    /// Networks.
+    pub networks: usize,
+    /// Volumes.
+    pub volumes: usize,
+    /// Images.
+    pub images: usize,
+}
+
+/// Something happened to a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerEvent {
+    /// Full id.
+    pub id: String,
+    /// The engine's word: `start`, `die`, `oom`, `health_status: healthy`, `destroy`, ….
+    pub action: String,
+}
+
+/// A step of a pull, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PullProgress {
+    /// Bytes that are here.
+    pub current: u64,
+    /// Bytes in all, as far as known.
+    pub total: u64,
+    /// What is going on.
+    pub status: String,
+}
+
+/// Name and password for a registry. `None` fields are not sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RegistryAuth {
+    /// User.
+    pub username: Option<String>,
+    /// Password or token.
+    pub password: Option<crate::secret::Secret<String>>,
+    /// Identity token.
+    pub identity_token: Option<crate::secret::Secret<String>>,
+}
+
+/// Which part of a log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogOptions {
+    /// Only the last so many lines; all without it.
+    pub tail: Option<u32>,
+    /// Go on with what is written from now on.
+    pub follow: bool,
+    /// Put the time in front of each line.
+    pub timestamps: bool,
+    /// Only what was written after this time, seconds since 1970.
+    pub since: Option<i64>,
+}
+
+/// Bytes from a process in a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Chunk {
+    /// Standard output.
+    Stdout(bytes::Bytes),
+    /// Standard error.
+    Stderr(bytes::Bytes),
+}
+
+/// A process to run in a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExecRequest {
+    /// Program and arguments; no shell looks at them.
+    pub argv: Vec<String>,
+    /// User, as in `docker exec --user`.
+    pub user: Option<String>,
+    /// Working directory.
+    pub workdir: Option<String>,
+    /// Additional environment, `KEY=value`.
+    pub env: Vec<String>,
+    /// Whether standard input is attached.
+    pub stdin: bool,
+}
+
+/// A process that runs in a container.
+pub struct Exec {
+    /// What it prints, until it ends.
+    pub output: BoxStream<'static, Result<Chunk, Fault>>,
+    /// Its standard input, if that was asked for; dropping it closes it.
+    pub input: Option<std::pin::Pin<Box<dyn tokio::io::AsyncWrite + Send>>>,
+    /// Its id, for [`Engine::exec_exit_code`].
+    pub id: String,
+}
+
+/// What a container uses at this moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stats {
+    /// Memory in use without the page cache, bytes.
+    pub memory: u64,
+    /// The limit of memory, bytes; 0 without one.
+    pub memory_limit: u64,
+    /// CPU time used since the start, nanoseconds.
+    pub cpu_total: u64,
+    /// Processes and threads.
+    pub pids: u64,
+}
+
+/// Bytes on the engine's disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct DiskUse {
+    /// Images.
+    pub images: u64,
+    /// Writable layers of containers.
+    pub containers: u64,
+    /// Volumes.
+    pub volumes: u64,
+    /// Build cache.
+    pub build_cache: u64,
+}
+
+/// What to prune.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prune {
+    /// Untagged images that carry the selector's labels.
+    DanglingImages(Selector),
+    /// Every unused image older than this.
+    UnusedImages(Duration),
+    /// Build cache not used for this long.
+    BuildCache(Duration),
+}
+
+/// A Docker engine.
+#[async_trait]
+pub trait Engine: Send + Sync {
+    /// Versions; also the proof that the engine answers.
+    async fn info(&self) -> Result<EngineInfo, Fault>;
+
+    /// Containers that are meant, stopped ones too, oldest first.
+    async fn containers(&self, selector: &Selector) -> Result<Vec<Container>, Fault>;
+
+    /// Everything that is meant; the four kinds are asked for at the same time.
+    async fn inventory(&self, selector: &Selector) -> Result<Inventory, Fault>;
+
+    /// A closer look at one container, by id or name.
+    async fn inspect(&self, id: &str) -> Result<ContainerDetail, Fault>;
+
+    /// Ports that any container of this engine, ours or not, publishes or will publish on the host.
+    async fn published_ports(&self) -> Result<BTreeSet<u16>, Fault>;
+
+    /// The ids of those of these images that are here, by the name that was asked for. One request, however many.
+    async fn image_ids(&self, references: &BTreeSet<String>) -> Result<BTreeMap<String, String>, Fault>;
+
+    /// Pulls an image; the stream ends with the pull, at the latest with an error.
+    async fn pull(
+        &self,
+        reference: &str,
+        auth: Option<&RegistryAuth>,
+    ) -> Result<BoxStream<'static, Result<PullProgress, Fault>>, Fault>;
+
+    /// Gives an image (by id or name) one more name, `repository:tag`, taking that name from any other.
+    async fn tag(&self, image: &str, reference: &str) -> Result<(), Fault>;
+
+    /// What happens to the containers that are meant, from now on. The subscription stands when this returns:
+    /// nothing that happens afterwards is missed.
+    async fn watch(&self, selector: &Selector) -> Result<BoxStream<'static, Result<ContainerEvent, Fault>>, Fault>;
+
+    /// Output of a container, its standard output and error in the order written.
+    async fn logs(&self, id: &str, options: &LogOptions) -> Result<BoxStream<'static, Result<Chunk, Fault>>, Fault>;
+
+    /// Starts a process in a running container.
+    async fn exec(&self, id: &str, request: &ExecRequest) -> Result<Exec, Fault>;
+
+    /// Exit code of a process that [`exec`](Self::exec) started, once its output has ended.
+    async fn exec_exit_code(&self, exec_id: &str) -> Result<i64, Fault>;
+
+    /// What a running container uses.
+    async fn stats(&self, id: &str) -> Result<Stats, Fault>;
+
+    /// What the engine holds on disk.
+    async fn disk_use(&self) -> Result<DiskUse, Fault>;
+
+    /// Makes sure that a bridge network of this name exists; true if it was made now. An existing one is left as it is.
+    async fn ensure_network(&self, name: &str, labels: &BTreeMap<String, String>) -> Result<bool, Fault>;
+
+    /// Removes everything that is meant: containers (killed, with their anonymous volumes), then networks, volumes and images.
+    /// What others hold on to (a foreign container in our network) is a `Conflict` that names it.
+    async fn remove(&self, selector: &Selector) -> Result<Removed, Fault>;
+
+    /// Frees disk; returns the bytes freed.
+    async fn prune(&self, what: &Prune) -> Result<u64, Fault>;
+}

@@ -1,0 +1,127 @@
+//! The machine that holds the previews: its files, its facts, ways to its sockets. Contract of every host adapter.
+//!
+//! **Paths** are absolute, `/`-separated, on the host. **Absence** is a value (`None`, `false`, an empty map), never an error.
+//! **Atomicity**: a file is either the old or the new one for every reader, also when the writer is killed; so is an uploaded
+//! directory. **Rights**: directories are made 0700. **Idempotence**: every method may be called again.
+//! **Cancellation**: dropping a future leaves either the old or the new state, and nothing that
+//! [`apply`](Host::apply) or [`upload`](Host::upload) of a later run would trip over.
+//! **Errors**: a lost connection is `Unreachable`; a wrong host key is `HostKey`; a full disk is `NoSpace`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::fault::Fault;
+
+/// What the host said about itself in one breath.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Facts {
+    /// The host's clock, seconds since 1970.
+    pub now: i64,
+    /// Number of processors.
+    pub cpus: u32,
+    /// Load average of the last minute.
+    pub load: f64,
+    /// Memory in all, bytes.
+    pub memory_total: u64,
+    /// Memory that a new process could have, bytes.
+    pub memory_available: u64,
+    /// Size of the file system of the base directory, bytes.
+    pub disk_total: u64,
+    /// Free there for ordinary users, bytes.
+    pub disk_free: u64,
+    /// TCP ports on which something listens.
+    pub listening: BTreeSet<u16>,
+}
+
+/// Facts and files, read in one round trip.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Survey {
+    /// The host's facts.
+    pub facts: Facts,
+    /// Content of the files that match, by absolute path. Text without NUL bytes; anything else is left out.
+    pub files: BTreeMap<String, String>,
+    /// Absolute paths (of files and directories alike) that match the second set of patterns.
+    pub paths: BTreeSet<String>,
+}
+
+/// What to read in a survey; patterns are relative to the base directory, `*` stands for one path component or part of one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Query {
+    /// Files whose content is wanted, for example `app/*/state.json`.
+    pub read: Vec<String>,
+    /// Paths of which only the existence is wanted, for example `app/pr-7/files/*`.
+    pub list: Vec<String>,
+}
+
+/// A change of files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Replaces a file atomically, making its directories.
+    Write {
+        /// Absolute path.
+        path: String,
+        /// New content.
+        content: crate::secret::Secret<Vec<u8>>,
+        /// Access mode, for example `0o600`.
+        mode: u32,
+    },
+    /// Moves a file over another one, which may exist.
+    Rename {
+        /// From; its absence is an error.
+        from: String,
+        /// To.
+        to: String,
+    },
+    /// Removes a file, or a directory with all that is in it; absence is fine.
+    Remove {
+        /// Absolute path.
+        path: String,
+    },
+    /// Removes a directory if it is empty; anything else is fine too.
+    RemoveEmpty {
+        /// Absolute path.
+        path: String,
+    },
+}
+
+/// One entry of a tree to upload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Where it comes from on this machine; `None` makes an empty directory.
+    pub source: Option<PathBuf>,
+    /// Where it goes, relative to the uploaded directory; a file stays a file, a directory comes with all that is in it.
+    pub target: String,
+}
+
+/// A connection.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// A machine that holds previews.
+#[async_trait]
+pub trait Host: Send + Sync {
+    /// How people call it: `this machine`, `ssh://deploy@vm.example.com`.
+    fn describe(&self) -> String;
+
+    /// Facts and files in one round trip. A base directory that does not exist reads as empty; its disk is the nearest parent's.
+    async fn survey(&self, base: &str, query: &Query) -> Result<Survey, Fault>;
+
+    /// Makes these changes in this order, in one round trip; stops at the first that fails.
+    async fn apply(&self, changes: &[Change]) -> Result<(), Fault>;
+
+    /// Puts a tree of files at `directory`, unless that exists already; true if it was sent. The directory appears as a whole.
+    /// Symbolic links are kept as links; owners are not kept; modes are.
+    async fn upload(&self, directory: &str, entries: &[Entry]) -> Result<bool, Fault>;
+
+    /// A local unix socket that leads to this unix socket of the host (for the Docker CLI); stays until the host is closed.
+    async fn socket(&self, path: &str) -> Result<PathBuf, Fault>;
+
+    /// A connection to a TCP address as the host sees it.
+    async fn dial(&self, address: &str, port: u16) -> Result<Box<dyn Stream>, Fault>;
+
+    /// Closes the connection and removes what it needed on this machine. May be called again.
+    async fn close(&self) -> Result<(), Fault>;
+}

@@ -1,0 +1,23 @@
+//! Preview environments on a plain Docker host that its team owns, without anything of ours on it.
+//!
+//! The library decides in pure code and changes things only through traits:
+//!
+//! ```text
+//! Request ─▶ observe ─▶ plan (pure) ─▶ apply (effects, undo) ─▶ Outcome ─▶ report
+//!              ▲                          │
+//!        engine · runtime · host · lock · secrets · forge     (traits; one file an adapter)
+//! ```
+
+pub mod config;
+pub mod engine;
+pub mod fault;
+pub mod forge;
+pub mod host;
+pub mod lock;
+pub mod name;
+pub mod ownership;
+pub mod runtime;
+pub mod secret;
+pub mod secrets;
+#[cfg(any(test, feature = "testkit"))]
+pub mod testkit;

@@ -1,0 +1,1 @@
+//! Names: branch to slug, DNS labels, project names, URLs.

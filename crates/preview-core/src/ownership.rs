@@ -1,0 +1,61 @@
+//! The labels that mark what is ours; objects without them are never touched.
+
+use std::collections::BTreeMap;
+
+/// On every object that we made, with the value `true`.
+pub const MANAGED: &str = "preview.managed";
+/// The application that the object belongs to.
+pub const APP: &str = "preview.app";
+/// The preview that the object belongs to.
+pub const NAME: &str = "preview.name";
+
+/// Compose's own label that names the service of a container.
+pub const COMPOSE_SERVICE: &str = "com.docker.compose.service";
+/// Compose's own label that names the project of an object.
+pub const COMPOSE_PROJECT: &str = "com.docker.compose.project";
+
+/// Which objects are meant: those of one preview, of one application, or all of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Selector {
+    /// Everything that carries our labels.
+    Managed,
+    /// Everything of one application.
+    App(String),
+    /// Everything of one preview.
+    Preview {
+        /// The application.
+        app: String,
+        /// The preview's name within the application.
+        name: String,
+    },
+}
+
+impl Selector {
+    /// The objects of one preview.
+    pub fn preview(app: impl Into<String>, name: impl Into<String>) -> Self {
+        Self::Preview { app: app.into(), name: name.into() }
+    }
+
+    /// The labels that an object must carry, with these values, to be meant. Always includes [`MANAGED`].
+    #[must_use]
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        let mut labels = BTreeMap::from([(MANAGED.to_owned(), "true".to_owned())]);
+        match self {
+            Self::Managed => {}
+            Self::App(app) => {
+                labels.insert(APP.to_owned(), app.clone());
+            }
+            Self::Preview { app, name } => {
+                labels.insert(APP.to_owned(), app.clone());
+                labels.insert(NAME.to_owned(), name.clone());
+            }
+        }
+        labels
+    }
+
+    /// Whether an object with these labels is meant.
+    #[must_use]
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.labels().iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+}

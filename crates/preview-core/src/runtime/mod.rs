@@ -1,0 +1,69 @@
+//! How a stack is resolved, built and brought up: Compose today. Contract of every runtime adapter.
+//!
+//! `resolve` has no effect and needs no engine. `build` and `up` may be called again; `up` changes only what differs,
+//! removes services that are no longer in the stack, never pulls and never builds. **Cancellation**: dropping a future ends the program that was started.
+//! **Errors**: a stack that is wrong is `Invalid` with the tool's own words; a missing or old tool is `Unsupported`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+
+use crate::fault::Fault;
+use crate::secret::Secret;
+
+/// Variables for interpolation and for what the stack passes on: all that the tool sees of the outside.
+pub type Variables = BTreeMap<String, Secret<String>>;
+
+/// A project as the user wrote it.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Compose files, in order; later ones override.
+    pub files: Vec<PathBuf>,
+    /// What relative paths refer to.
+    pub directory: PathBuf,
+    /// Files with variables for interpolation.
+    pub env_files: Vec<PathBuf>,
+    /// Active profiles.
+    pub profiles: Vec<String>,
+    /// Compose project name.
+    pub project: String,
+    /// Variables for interpolation; they win over the files.
+    pub variables: Variables,
+}
+
+/// What `resolve` found.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// The model, in the form of `docker compose config --format json`.
+    pub model: serde_json::Value,
+    /// The tool's warnings, for people.
+    pub warnings: Vec<String>,
+}
+
+/// A line of progress of a build or start.
+pub type Progress<'a> = &'a (dyn Fn(&str) + Send + Sync);
+
+/// A stack that is ready to run.
+#[derive(Clone, Debug)]
+pub struct Stack {
+    /// Compose project name.
+    pub project: String,
+    /// The rendered model, as JSON text. May hold secrets.
+    pub rendered: Secret<String>,
+    /// Variables that secrets and configs of the stack name by `environment:`.
+    pub variables: Variables,
+}
+
+/// Brings stacks up.
+#[async_trait]
+pub trait Runtime: Send + Sync {
+    /// The user's files as one resolved model.
+    async fn resolve(&self, source: &Source) -> Result<Resolved, Fault>;
+
+    /// Builds the images of these services.
+    async fn build(&self, stack: &Stack, services: &[String], progress: Progress<'_>) -> Result<(), Fault>;
+
+    /// Makes what runs equal to the stack; returns once all containers are started (dependencies in order).
+    async fn up(&self, stack: &Stack, progress: Progress<'_>) -> Result<(), Fault>;
+}

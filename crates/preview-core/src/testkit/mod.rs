@@ -1,0 +1,1 @@
+//! Memory adapters, and one conformance suite a trait that every adapter passes.
