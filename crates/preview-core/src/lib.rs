@@ -16,8 +16,14 @@ pub mod host;
 pub mod lock;
 pub mod name;
 pub mod ownership;
+pub mod plan;
+pub mod ports;
+pub mod project;
+pub mod route;
 pub mod runtime;
 pub mod secret;
 pub mod secrets;
+pub mod stack;
+pub mod state;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;
