@@ -13,6 +13,7 @@ pub mod engine;
 pub mod fault;
 pub mod forge;
 pub mod host;
+pub mod lifecycle;
 pub mod lock;
 pub mod name;
 pub mod ownership;

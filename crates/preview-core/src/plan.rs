@@ -95,7 +95,7 @@ pub struct Plan {
 }
 
 /// What runs on the host.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Running<'a> {
     /// The state file.
     pub state: Option<&'a State>,
