@@ -21,3 +21,4 @@ pub mod secret;
 pub mod secrets;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;
+pub mod units;

@@ -156,6 +156,21 @@ pub enum NameError {
     },
 }
 
+impl NameError {
+    /// The template that is wrong, where it is one.
+    #[must_use]
+    pub fn template(&self) -> Option<&str> {
+        match self {
+            Self::Template { template, .. }
+            | Self::NoRoom { template, .. }
+            | Self::TooLong { template, .. }
+            | Self::WrongKind { template, .. }
+            | Self::SameUrl { template } => Some(template),
+            Self::Branch { .. } | Self::PullNumber | Self::App { .. } | Self::Preview { .. } => None,
+        }
+    }
+}
+
 /// What was given, for a message: quoted, control characters escaped, cut at 60 characters.
 fn quoted(text: &str) -> String {
     let mut short: String = text.chars().take(60).collect();

@@ -93,7 +93,8 @@ pub(super) fn holds(pieces: &[Piece], hole: Hole) -> bool {
 }
 
 /// A template for the names of previews: `pr-{number}`, `preview-{slug}`; `{app}` may occur beside these.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Deserialize)]
+#[serde(try_from = "String")]
 pub struct NameTemplate {
     text: String,
     pub(super) pieces: Vec<Piece>,
@@ -141,5 +142,13 @@ impl std::str::FromStr for NameTemplate {
 
     fn from_str(template: &str) -> Result<Self, NameError> {
         Self::parse(template)
+    }
+}
+
+impl TryFrom<String> for NameTemplate {
+    type Error = NameError;
+
+    fn try_from(template: String) -> Result<Self, NameError> {
+        Self::parse(&template)
     }
 }

@@ -62,7 +62,8 @@ impl From<Url> for String {
 /// A template for public addresses: `https://{name}.example.com`, `https://example.com/{name}`.
 ///
 /// Placeholders: `{name}`, `{number}`, `{slug}`, `{app}` and `{service}`, in the host and in the path.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Deserialize)]
+#[serde(try_from = "String")]
 pub struct UrlTemplate {
     text: String,
     pub(super) https: bool,
@@ -89,6 +90,12 @@ impl UrlTemplate {
             return Err(NameError::Template { template: self.text.clone(), reason });
         }
         Self::parse(&self.text.replace("{service}", &name))
+    }
+
+    /// Whether `{service}` occurs.
+    #[must_use]
+    pub fn names_service(&self) -> bool {
+        self.holds(Hole::Service)
     }
 
     pub(super) fn holds(&self, hole: Hole) -> bool {
@@ -159,5 +166,13 @@ impl std::str::FromStr for UrlTemplate {
 
     fn from_str(template: &str) -> Result<Self, NameError> {
         Self::parse(template)
+    }
+}
+
+impl TryFrom<String> for UrlTemplate {
+    type Error = NameError;
+
+    fn try_from(template: String) -> Result<Self, NameError> {
+        Self::parse(&template)
     }
 }
