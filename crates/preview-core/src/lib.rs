@@ -28,3 +28,4 @@ pub mod stack;
 pub mod state;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;
+pub mod units;
