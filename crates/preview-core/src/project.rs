@@ -154,8 +154,10 @@ pub struct Project {
     pub profiles: Vec<String>,
     /// When images are pulled.
     pub pull: PullPolicy,
-    /// Routes; `None`: every TCP port that the files publish gets one.
+    /// Routes; `None`: every TCP port that the files publish gets one (behind a proxy: the only one).
     pub routes: Option<Vec<RouteSpec>>,
+    /// The public address of the only route, where none is named.
+    pub url: Option<String>,
     /// The reverse proxy.
     pub proxy: Proxy,
     /// Limits of each container.

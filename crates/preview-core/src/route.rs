@@ -20,8 +20,10 @@ pub struct Route {
 pub struct Traefik {
     /// The network that Traefik and the routed services share.
     pub network: String,
-    /// Entry point; Traefik's own default without one.
+    /// Entry point; without one `websecure` for TLS and `web` for the rest, as most set-ups call them.
     pub entrypoint: Option<String>,
+    /// Whether Traefik speaks TLS; without a word, for `https://` addresses. `false`: something in front of it does.
+    pub tls: Option<bool>,
     /// Certificate resolver for `https://` addresses; Traefik's default certificate without one.
     pub cert_resolver: Option<String>,
 }
@@ -58,9 +60,9 @@ pub fn traefik(project: &str, routes: &[Route], proxy: &Traefik) -> BTreeMap<Str
         set(format!("{http}.rule"), rule);
         set(format!("{http}.service"), router.clone());
         set(format!("traefik.http.services.{router}.loadbalancer.server.port"), route.port.to_string());
-        if let Some(entrypoint) = &proxy.entrypoint {
-            set(format!("{http}.entrypoints"), entrypoint.clone());
-        }
+        let secure = proxy.tls.unwrap_or(secure);
+        let usual = if secure { "websecure" } else { "web" };
+        set(format!("{http}.entrypoints"), proxy.entrypoint.as_deref().unwrap_or(usual).to_owned());
         if secure {
             set(format!("{http}.tls"), "true".to_owned());
             if let Some(resolver) = &proxy.cert_resolver {

@@ -34,7 +34,7 @@ use crate::{ports, stack};
 const RETRIES: u32 = 2;
 
 /// A deploy that is done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Deployed {
     /// The preview's name.
     pub name: String,

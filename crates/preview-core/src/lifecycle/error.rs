@@ -84,7 +84,7 @@ pub enum Error {
     #[error("{0}")]
     NotFound(String),
     /// Somebody else is at work on the preview.
-    #[error("{what} is locked: {}; waited {} s", holder(.holder.as_ref()), .waited.as_secs())]
+    #[error("{what} is locked: {}; waited {} s", say_holder(.holder.as_ref()), .waited.as_secs())]
     Locked {
         /// What is locked.
         what: String,
@@ -100,7 +100,7 @@ pub enum Error {
 
 /// One sentence on who holds a lock.
 #[must_use]
-pub(crate) fn holder(holder: Option<&Holder>) -> String {
+pub(crate) fn say_holder(holder: Option<&Holder>) -> String {
     holder.map_or_else(
         || "somebody is at work on it".to_owned(),
         |holder| format!("{} is at work on it ({}) since {}", holder.who, holder.why, holder.since),

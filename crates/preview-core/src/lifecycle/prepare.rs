@@ -57,7 +57,8 @@ pub(super) async fn variables(
         variables.insert(name.clone(), Secret::new(value.clone()));
     }
     variables.insert("PREVIEW_NAME".to_owned(), Secret::new(deploy.target.name.clone()));
-    if let Some(url) = project.routes.iter().flatten().find_map(|route| route.url.clone()) {
+    let of_routes = project.routes.iter().flatten().find_map(|route| route.url.clone());
+    if let Some(url) = of_routes.or_else(|| project.url.clone()).filter(|_| project.proxy != Proxy::None) {
         variables.insert("PREVIEW_URL".to_owned(), Secret::new(url));
     }
     Ok(variables)
@@ -143,14 +144,17 @@ fn check_services(project: &Project, model: &Value) -> Result<(), Error> {
 /// The routes, and what has to be published without a proxy.
 fn routes(project: &Project, model: &Value) -> Result<(Vec<RouteSpec>, BTreeSet<Port>), Error> {
     let published = stack::published_ports(model);
+    let tcp: Vec<&Port> = published.iter().filter(|port| port.protocol == "tcp").collect();
+    if project.routes.is_none() && project.proxy != Proxy::None && tcp.len() != 1 {
+        let found: Vec<String> = tcp.iter().map(|port| format!("{} of {}", port.target, port.service)).collect();
+        let found = if found.is_empty() { "no port is".to_owned() } else { format!("these ports are: {}", found.join(", ")) };
+        return Err(Error::invalid(format!("a [[route]] is missing: {found} published in the Compose files, so it is not clear where the address leads")));
+    }
     let routes = project.routes.clone().unwrap_or_else(|| {
-        published
-            .iter()
-            .filter(|port| port.protocol == "tcp")
-            .map(|port| RouteSpec {
+        tcp.iter().map(|port| RouteSpec {
                 service: port.service.clone(),
                 port: port.target,
-                url: None,
+                url: project.url.clone(),
                 strip_prefix: false,
                 place: "ports of the Compose files".to_owned(),
             })
