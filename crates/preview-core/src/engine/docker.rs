@@ -2,7 +2,7 @@
 
 mod convert;
 mod errors;
-mod reference;
+pub(crate) mod reference;
 mod remove;
 mod stream;
 mod transport;

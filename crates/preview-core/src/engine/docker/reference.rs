@@ -2,7 +2,7 @@
 
 /// An image's name in the engine's own short form: `docker.io/library/busybox` is `busybox:latest`.
 /// A digest wins over a tag; an id stays as it is.
-pub(super) fn familiar(reference: &str) -> String {
+pub(crate) fn familiar(reference: &str) -> String {
     if is_id(reference) {
         return reference.to_owned();
     }
@@ -16,7 +16,7 @@ pub(super) fn familiar(reference: &str) -> String {
 }
 
 /// Repository, and tag or digest; `latest` without one.
-pub(super) fn split(reference: &str) -> (&str, &str) {
+pub(crate) fn split(reference: &str) -> (&str, &str) {
     let (name, digest) = match reference.split_once('@') {
         Some((name, digest)) => (name, Some(digest)),
         None => (reference, None),
@@ -31,7 +31,7 @@ pub(super) fn split(reference: &str) -> (&str, &str) {
 }
 
 /// The registry that an image comes from.
-pub(super) fn registry(reference: &str) -> &str {
+pub(crate) fn registry(reference: &str) -> &str {
     match reference.split_once('/') {
         Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
         _ => "docker.io",
@@ -39,18 +39,18 @@ pub(super) fn registry(reference: &str) -> &str {
 }
 
 /// Whether this is the id of an image and not a name.
-pub(super) fn is_id(reference: &str) -> bool {
+pub(crate) fn is_id(reference: &str) -> bool {
     reference.starts_with("sha256:")
 }
 
 /// Whether the engine could know something by this id or name. What it could not know must not become part of a path.
-pub(super) fn is_plain(name: &str) -> bool {
+pub(crate) fn is_plain(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
 }
 
 /// The same for an image, whose name may have more parts.
-pub(super) fn is_image(name: &str) -> bool {
+pub(crate) fn is_image(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-/:@".contains(c))
         && name.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
