@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use xtask::lab::{LABEL, Lab};
+use xtask::lab::Lab;
 use xtask::sh;
 
 /// The variable by which the processes of one run of the tests are known: whatever they start inherits it.
@@ -42,7 +42,8 @@ impl Before {
 
     /// Finds what the tests left, removes it, and returns what it was.
     pub(crate) fn leftovers(&self, lab: &Lab) -> Result<Vec<String>> {
-        let mut left = Vec::new();
+        // A VM whose process lives belongs to somebody who is still testing.
+        let mut left: Vec<String> = lab.sweep_vms()?.into_iter().map(|name| format!("VM {name}")).collect();
         for (kind, _, remove) in KINDS {
             for (_, name) in objects(lab)?.difference(&self.objects).filter(|(k, _)| *k == kind) {
                 left.push(format!("{kind} {name}"));
@@ -61,29 +62,12 @@ impl Before {
     }
 }
 
-/// Removes the VMs that tests share: they are no leftover, they are kept for the next run by hand.
-pub(crate) fn remove_shared_vms(lab: &Lab) -> Result<()> {
-    let filter = format!("label={LABEL}.vm");
-    let names = sh::text(&mut lab.docker(["ps", "-a", "--filter", &filter, "--format", "{{.Names}}"]))?;
-    for name in names.lines().filter(|name| name.starts_with("preview-lab-shared-")) {
-        sh::text(&mut lab.docker(["rm", "-f", "-v", name]))?;
-        let _ = fs::remove_dir_all(lab.dir().join("vms").join(name));
-    }
-    Ok(())
-}
-
-/// All previews' and VMs' objects in the engine, and all volumes without a name: VMs have such.
+/// All previews' objects in the engine. What has no label is nobody's to judge, and is never touched.
 fn objects(lab: &Lab) -> Result<BTreeSet<(&'static str, String)>> {
     let mut found = BTreeSet::new();
     for (kind, list, _) in KINDS {
-        let mut filters = vec!["label=preview.managed".to_owned(), format!("label={LABEL}.vm")];
-        if kind == "volume" {
-            filters.push("dangling=true".to_owned());
-        }
-        for filter in filters {
-            let names = sh::text(lab.docker(list).args(["--filter", &filter]))?;
-            found.extend(names.lines().map(|name| (kind, name.to_owned())));
-        }
+        let names = sh::text(lab.docker(list).args(["--filter", "label=preview.managed"]))?;
+        found.extend(names.lines().map(|name| (kind, name.to_owned())));
     }
     Ok(found)
 }

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use xtask::lab::{Lab, Needs, Stopped, root};
 use xtask::sh;
 
-use crate::checks::{Before, remove_shared_vms};
+use crate::checks::Before;
 
 /// Runs it all; `rest` goes to `cargo test`.
 pub(crate) fn all(rest: &[&str]) -> Result<()> {
@@ -16,7 +16,7 @@ pub(crate) fn all(rest: &[&str]) -> Result<()> {
     let lab = Lab::up(Needs::Vms)?;
     let checked = checks().and_then(|()| tests(&lab, rest));
     // Whatever came of the tests, what is in the engine goes, and the engine stops.
-    let cleaned = remove_shared_vms(&lab).and_then(|()| lab.stop_engine());
+    let cleaned = lab.remove_shared_vms().and_then(|()| lab.stop_engine());
     match &cleaned {
         Ok(Stopped::InUse(names)) => {
             eprintln!("the engine that the lab started stays, it runs {}", names.join(", "));
@@ -36,12 +36,22 @@ fn checks() -> Result<()> {
     let mut doc = cargo(["doc", "--workspace", "--no-deps", "--quiet"]);
     doc.env("RUSTDOCFLAGS", "-D warnings");
     stage("cargo doc", doc)?;
-    if sh::which("cargo-deny").is_some() {
-        stage("cargo deny", cargo(["deny", "check"]))
-    } else {
+    deny()
+}
+
+/// Licences, sources and duplicates need nothing from outside; the advisories need their database.
+fn deny() -> Result<()> {
+    if sh::which("cargo-deny").is_none() {
         eprintln!("== cargo deny: skipped, cargo-deny is not installed (cargo install cargo-deny --locked)");
-        Ok(())
+        return Ok(());
     }
+    let parts = ["deny", "--log-level", "error", "check", "bans", "licenses", "sources"];
+    stage("cargo deny check bans licenses sources", cargo(parts))?;
+    if !sh::succeeds(&mut cargo(["deny", "fetch", "db"])) {
+        eprintln!("== cargo deny check advisories: skipped, the advisory database cannot be fetched here");
+        return Ok(());
+    }
+    stage("cargo deny check advisories", cargo(["deny", "check", "advisories"]))
 }
 
 fn tests(lab: &Lab, rest: &[&str]) -> Result<()> {
@@ -55,7 +65,7 @@ fn tests(lab: &Lab, rest: &[&str]) -> Result<()> {
         test.env("DOCKER_CONFIG", config);
     }
     let tested = stage("cargo test", test);
-    remove_shared_vms(lab)?;
+    lab.remove_shared_vms()?;
     let left = before.leftovers(lab)?;
     if !left.is_empty() {
         eprintln!("the tests left this behind (removed now):\n  {}", left.join("\n  "));

@@ -87,3 +87,14 @@ fn a_wrong_host_key_is_refused() -> Result<()> {
     ensure!(error.contains("Host key verification failed"), "{error}");
     Ok(())
 }
+
+#[test]
+fn a_shared_vm_is_started_once_and_outlives_its_value() -> Result<()> {
+    let Some(lab) = lab()? else { return Ok(()) };
+    let first = Vm::shared(lab, VmEngine::V28)?;
+    let (name, key) = (first.name().to_owned(), first.known_hosts());
+    drop(first);
+    let second = Vm::shared(lab, VmEngine::V28)?;
+    ensure!(second.name() == name && second.known_hosts() == key, "another VM");
+    ssh(&second, &["docker", "ps"]).map(drop)
+}

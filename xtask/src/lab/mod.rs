@@ -115,6 +115,14 @@ impl Lab {
         vm::sweep(self)
     }
 
+    /// Removes the VMs that [`Vm::shared`] started for this copy of the repository.
+    ///
+    /// # Errors
+    /// When the engine does not answer.
+    pub fn remove_shared_vms(&self) -> Result<()> {
+        vm::remove_shared(self)
+    }
+
     /// Copies images of this machine's engine into a running VM's.
     ///
     /// # Errors

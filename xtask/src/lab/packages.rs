@@ -113,7 +113,7 @@ fn fetch(lab: &Lab, what: &str, packages: &[&str]) -> Result<PathBuf> {
         fs::remove_dir_all(&out)?;
     }
     fs::create_dir_all(lab.dir.join("work"))?;
-    let name = format!("preview-lab-fetch-{what}");
+    let name = format!("preview-lab-fetch-{what}-{}", std::process::id());
     let remove = || sh::succeeds(&mut lab.docker(["rm", "-f", "-v", &name]));
     let _ = remove();
     let label = format!("{LABEL}=1");

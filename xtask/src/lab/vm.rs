@@ -1,7 +1,7 @@
 //! A VM that is a container: started, cut off, killed and restarted by tests, and gone when its value is dropped.
 
 use std::fs::{self, File};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -108,7 +108,7 @@ impl Vm {
         let _here = ONE_AT_A_TIME.lock();
         let lock = File::create(lab.dir.join(format!("lock-{}", engine.target())))?;
         lock.lock()?;
-        let name = format!("preview-lab-shared-{}", engine.target());
+        let name = shared_name(lab, engine);
         if let Some(vm) = Self::attach(lab, &name, engine) {
             return Ok(vm);
         }
@@ -377,6 +377,22 @@ impl Drop for Vm {
             let _ = fs::remove_dir_all(&self.dir);
         }
     }
+}
+
+pub(super) fn remove_shared(lab: &Lab) -> Result<()> {
+    for engine in [VmEngine::V20, VmEngine::V28] {
+        let name = shared_name(lab, engine);
+        sh::text(&mut lab.docker(["rm", "-f", "-v", &name]))?;
+        let _ = fs::remove_dir_all(lab.dir.join("vms").join(name));
+    }
+    Ok(())
+}
+
+/// Each copy of the repository has shared VMs of its own: its key opens them, and its runs end them.
+fn shared_name(lab: &Lab, engine: VmEngine) -> String {
+    let mut hasher = DefaultHasher::new();
+    lab.dir.hash(&mut hasher);
+    format!("preview-lab-shared-{}-{:08x}", engine.target(), hasher.finish() >> 32)
 }
 
 /// Copies images into the VM of that name.
