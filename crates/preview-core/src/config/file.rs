@@ -43,7 +43,8 @@ pub struct ConfigFile {
     pub vm: Vm,
     /// The reverse proxy on that machine.
     pub proxy: Proxy,
-    /// Services that are reachable from outside. Default: chosen from the Compose files if only one service can be meant.
+    /// Services that are reachable from outside. Default: the ports that the Compose files publish; behind a
+    /// proxy, there may be only one of them.
     pub route: Vec<RouteTable>,
     /// Limits for every container of a preview; a lower limit in the Compose file stays.
     pub guardrails: Guardrails,
@@ -52,13 +53,13 @@ pub struct ConfigFile {
     /// A request that has to succeed before a preview counts as ready.
     pub health: Option<Health>,
     /// Variables of the stack: for interpolation in the Compose files, and for the services in `env_services`. Numbers and booleans stand for
-    /// their text. Not for secrets.
+    /// their text. They win over `secrets` and `generate`. Not for secrets.
     #[serde(deserialize_with = "super::values::variables")]
     #[cfg_attr(feature = "schema", schemars(with = "BTreeMap<String, ScalarSchema>"))]
     pub env: BTreeMap<VariableName, String>,
     /// Services that get all variables (`env`, `secrets`, `generate`) into their environment. Default: none; the Compose file decides.
     pub env_services: Vec<String>,
-    /// Where secrets come from. Of two that know one name, the later wins; all win over `env`.
+    /// Where secrets come from. Of two that know one name, the later wins; `generate` wins over all of them, and `env` over that.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<SecretsSchema>"))]
     pub secrets: Vec<toml::Table>,
     /// Credentials that are made up once for each preview and kept on the host until it is destroyed, by name of the variable.

@@ -1,0 +1,3 @@
+//! What the contracts promise, as suites that every adapter is run through.
+
+pub mod secrets;
