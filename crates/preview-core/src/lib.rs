@@ -12,6 +12,7 @@ pub mod config;
 pub mod engine;
 pub mod fault;
 pub mod forge;
+pub mod generate;
 pub mod host;
 pub mod lifecycle;
 pub mod lock;

@@ -277,3 +277,20 @@ fn warning(name: &str) -> Option<String> {
         format!("the variable `{}` is not one of ours; {help}", name.escape_debug())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_and_variable_is_documented() {
+        let text = include_str!("../../../../docs/configuration.md");
+        for setting in &SETTINGS {
+            let row = format!("| `{}` | `{}` | `{}` |", setting.variable, setting.flag, setting.key);
+            assert!(text.contains(&row), "docs/configuration.md lacks: {row}");
+        }
+        for variable in ELSEWHERE {
+            assert!(text.contains(&format!("| `{variable}` |")), "docs/configuration.md lacks {variable}");
+        }
+    }
+}

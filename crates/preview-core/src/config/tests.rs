@@ -192,6 +192,10 @@ fn errors_say_where_and_what() {
             "preview.toml:2:1: `env.1A`: `1A` is not the name of a variable: letters, digits and _, not a digit first",
         ),
         ("[env]\nDOCKER_HOST = 'x'", "preview.toml:2:1: `env.DOCKER_HOST`: `DOCKER_HOST` cannot be set here"),
+        (
+            "[env]\nPREVIEW_URL = 'x'",
+            "preview.toml:2:1: `env.PREVIEW_URL`: `PREVIEW_URL` cannot be set here: every stack gets it",
+        ),
         ("[generate]\nPATH = {}", "preview.toml:2:1: `generate.PATH`: `PATH` cannot be set here"),
         ("[generate]\nA = { length = 4 }", "preview.toml:2:16: `generate.A.length`: has to be 8 to 128"),
         ("[[secrets]]\nnames = []", "preview.toml:1:1: `secrets[0]` needs `kind`"),
@@ -347,6 +351,7 @@ fn the_place_of_what_shows_later() {
         error.to_string(),
         "preview.toml:2:11: `route[0].service`: there is no service `wbe` in the Compose files"
     );
+    assert_eq!(config.place("route[0]"), "preview.toml:1: route[0]");
     // A key that is not in the file: the closest thing around it.
     assert_eq!(config.error("route[0].url", "x").line, Some(1));
     assert_eq!(config.error("health.path", "x").to_string(), "preview.toml:1:1: `health.path`: x");
