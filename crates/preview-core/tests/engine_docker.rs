@@ -144,14 +144,14 @@ impl EngineFixture for Fixture {
         if !spec.only_made {
             self.docker.start_container(&id, None::<StartContainerOptions>).await.expect("start a container");
         }
-        while matches!(spec.runs, Runs::Exits(_)) {
+        let ends = matches!(spec.runs, Runs::Exits(_));
+        loop {
             let seen = self.docker.inspect_container(&id, None::<InspectContainerOptions>).await.unwrap();
-            if seen.state.and_then(|state| state.running) == Some(false) {
-                break;
+            if !ends || seen.state.and_then(|state| state.running) == Some(false) {
+                return id;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        id
     }
 
     async fn kill(&self, container: &str) {
