@@ -1,5 +1,6 @@
 //! Memory adapters, and one conformance suite a trait that every adapter passes.
 
 pub mod conformance;
+pub mod engine;
 pub mod host;
 pub mod lock;

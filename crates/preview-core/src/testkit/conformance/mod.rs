@@ -1,4 +1,5 @@
-//! What every adapter of a trait must do, as suites of small checks that panic where one does not.
+//! What the contracts promise, as suites that every adapter is run through. They panic where one does not keep it.
 
+pub mod engine;
 pub mod host;
 pub mod lock;

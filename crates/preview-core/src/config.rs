@@ -1,1 +1,0 @@
-//! The schema of `preview.toml`, its defaults and its errors.

@@ -1,0 +1,125 @@
+//! What types alone cannot check.
+
+use super::error::ConfigError;
+use super::file::ConfigFile;
+use super::origin::element;
+use crate::units::{ByteSize, TimeSpan};
+
+/// Docker's own minimum.
+const LEAST_MEMORY: ByteSize = ByteSize::from_mb(6);
+
+/// Checks the tables of a file, whatever flags and environment say.
+pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
+    let wrong = |key: &str, message: &str| Err(file.origin.at(key, message));
+
+    for (key, words) in [("profiles", &file.profiles), ("env_services", &file.env_services)] {
+        for (index, word) in words.iter().enumerate() {
+            if word.trim().is_empty() {
+                return wrong(&element(key, index), "is empty");
+            }
+        }
+    }
+    for (key, files) in [("compose", &file.compose), ("env_file", &file.env_file)] {
+        for (index, path) in files.iter().flat_map(|files| &files.0).enumerate() {
+            if path.as_os_str().is_empty() {
+                return wrong(&element(key, index), "is empty");
+            }
+        }
+    }
+    if file.compose.as_ref().is_some_and(|files| files.0.is_empty()) {
+        return wrong("compose", "is an empty list; without the key, the usual names are tried");
+    }
+    if file.url.as_ref().is_some_and(|urls| urls.0.is_empty()) {
+        return wrong("url", "is an empty list; leave the key out for none");
+    }
+
+    let vm = &file.vm;
+    if vm.host.as_ref().is_some_and(|host| host.trim().is_empty()) {
+        return wrong("vm.host", "is empty: it is `local` or `ssh://user@host`");
+    }
+    if vm.known_hosts.is_some() && vm.known_hosts_file.is_some() {
+        return wrong("vm.known_hosts_file", "excludes `known_hosts`: give one of the two");
+    }
+
+    // These become parts of the proxy's labels.
+    let proxy = &file.proxy;
+    for (key, word) in [
+        ("proxy.network", Some(&proxy.network)),
+        ("proxy.entrypoint", proxy.entrypoint.as_ref()),
+        ("proxy.cert_resolver", proxy.cert_resolver.as_ref()),
+    ] {
+        let legal = |word: &String| {
+            word.starts_with(|first: char| first.is_ascii_alphanumeric())
+                && word.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
+        };
+        if !word.is_none_or(legal) {
+            return wrong(
+                key,
+                "holds something else than letters, digits and _ . -, or does not start with a letter or digit",
+            );
+        }
+    }
+
+    for (index, route) in file.route.iter().enumerate() {
+        if route.service.is_empty() {
+            return wrong(&format!("{}.service", element("route", index)), "is empty");
+        }
+    }
+
+    let guardrails = &file.guardrails;
+    if !guardrails.cpus.is_finite() || guardrails.cpus < 0.01 {
+        return wrong("guardrails.cpus", "has to be a number of processors, at least 0.01");
+    }
+    if guardrails.memory < LEAST_MEMORY {
+        return wrong("guardrails.memory", "has to be at least `6MB`, Docker's own minimum");
+    }
+    if guardrails.log_size.bytes() == 0 {
+        return wrong("guardrails.log_size", "has to be more than nothing");
+    }
+
+    let timeouts = &file.timeouts;
+    for (key, span) in [
+        ("timeouts.build", timeouts.build),
+        ("timeouts.pull", timeouts.pull),
+        ("timeouts.start", timeouts.start),
+        ("timeouts.verify", timeouts.verify),
+        ("timeouts.step", timeouts.step),
+        ("timeouts.total", timeouts.total),
+    ] {
+        if span.is_zero() {
+            return wrong(key, "has to be more than no time");
+        }
+    }
+
+    if let Some(health) = &file.health {
+        if !health.path.starts_with('/') {
+            return wrong("health.path", "has to start with `/`");
+        }
+        if health.path.chars().any(|c| c.is_control() || c.is_whitespace() || !c.is_ascii()) {
+            return wrong("health.path", "holds a space or something else that has to be escaped as %XX");
+        }
+    }
+
+    for (name, generate) in &file.generate {
+        if !(8..=128).contains(&generate.length) {
+            return wrong(&format!("generate.{name}.length"), "has to be 8 to 128");
+        }
+    }
+
+    for (index, step) in file.step.iter().enumerate() {
+        let key = |key: &str| format!("{}.{key}", element("step", index));
+        if step.service.is_empty() {
+            return wrong(&key("service"), "is empty");
+        }
+        if step.run.first().is_none_or(String::is_empty) {
+            return wrong(&key("run"), "needs a program: `run = [\"alembic\", \"upgrade\", \"head\"]`");
+        }
+        if step.run.iter().any(|argument| argument.contains('\0')) {
+            return wrong(&key("run"), "holds a NUL character");
+        }
+        if step.timeout.is_some_and(TimeSpan::is_zero) {
+            return wrong(&key("timeout"), "has to be more than no time");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,362 @@
+//! The tables of `preview.toml` as they are written. Doc comments here are the descriptions in its JSON Schema.
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU16, NonZeroU32};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::origin::Origin;
+use super::values::{HostPath, OneOrMany, VariableName};
+use crate::name::{AppName, NameTemplate, UrlTemplate};
+use crate::units::{ByteSize, TimeSpan};
+
+/// The configuration of `preview`: one file in the repository. Every key has a default; an empty file is valid.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(title = "preview.toml"))]
+pub struct ConfigFile {
+    /// Name of the application: it keeps repositories that share a VM apart. `[a-z0-9-]`, at most 40 characters. Default: made from
+    /// the name of the repository or directory.
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
+    pub app: Option<AppName>,
+    /// Compose files, relative to the project's directory; later ones override. Default: the first that exists of `compose.yaml`,
+    /// `compose.yml`, `docker-compose.yaml` and `docker-compose.yml`.
+    pub compose: Option<OneOrMany<PathBuf>>,
+    /// Files with variables for interpolation in the Compose files, relative to the project's directory. Default: none.
+    pub env_file: Option<OneOrMany<PathBuf>>,
+    /// Compose profiles that are active. Default: none.
+    pub profiles: Vec<String>,
+    /// When images that are not built are pulled: `missing` (only those that the host does not have) or `always`. Default: `missing`.
+    pub pull: Pull,
+    /// Template for the names of previews, with `{number}` (for pull requests) or `{slug}` (for branches), and `{app}` if wanted. The
+    /// kind that it does not fit keeps its default: `pr-{number}` or `preview-{slug}`.
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
+    pub name: Option<NameTemplate>,
+    /// Template for the public address, with `{name}`, `{number}`, `{slug}`, `{app}` and `{service}` in the host or the path. A list
+    /// gives the routes without a `url` of their own theirs, in order. Default: none.
+    #[cfg_attr(feature = "schema", schemars(with = "Option<OneOrMany<String>>"))]
+    pub url: Option<OneOrMany<UrlTemplate>>,
+    /// The machine that holds the previews.
+    pub vm: Vm,
+    /// The reverse proxy on that machine.
+    pub proxy: Proxy,
+    /// Services that are reachable from outside. Default: chosen from the Compose files if only one service can be meant.
+    pub route: Vec<RouteTable>,
+    /// Limits for every container of a preview; a lower limit in the Compose file stays.
+    pub guardrails: Guardrails,
+    /// How long each stage of a run may take.
+    pub timeouts: Timeouts,
+    /// A request that has to succeed before a preview counts as ready.
+    pub health: Option<Health>,
+    /// Variables of the stack: for interpolation in the Compose files, and for the services in `env_services`. Numbers and booleans stand for
+    /// their text. Not for secrets.
+    #[serde(deserialize_with = "super::values::variables")]
+    #[cfg_attr(feature = "schema", schemars(with = "BTreeMap<String, ScalarSchema>"))]
+    pub env: BTreeMap<VariableName, String>,
+    /// Services that get all variables (`env`, `secrets`, `generate`) into their environment. Default: none; the Compose file decides.
+    pub env_services: Vec<String>,
+    /// Where secrets come from. Of two that know one name, the later wins; all win over `env`.
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<SecretsSchema>"))]
+    pub secrets: Vec<toml::Table>,
+    /// Credentials that are made up once for each preview and kept on the host until it is destroyed, by name of the variable.
+    #[cfg_attr(feature = "schema", schemars(with = "BTreeMap<String, Generate>"))]
+    pub generate: BTreeMap<VariableName, Generate>,
+    /// Commands that run in the preview during a deploy, in order; one that fails fails the deploy.
+    pub step: Vec<Step>,
+    #[serde(skip)]
+    pub(super) origin: Arc<Origin>,
+}
+
+/// When images are pulled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum Pull {
+    /// Only what the host does not have.
+    #[default]
+    Missing,
+    /// At every deploy.
+    Always,
+}
+
+/// The machine that holds the previews.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Vm {
+    /// `local`, or `ssh://user@host[:port]`. Default: `local`, the Docker engine of this machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Directory on the host for the files of previews; absolute. Default: `/opt/previews` over ssh; a directory of the user on this machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
+    pub base_dir: Option<HostPath>,
+    /// Keys of the host, as lines of a `known_hosts` file (`ssh-keyscan` prints them; compare before you trust). Default: none; over ssh, this or
+    /// `known_hosts_file` is needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub known_hosts: Option<String>,
+    /// File with the keys of the host; instead of `known_hosts`. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub known_hosts_file: Option<PathBuf>,
+    /// File with the private ssh key. Default: what ssh and its agent offer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity_file: Option<PathBuf>,
+    /// The Docker engine's socket on the host. Default: `/var/run/docker.sock`.
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
+    pub docker_socket: HostPath,
+}
+
+/// The reverse proxy on the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Proxy {
+    /// `none` (ports are published on the host) or `traefik` (labels tell a running Traefik what to route). Default: `none`.
+    pub kind: ProxyKind,
+    /// Docker network that the proxy is in; routed services join it. Default: `preview-proxy`.
+    pub network: String,
+    /// The proxy's entry point. Default: `websecure` with TLS, else `web`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<String>,
+    /// The proxy's certificate resolver. Default: none; the proxy has the certificate already.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert_resolver: Option<String>,
+    /// Whether the proxy itself speaks TLS. Default: as the address says; `false` behind a tunnel that ends TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<bool>,
+}
+
+/// Kinds of proxies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum ProxyKind {
+    /// No proxy: ports are published on the host.
+    #[default]
+    None,
+    /// Traefik, by labels.
+    Traefik,
+}
+
+/// A service that is reachable from outside.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct RouteTable {
+    /// The Compose service.
+    pub service: String,
+    /// The port in its container that speaks HTTP.
+    pub port: NonZeroU16,
+    /// Template for its address, as the `url` at the top. Default: that one.
+    #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
+    pub url: Option<UrlTemplate>,
+    /// Whether the address's path is taken off before the service sees the request. Default: `false`.
+    #[serde(default)]
+    pub strip_prefix: bool,
+}
+
+/// Limits for every container of a preview.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Guardrails {
+    /// Processors, fractions allowed. Default: 1.0.
+    pub cpus: f64,
+    /// Memory, at least 6 MB. Default: `512MB`.
+    pub memory: ByteSize,
+    /// Processes and threads. Default: 256.
+    pub pids: NonZeroU32,
+    /// Size of one log file. Default: `10MB`.
+    pub log_size: ByteSize,
+    /// Log files that are kept. Default: 3.
+    pub log_files: NonZeroU32,
+    /// Restart policy: `no`, `on-failure`, `always` or `unless-stopped`. Default: `unless-stopped`.
+    pub restart: Restart,
+}
+
+/// Restart policies of Docker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum Restart {
+    /// Never.
+    No,
+    /// When it ended with an error.
+    OnFailure,
+    /// Always, also after the engine has been restarted.
+    Always,
+    /// Always, unless someone stopped it.
+    #[default]
+    UnlessStopped,
+}
+
+impl Restart {
+    /// As Compose writes it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::No => "no",
+            Self::OnFailure => "on-failure",
+            Self::Always => "always",
+            Self::UnlessStopped => "unless-stopped",
+        }
+    }
+}
+
+/// How long each stage of a run may take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Timeouts {
+    /// Building images. Default: `15m`.
+    pub build: TimeSpan,
+    /// Pulling images. Default: `5m`.
+    pub pull: TimeSpan,
+    /// Starting containers, dependencies included. Default: `2m`.
+    pub start: TimeSpan,
+    /// Waiting for health once all containers run. Default: `60s`.
+    pub verify: TimeSpan,
+    /// One step. Default: `5m`.
+    pub step: TimeSpan,
+    /// Waiting for the preview's lock; `0s` tries once. Default: `60s`.
+    pub lock: TimeSpan,
+    /// The whole run. Default: `20m`.
+    pub total: TimeSpan,
+}
+
+/// A request that has to succeed: any answer from 200 to 399.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Health {
+    /// Path of the request, starting with `/`.
+    pub path: String,
+    /// Port in the container. Default: that of the service's route.
+    #[serde(default)]
+    pub port: Option<NonZeroU16>,
+    /// The Compose service that is asked. Default: that of the first route.
+    #[serde(default)]
+    pub service: Option<String>,
+}
+
+/// How a credential is made up: letters and digits, a letter first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Generate {
+    /// Characters, 8 to 128. Default: 24.
+    #[cfg_attr(feature = "schema", schemars(range(min = 8, max = 128)))]
+    pub length: usize,
+}
+
+/// A command that runs in the preview during a deploy.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Step {
+    /// When it runs: `start`, once all containers are started.
+    pub after: After,
+    /// The Compose service whose container it runs in.
+    pub service: String,
+    /// Program and arguments; no shell.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1)))]
+    pub run: Vec<String>,
+    /// How it is called in output. Default: the program and its arguments.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// How long it may take. Default: `timeouts.step`.
+    #[serde(default)]
+    pub timeout: Option<TimeSpan>,
+}
+
+/// When a step runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum After {
+    /// Once all containers are started, before health is checked.
+    Start,
+}
+
+impl Default for Vm {
+    fn default() -> Self {
+        Self {
+            host: None,
+            base_dir: None,
+            known_hosts: None,
+            known_hosts_file: None,
+            identity_file: None,
+            docker_socket: HostPath::docker_socket(),
+        }
+    }
+}
+
+impl Default for Proxy {
+    fn default() -> Self {
+        Self {
+            kind: ProxyKind::None,
+            network: "preview-proxy".to_owned(),
+            entrypoint: None,
+            cert_resolver: None,
+            tls: None,
+        }
+    }
+}
+
+impl Default for Guardrails {
+    fn default() -> Self {
+        Self {
+            cpus: 1.0,
+            memory: ByteSize::from_mb(512),
+            pids: NonZeroU32::MIN.saturating_add(255),
+            log_size: ByteSize::from_mb(10),
+            log_files: NonZeroU32::MIN.saturating_add(2),
+            restart: Restart::UnlessStopped,
+        }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            build: TimeSpan::from_mins(15),
+            pull: TimeSpan::from_mins(5),
+            start: TimeSpan::from_mins(2),
+            verify: TimeSpan::from_secs(60),
+            step: TimeSpan::from_mins(5),
+            lock: TimeSpan::from_secs(60),
+            total: TimeSpan::from_mins(20),
+        }
+    }
+}
+
+impl Default for Generate {
+    fn default() -> Self {
+        Self { length: 24 }
+    }
+}
+
+/// What may stand for a variable's value.
+#[cfg(feature = "schema")]
+#[derive(schemars::JsonSchema)]
+#[schemars(inline, untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum ScalarSchema {
+    Text(String),
+    Number(f64),
+    Boolean(bool),
+}
+
+/// A source of secrets; further keys are those of its kind.
+#[cfg(feature = "schema")]
+#[derive(schemars::JsonSchema)]
+#[schemars(rename = "Secrets", extend("additionalProperties" = true))]
+#[expect(dead_code, reason = "only its schema is used")]
+struct SecretsSchema {
+    /// The adapter: `env`, the environment of the run.
+    kind: String,
+}

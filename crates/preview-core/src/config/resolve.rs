@@ -1,0 +1,133 @@
+//! From the file's tables to what the rest of the program uses.
+
+use std::sync::Arc;
+
+use super::error::ConfigError;
+use super::file::{ConfigFile, ProxyKind};
+use super::origin::element;
+use super::{Config, Route, table};
+use crate::name::{AppName, NameError, Naming, UrlTemplate};
+
+/// Fills in what follows from other keys.
+pub(super) fn resolve(file: ConfigFile) -> Result<Config, ConfigError> {
+    let urls = file.url.map(|urls| urls.0).unwrap_or_default();
+    let mut config = Config {
+        app: file.app,
+        compose: file.compose.map(|files| files.0).unwrap_or_default(),
+        env_files: file.env_file.map(|files| files.0).unwrap_or_default(),
+        profiles: file.profiles,
+        pull: file.pull,
+        name: file.name,
+        urls,
+        vm: file.vm,
+        proxy: file.proxy,
+        routes: Vec::new(),
+        guardrails: file.guardrails,
+        timeouts: file.timeouts,
+        health: file.health,
+        env: file.env,
+        env_services: file.env_services,
+        secrets: table::tables("secrets", &file.secrets, &file.origin)?,
+        generate: file.generate,
+        steps: file.step,
+        origin: file.origin,
+    };
+
+    let without = file.route.iter().filter(|route| route.url.is_none()).count();
+    match config.urls.len() {
+        0 | 1 => {}
+        several if file.route.is_empty() => {
+            return Err(config.error("url", format!("{several} addresses need as many `[[route]]` tables")));
+        }
+        several if several != without => {
+            let message = format!("{several} addresses for {without} routes without a `url` of their own");
+            return Err(config.error("url", message));
+        }
+        _ => {}
+    }
+    let mut in_order = config.urls.clone().into_iter();
+    let only = if config.urls.len() == 1 { config.urls.first() } else { None };
+    let mut routes = Vec::with_capacity(file.route.len());
+    for (index, route) in file.route.iter().enumerate() {
+        let own = route.url.clone().or_else(|| only.cloned()).or_else(|| in_order.next());
+        let url = own.map(|url| url.with_service(&route.service)).transpose();
+        let url = url.map_err(|error| config.name_error(&error))?;
+        if url.is_none() && (config.proxy.kind != ProxyKind::None || file.route.iter().any(|other| other.url.is_some()))
+        {
+            let key = element("route", index);
+            let message = if config.proxy.kind == ProxyKind::None {
+                format!("`{key}` needs `url`, as other routes have one")
+            } else {
+                format!("`{key}` needs `url`, or set `url` at the top: the proxy has to know the address")
+            };
+            return Err(config.error(&key, message));
+        }
+        routes.push(Route { service: route.service.clone(), port: route.port, url, strip_prefix: route.strip_prefix });
+    }
+    config.routes = routes;
+
+    // Whatever the application will be called: what is wrong with the templates should not wait for a deploy.
+    let app = config.app.clone().unwrap_or_else(|| AppName::derive("app"));
+    if !config.routes.is_empty() || !config.urls.iter().any(UrlTemplate::names_service) {
+        config.naming(&app)?;
+    }
+    Ok(config)
+}
+
+impl Config {
+    /// How previews of this application are named. Its addresses are those of the routes, in their order; where there is no
+    /// route, those of `url`.
+    pub fn naming(&self, app: &AppName) -> Result<Naming, ConfigError> {
+        let urls: Vec<UrlTemplate> = if self.routes.is_empty() {
+            self.urls.clone()
+        } else {
+            self.routes.iter().filter_map(|route| route.url.clone()).collect()
+        };
+        Naming::new(app, self.name.as_ref(), &urls).map_err(|error| self.name_error(&error))
+    }
+
+    /// Adds the one route that the Compose files made obvious, where the configuration names none.
+    pub fn add_route(&mut self, service: &str, port: std::num::NonZeroU16) -> Result<(), ConfigError> {
+        let url = self.urls.first().map(|url| url.with_service(service)).transpose();
+        let url = url.map_err(|error| self.name_error(&error))?;
+        if url.is_none() && self.proxy.kind != ProxyKind::None {
+            return Err(self.error("url", "`url` is missing: the proxy has to know the address"));
+        }
+        self.routes.push(Route { service: service.to_owned(), port, url, strip_prefix: false });
+        Ok(())
+    }
+
+    /// An error at the value of a key (`route[0].service`), for what only shows later. The closest key that exists gives the place.
+    pub fn error(&self, key: &str, message: impl Into<String>) -> ConfigError {
+        self.origin.at(key, message)
+    }
+
+    fn name_error(&self, error: &NameError) -> ConfigError {
+        let template = error.template().unwrap_or_default();
+        // A template with its service filled in is no longer the text of the file.
+        let route =
+            self.routes.iter().position(|route| route.url.as_ref().is_some_and(|url| url.to_string() == template));
+        let key = if self.name.as_ref().is_some_and(|name| name.to_string() == template) {
+            "name".to_owned()
+        } else if let Some(index) = route
+            && self.urls.is_empty()
+        {
+            format!("{}.url", element("route", index))
+        } else {
+            "url".to_owned()
+        };
+        self.error(&key, error.to_string())
+    }
+}
+
+impl ConfigFile {
+    /// Reads a file's text. `path` is only for errors.
+    pub fn parse(text: &str, path: Option<&std::path::Path>) -> Result<Self, ConfigError> {
+        let (origin, table) = super::origin::Origin::parse(text, path)?;
+        let mut file: Self = super::decode::decode(&table, &origin, "")?;
+        file.origin = Arc::new(origin);
+        super::check::check(&file)?;
+        table::tables("secrets", &file.secrets, &file.origin)?;
+        Ok(file)
+    }
+}

@@ -1,1 +1,0 @@
-//! Names: branch to slug, DNS labels, project names, URLs.
