@@ -207,7 +207,7 @@ impl Context {
 
     async fn destroy_target(&self, session: &Session, target: &Target) -> Result<u8, Error> {
         let client = session.connect().await?;
-        let wait = session.config.timeouts.lock.duration();
+        let wait = session.config.timeouts.lock.into();
         let done =
             lifecycle::destroy(&client, target, &session.who(), wait, &*self.console, &self.interrupt).await;
         close(&client).await;

@@ -1,25 +1,49 @@
 //! A host behind a real `sshd`: one of this machine, unprivileged, on a random port of the loopback.
+use preview_core::host::{Change, Entry, Host, Query, ssh};
+use preview_core::lock::{Acquired, Holder, Lock, shell::ShellLock};
+use preview_core::secret::Secret;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use preview_core::host::{Host, Query, Change, Entry, ssh};
-use preview_core::lock::{Lock, Acquired, Holder, shell::ShellLock};
-use preview_core::secret::Secret;
 
-struct Sshd { dir: tempfile::TempDir, port: u16, child: Child }
+struct Sshd {
+    dir: tempfile::TempDir,
+    port: u16,
+    child: Child,
+}
 impl Sshd {
     fn start() -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all("/run/sshd").unwrap();
         for name in ["host", "user"] {
-            assert!(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(dir.path().join(name)).status().unwrap().success());
+            assert!(
+                Command::new("ssh-keygen")
+                    .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+                    .arg(dir.path().join(name))
+                    .status()
+                    .unwrap()
+                    .success()
+            );
         }
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let d = dir.path().display();
         std::fs::write(dir.path().join("cfg"), format!("Port {port}\nListenAddress 127.0.0.1\nHostKey {d}/host\nAuthorizedKeysFile {d}/user.pub\nUsePAM no\nStrictModes no\nPidFile none\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nAllowStreamLocalForwarding yes\nAllowTcpForwarding yes\n")).unwrap();
-        let child = Command::new("/usr/sbin/sshd").arg("-D").arg("-e").arg("-f").arg(dir.path().join("cfg")).stdin(Stdio::null()).stderr(std::fs::File::create(dir.path().join("log")).unwrap()).spawn().unwrap();
-        for _ in 0..200 { if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() { break } std::thread::sleep(Duration::from_millis(10)); }
+        let child = Command::new("/usr/sbin/sshd")
+            .arg("-D")
+            .arg("-e")
+            .arg("-f")
+            .arg(dir.path().join("cfg"))
+            .stdin(Stdio::null())
+            .stderr(std::fs::File::create(dir.path().join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        for _ in 0..200 {
+            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
         Some(Self { dir, port, child })
     }
     fn options(&self) -> ssh::SshOptions {
@@ -30,14 +54,25 @@ impl Sshd {
         o
     }
 }
-impl Drop for Sshd { fn drop(&mut self) { let _ = self.child.kill(); let _ = self.child.wait(); } }
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
 
 #[tokio::test]
 async fn smoke() {
     let sshd = Sshd::start().unwrap();
     let mut t = Instant::now();
-    let mut lap = |what: &str| { println!("{what}: {:?}", t.elapsed()); t = Instant::now(); };
-    let host = match ssh::connect(sshd.options()).await { Ok(h) => h, Err(e) => panic!("{} {}", e.chain(), std::fs::read_to_string(sshd.dir.path().join("log")).unwrap()) };
+    let mut lap = |what: &str| {
+        println!("{what}: {:?}", t.elapsed());
+        t = Instant::now();
+    };
+    let host = match ssh::connect(sshd.options()).await {
+        Ok(h) => h,
+        Err(e) => panic!("{} {}", e.chain(), std::fs::read_to_string(sshd.dir.path().join("log")).unwrap()),
+    };
     lap("connect");
     let dir = tempfile::tempdir().unwrap();
     let base = format!("{}/ba se", dir.path().display());
@@ -46,11 +81,31 @@ async fn smoke() {
     lap("survey");
     host.survey(&base, &q).await.unwrap();
     lap("survey 2");
-    host.apply(&[Change::Write { path: format!("{base}/app/pr-1/state.json"), content: Secret::new(b"{}".to_vec()), mode: 0o600 }]).await.unwrap();
+    host.apply(&[Change::Write {
+        path: format!("{base}/app/pr-1/state.json"),
+        content: Secret::new(b"{}".to_vec()),
+        mode: 0o600,
+    }])
+    .await
+    .unwrap();
     lap("apply");
-    println!("{:?}", host.upload(&format!("{base}/app/pr-1/files/abc"), &[Entry { source: Some("src".into()), target: "x/src".into() }]).await);
+    println!(
+        "{:?}",
+        host.upload(
+            &format!("{base}/app/pr-1/files/abc"),
+            &[Entry { source: Some("src".into()), target: "x/src".into() }]
+        )
+        .await
+    );
     lap("upload");
-    println!("{:?}", host.upload(&format!("{base}/app/pr-1/files/abc"), &[Entry { source: Some("src".into()), target: "x/src".into() }]).await);
+    println!(
+        "{:?}",
+        host.upload(
+            &format!("{base}/app/pr-1/files/abc"),
+            &[Entry { source: Some("src".into()), target: "x/src".into() }]
+        )
+        .await
+    );
     lap("upload again");
     println!("{:?}", host.survey(&base, &q).await);
     lap("survey");
@@ -61,7 +116,11 @@ async fn smoke() {
     lap("acquire");
     println!("{:?}", lock.holder(&path).await);
     lap("holder");
-    let Acquired::TimedOut(who) = lock.acquire(&path, &h("b"), Duration::ZERO, &|h| println!("wait {h:?}")).await.unwrap() else { panic!() };
+    let Acquired::TimedOut(who) =
+        lock.acquire(&path, &h("b"), Duration::ZERO, &|h| println!("wait {h:?}")).await.unwrap()
+    else {
+        panic!()
+    };
     println!("{who:?}");
     lap("once");
     lease.release(true).await.unwrap();

@@ -15,7 +15,7 @@ mod script;
 pub mod shell;
 pub mod ssh;
 mod ssh_errors;
-mod upload;
+pub(crate) mod upload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -131,7 +131,7 @@ pub trait Host: Send + Sync {
     /// A local unix socket that leads to this unix socket of the host (for the Docker CLI); stays until the host is closed.
     async fn socket(&self, path: &str) -> Result<PathBuf, Fault>;
 
-    /// A connection to a TCP address as the host sees it.
+    /// A connection to a TCP address as the host sees it. Where it is forwarded, a refusal shows as an end of the stream.
     async fn dial(&self, address: &str, port: u16) -> Result<Box<dyn Stream>, Fault>;
 
     /// Closes the connection and removes what it needed on this machine. May be called again.

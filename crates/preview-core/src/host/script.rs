@@ -175,7 +175,7 @@ pub(super) fn apply(changes: &[Change], mark: &str) -> Result<String, Fault> {
     let mut script = format!(
         "umask 077\n\
          parent() {{ d=${{1%/*}}; [ -z \"$d\" ] || [ -d \"$d\" ] || mkdir -p \"$d\"; }}\n\
-         notdir() {{ if [ -d \"$1\" ] && [ ! -h \"$1\" ]; then printf '%s: Is a directory\\n' \"$1\" >&2; return 1; fi; }}\n\
+         notdir() {{ if [ -d \"$1\" ]; then printf '%s: Is a directory\\n' \"$1\" >&2; return 1; fi; }}\n\
          # Left by a host that lost power in the middle of a write; an hour is longer than any write.\n\
          stale() {{ for s in \"$d\"/{TEMPORARY}*; do [ ! -e \"$s\" ] || find \"$s\" -mmin +60 -exec rm -f {{}} \\; 2>/dev/null; done; :; }}\n\
          put() {{ parent \"$1\" && notdir \"$1\" && stale && t=$d/{TEMPORARY}{mark}-$3 && \

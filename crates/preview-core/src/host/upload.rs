@@ -22,7 +22,8 @@ use crate::fault::{Fault, FaultKind};
 const OPERATION: &str = "upload files";
 /// Temporary directories begin so. Each is locked by the shell that fills it: one that is not locked belongs to a dead run.
 const TEMPORARY: &str = ".preview-upload-";
-const MARKER: &str = ".preview-upload-is-complete";
+/// The last entry of an archive.
+pub(crate) const MARKER: &str = ".preview-upload-is-complete";
 /// Between two pieces that are taken over; the link is dead if nothing moves for so long.
 const STALL_LIMIT: Duration = Duration::from_secs(60);
 
@@ -170,6 +171,23 @@ impl Write for Pieces {
     fn flush(&mut self) -> io::Result<()> {
         self.hand_over()
     }
+}
+
+/// The whole archive in memory, for hosts that are not real; the end marker is [`MARKER`].
+#[cfg(any(test, feature = "testkit"))]
+pub(crate) async fn archive(entries: &[Entry]) -> Result<Vec<u8>, Fault> {
+    for entry in entries {
+        script::checked(OPERATION, &format!("/{}", entry.target))?;
+    }
+    let (pieces, mut queue) = mpsc::channel::<Bytes>(4);
+    let entries = entries.to_vec();
+    let packing = tokio::task::spawn_blocking(move || pack(&entries, pieces));
+    let mut all = Vec::new();
+    while let Some(piece) = queue.recv().await {
+        all.extend_from_slice(&piece);
+    }
+    packing.await.unwrap_or_else(|error| Err(Fault::new(FaultKind::Failed, OPERATION, error.to_string())))?;
+    Ok(all)
 }
 
 fn pack(entries: &[Entry], queue: mpsc::Sender<Bytes>) -> Result<(), Fault> {

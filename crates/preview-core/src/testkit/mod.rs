@@ -3,3 +3,5 @@
 pub mod conformance;
 pub mod engine;
 pub mod secrets;
+pub mod host;
+pub mod lock;

@@ -1,0 +1,437 @@
+//! What every [`Host`] must do.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use crate::fault::{Fault, FaultKind};
+use crate::host::{Change, Entry, Host, Query, Survey};
+use crate::secret::Secret;
+
+/// Runs all checks, each in a directory of its own under `base`, which should not exist yet.
+///
+/// # Panics
+/// Where the adapter does not keep the contract.
+pub async fn suite(host: &dyn Host, base: &str) {
+    macro_rules! run {
+        ($($check:ident),* $(,)?) => {
+            $(
+                tracing::debug!(check = stringify!($check));
+                $check(host, &format!("{base}/{}", stringify!($check))).await;
+            )*
+        };
+    }
+    run!(
+        what_does_not_exist_reads_as_empty,
+        facts_are_plausible,
+        a_file_is_written_with_its_directories_and_replaced,
+        any_text_survives,
+        content_that_is_no_text_is_left_out,
+        a_large_file_survives,
+        any_name_works,
+        a_star_is_part_of_one_component,
+        only_a_star_is_special,
+        directories_are_listed_and_not_read,
+        many_files_in_one_survey,
+        rename_replaces,
+        rename_needs_its_source,
+        nothing_replaces_a_directory,
+        a_file_is_no_directory,
+        remove_takes_exactly_what_it_names,
+        only_empty_directories_are_removed,
+        changes_stop_at_the_first_failure,
+        changes_in_order,
+        unsafe_paths_are_refused,
+        upload_brings_trees_files_links_and_empty_directories,
+        upload_happens_once,
+        upload_of_nothing_makes_a_directory,
+        upload_that_fails_leaves_nothing,
+        upload_refuses_what_leaves_the_directory,
+        upload_over_a_file_is_refused,
+        removing_a_link_keeps_its_target,
+        operations_may_overlap,
+    );
+    host.apply(&[Change::Remove { path: base.to_owned() }]).await.expect("removes what the checks left");
+    let left = survey(host, base, &["*"], &["*"]).await;
+    assert!(left.files.is_empty() && left.paths.is_empty(), "{left:?}");
+}
+
+fn write(path: impl Into<String>, content: impl Into<Vec<u8>>) -> Change {
+    Change::Write { path: path.into(), content: Secret::new(content.into()), mode: 0o600 }
+}
+
+fn remove(path: impl Into<String>) -> Change {
+    Change::Remove { path: path.into() }
+}
+
+async fn apply(host: &dyn Host, changes: &[Change]) {
+    host.apply(changes).await.unwrap_or_else(|fault| panic!("{}", fault.chain()));
+}
+
+async fn survey(host: &dyn Host, base: &str, read: &[&str], list: &[&str]) -> Survey {
+    let strings = |patterns: &[&str]| patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
+    let query = Query { read: strings(read), list: strings(list) };
+    host.survey(base, &query).await.unwrap_or_else(|fault| panic!("{}", fault.chain()))
+}
+
+async fn names(host: &dyn Host, base: &str, pattern: &str) -> BTreeSet<String> {
+    let paths = survey(host, base, &[], &[pattern]).await.paths;
+    paths.into_iter().map(|path| path[base.len() + 1..].to_owned()).collect()
+}
+
+async fn read(host: &dyn Host, base: &str, name: &str) -> Option<String> {
+    survey(host, base, &[name], &[]).await.files.remove(&format!("{base}/{name}"))
+}
+
+fn set(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn kind<T: std::fmt::Debug>(result: Result<T, Fault>) -> FaultKind {
+    result.expect_err("a failure").kind
+}
+
+async fn what_does_not_exist_reads_as_empty(host: &dyn Host, base: &str) {
+    let survey = survey(host, &format!("{base}/not/there"), &["*", "x"], &["*", "x"]).await;
+    assert!(survey.files.is_empty() && survey.paths.is_empty(), "{survey:?}");
+    assert!(survey.facts.disk_total > 0, "the nearest parent's disk");
+}
+
+async fn facts_are_plausible(host: &dyn Host, base: &str) {
+    let facts = survey(host, base, &[], &[]).await.facts;
+    assert!(facts.now > 1_600_000_000 && facts.cpus > 0 && facts.load >= 0.0, "{facts:?}");
+    assert!(facts.memory_total >= facts.memory_available && facts.memory_available > 0, "{facts:?}");
+    assert!(facts.disk_total >= facts.disk_free && facts.disk_free > 0, "{facts:?}");
+    assert!(!host.describe().is_empty());
+}
+
+async fn a_file_is_written_with_its_directories_and_replaced(host: &dyn Host, base: &str) {
+    apply(host, &[write(format!("{base}/a/b/c"), "one")]).await;
+    assert_eq!(read(host, base, "a/b/c").await.as_deref(), Some("one"));
+    for _ in 0..2 {
+        apply(host, &[write(format!("{base}/a/b/c"), "two")]).await;
+        assert_eq!(read(host, base, "a/b/c").await.as_deref(), Some("two"));
+    }
+    assert_eq!(names(host, base, "a/b/*").await, set(&["a/b/c"]), "no temporary file is seen");
+}
+
+async fn any_text_survives(host: &dyn Host, base: &str) {
+    for text in [
+        "",
+        "\n",
+        "\n\n",
+        "no end",
+        "end\n",
+        "a\r\nb\r\n",
+        "%s %d \\n \\000",
+        "'\"$(id)`id`",
+        "EOF\n#M\n",
+        "ünï ☃ 🦀",
+        "\t \x01\x7f",
+    ] {
+        apply(host, &[write(format!("{base}/text"), text)]).await;
+        assert_eq!(read(host, base, "text").await.as_deref(), Some(text));
+    }
+}
+
+async fn content_that_is_no_text_is_left_out(host: &dyn Host, base: &str) {
+    let all: Vec<u8> = (0..=255).collect();
+    apply(
+        host,
+        &[write(format!("{base}/all"), all), write(format!("{base}/nul"), "a\0b"), write(format!("{base}/t"), "t")],
+    )
+    .await;
+    let survey = survey(host, base, &["*"], &["*"]).await;
+    assert_eq!(survey.files.into_keys().collect::<Vec<_>>(), [format!("{base}/t")]);
+    assert_eq!(survey.paths.len(), 3);
+}
+
+async fn a_large_file_survives(host: &dyn Host, base: &str) {
+    let text: String = (0..150_000).map(|n| format!("{n:07}\n")).collect();
+    assert!(text.len() > 1_000_000);
+    apply(host, &[write(format!("{base}/large"), text.as_str())]).await;
+    assert!(read(host, base, "large").await.as_deref() == Some(text.as_str()));
+}
+
+const NAMES: [&str; 18] = [
+    "a b",
+    " lead",
+    "trail ",
+    "it's",
+    "\"",
+    "$(id)",
+    "`id`",
+    "$HOME",
+    "-rf",
+    "--help",
+    "new\nline",
+    "tab\t",
+    "*",
+    "?[a]{b,c}",
+    "\\back",
+    "#hash",
+    "~",
+    "ünï ☃",
+];
+
+async fn any_name_works(host: &dyn Host, base: &str) {
+    let changes: Vec<Change> = NAMES.iter().map(|name| write(format!("{base}/{name}/{name}"), *name)).collect();
+    apply(host, &changes).await;
+    let seen = survey(host, base, &["*/*"], &["*"]).await;
+    let expected: BTreeSet<String> = NAMES.iter().map(|name| format!("{base}/{name}")).collect();
+    assert_eq!(seen.paths, expected);
+    for name in NAMES {
+        assert_eq!(seen.files.get(&format!("{base}/{name}/{name}")).map(String::as_str), Some(name));
+        if !name.contains('*') {
+            assert_eq!(read(host, base, &format!("{name}/{name}")).await.as_deref(), Some(name));
+        }
+    }
+    for name in NAMES {
+        let moved = Change::Rename { from: format!("{base}/{name}/{name}"), to: format!("{base}/{name}/moved {name}") };
+        apply(host, &[moved]).await;
+        assert_eq!(names(host, &format!("{base}/{name}"), "*").await, set(&[&format!("moved {name}")]));
+        apply(host, &[remove(format!("{base}/{name}"))]).await;
+    }
+    assert_eq!(names(host, base, "*").await, set(&[]));
+    // A base directory may have such a name as well.
+    for name in NAMES {
+        let odd = format!("{base}/{name}");
+        apply(host, &[write(format!("{odd}/x"), "x")]).await;
+        assert_eq!(read(host, &odd, "x").await.as_deref(), Some("x"), "{name}");
+        apply(host, &[remove(odd)]).await;
+    }
+}
+
+async fn a_star_is_part_of_one_component(host: &dyn Host, base: &str) {
+    let paths = ["app/pr-1/state", "app/pr-22/state", "app/x/state", "app/pr-1/deep/state", "app/.pr-1/state", "state"];
+    apply(host, &paths.map(|path| write(format!("{base}/{path}"), path))).await;
+    assert_eq!(names(host, base, "app/*/state").await, set(&["app/pr-1/state", "app/pr-22/state", "app/x/state"]));
+    assert_eq!(names(host, base, "app/pr-*/state").await, set(&["app/pr-1/state", "app/pr-22/state"]));
+    assert_eq!(names(host, base, "app/p*2/s*te").await, set(&["app/pr-22/state"]));
+    assert_eq!(names(host, base, "*/*/*/state").await, set(&["app/pr-1/deep/state"]));
+    assert_eq!(names(host, base, "app/.pr-1/*").await, set(&["app/.pr-1/state"]));
+    assert_eq!(survey(host, base, &["app/*/state"], &[]).await.files.len(), 3);
+}
+
+async fn only_a_star_is_special(host: &dyn Host, base: &str) {
+    apply(
+        host,
+        &[write(format!("{base}/ab"), "x"), write(format!("{base}/[a]b"), "x"), write(format!("{base}/?b"), "x")],
+    )
+    .await;
+    assert_eq!(names(host, base, "[a]*").await, set(&["[a]b"]));
+    assert_eq!(names(host, base, "?b").await, set(&["?b"]));
+}
+
+async fn directories_are_listed_and_not_read(host: &dyn Host, base: &str) {
+    apply(host, &[write(format!("{base}/d/f"), "x")]).await;
+    let seen = survey(host, base, &["d", "d/f"], &["d", "d/f", "d/none"]).await;
+    assert_eq!(seen.paths.len(), 2);
+    assert_eq!(seen.files.into_keys().collect::<Vec<_>>(), [format!("{base}/d/f")]);
+}
+
+async fn many_files_in_one_survey(host: &dyn Host, base: &str) {
+    let changes: Vec<Change> = (0..100).map(|n| write(format!("{base}/pr-{n}/state"), format!("{n}"))).collect();
+    apply(host, &changes).await;
+    let files = survey(host, base, &["pr-*/state", "*/other"], &[]).await.files;
+    assert_eq!(files.len(), 100);
+    assert!((0..100).all(|n| files[&format!("{base}/pr-{n}/state")] == n.to_string()));
+}
+
+async fn rename_replaces(host: &dyn Host, base: &str) {
+    let rename = || Change::Rename { from: format!("{base}/new"), to: format!("{base}/sub/old") };
+    for content in ["1", "2"] {
+        apply(host, &[write(format!("{base}/new"), content), rename()]).await;
+        assert_eq!(read(host, base, "sub/old").await.as_deref(), Some(content));
+        assert_eq!(names(host, base, "*").await, set(&["sub"]));
+    }
+}
+
+async fn rename_needs_its_source(host: &dyn Host, base: &str) {
+    let missing = Change::Rename { from: format!("{base}/none"), to: format!("{base}/x") };
+    assert_eq!(kind(host.apply(&[missing]).await), FaultKind::NotFound);
+}
+
+async fn nothing_replaces_a_directory(host: &dyn Host, base: &str) {
+    apply(host, &[write(format!("{base}/d/f"), "x"), write(format!("{base}/g"), "g")]).await;
+    assert_eq!(kind(host.apply(&[write(format!("{base}/d"), "x")]).await), FaultKind::Conflict);
+    let rename = Change::Rename { from: format!("{base}/g"), to: format!("{base}/d") };
+    assert_eq!(kind(host.apply(&[rename]).await), FaultKind::Conflict);
+    assert_eq!(names(host, base, "*").await, set(&["d", "g"]));
+    assert_eq!(names(host, base, "d/*").await, set(&["d/f"]));
+}
+
+async fn a_file_is_no_directory(host: &dyn Host, base: &str) {
+    apply(host, &[write(format!("{base}/f"), "x")]).await;
+    assert_eq!(kind(host.apply(&[write(format!("{base}/f/g"), "x")]).await), FaultKind::Conflict);
+    assert_eq!(read(host, base, "f").await.as_deref(), Some("x"));
+}
+
+async fn remove_takes_exactly_what_it_names(host: &dyn Host, base: &str) {
+    let files = ["a/1", "a/b/2", "ab/3", "c"];
+    apply(host, &files.map(|path| write(format!("{base}/{path}"), path))).await;
+    for _ in 0..2 {
+        apply(host, &[remove(format!("{base}/a")), remove(format!("{base}/c")), remove(format!("{base}/none/none"))])
+            .await;
+        assert_eq!(names(host, base, "*").await, set(&["ab"]));
+    }
+}
+
+async fn only_empty_directories_are_removed(host: &dyn Host, base: &str) {
+    apply(host, &[write(format!("{base}/d/e/f"), "x"), write(format!("{base}/g"), "g")]).await;
+    let empty = |name: &str| Change::RemoveEmpty { path: format!("{base}/{name}") };
+    apply(host, &[empty("d/e"), empty("d"), empty("g"), empty("none")]).await;
+    assert_eq!(names(host, base, "*").await, set(&["d", "g"]));
+    apply(host, &[remove(format!("{base}/d/e/f")), empty("d/e"), empty("d")]).await;
+    assert_eq!(names(host, base, "*").await, set(&["g"]));
+}
+
+async fn changes_stop_at_the_first_failure(host: &dyn Host, base: &str) {
+    let missing = Change::Rename { from: format!("{base}/none"), to: format!("{base}/x") };
+    let fault = host.apply(&[write(format!("{base}/a"), "a"), missing, write(format!("{base}/b"), "b")]).await;
+    let fault = fault.expect_err("a failure");
+    assert!(fault.context.contains("none"), "{fault}");
+    assert_eq!(names(host, base, "*").await, set(&["a"]));
+}
+
+async fn changes_in_order(host: &dyn Host, base: &str) {
+    let path = format!("{base}/a");
+    apply(host, &[write(&*path, "1"), remove(&*path), write(&*path, "2"), write(&*path, "3")]).await;
+    assert_eq!(read(host, base, "a").await.as_deref(), Some("3"));
+    apply(host, &[]).await;
+}
+
+async fn unsafe_paths_are_refused(host: &dyn Host, base: &str) {
+    apply(host, &[write(format!("{base}/a"), "a")]).await;
+    for path in ["", "/", "relative", "/../x", "/x/../y", "/x/./y", "//x", "/x/"] {
+        assert_eq!(kind(host.apply(&[remove(path)]).await), FaultKind::Invalid, "{path}");
+        assert_eq!(kind(host.apply(&[write(path, "x")]).await), FaultKind::Invalid, "{path}");
+        assert_eq!(kind(host.upload(path, &[]).await), FaultKind::Invalid, "{path}");
+        assert_eq!(kind(host.survey(path, &Query::default()).await), FaultKind::Invalid, "{path}");
+    }
+    // Refused before anything is done.
+    assert_eq!(kind(host.apply(&[remove(format!("{base}/a")), remove("/")]).await), FaultKind::Invalid);
+    assert_eq!(names(host, base, "*").await, set(&["a"]));
+}
+
+fn local_tree() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path();
+    std::fs::create_dir_all(path.join("tree/empty")).expect("makes directories");
+    std::fs::create_dir_all(path.join("tree/sub dir")).expect("makes directories");
+    std::fs::write(path.join("tree/sub dir/it's"), "quoted").expect("writes");
+    std::fs::write(path.join(format!("tree/{}", "long".repeat(50))), "long").expect("writes");
+    std::fs::write(path.join("tree/large"), "0123456789abcdef".repeat(50_000)).expect("writes");
+    symlink("sub dir/it's", path.join("tree/link")).expect("links");
+    symlink("/no/such/file", path.join("tree/dangling")).expect("links");
+    std::fs::write(path.join("single"), "single").expect("writes");
+    dir
+}
+
+fn entry(source: Option<&Path>, target: &str) -> Entry {
+    Entry { source: source.map(Path::to_owned), target: target.to_owned() }
+}
+
+async fn upload_brings_trees_files_links_and_empty_directories(host: &dyn Host, base: &str) {
+    let local = local_tree();
+    let entries = [
+        entry(Some(&local.path().join("tree")), "here/tree"),
+        entry(Some(&local.path().join("single")), "single file"),
+        entry(Some(&local.path().join("single")), "here/tree/large"),
+        entry(None, "nothing in it"),
+    ];
+    assert!(host.upload(&format!("{base}/files/1"), &entries).await.expect("uploads"));
+    let base = &format!("{base}/files");
+    assert_eq!(names(host, base, "*").await, set(&["1"]));
+    assert_eq!(names(host, base, ".*").await.iter().filter(|name| name.len() > 2).count(), 0, "no temporary directory");
+    assert_eq!(names(host, base, "1/*").await, set(&["1/here", "1/single file", "1/nothing in it"]));
+    let long = format!("1/here/tree/{}", "long".repeat(50));
+    let tree = [
+        "1/here/tree/sub dir",
+        "1/here/tree/empty",
+        "1/here/tree/large",
+        "1/here/tree/link",
+        "1/here/tree/dangling",
+        &long,
+    ];
+    assert_eq!(names(host, base, "1/here/tree/*").await, set(&tree));
+    let files = survey(host, base, &["1/*", "1/here/tree/*", "1/here/tree/sub dir/*"], &[]).await.files;
+    let content = |name: &str| files.get(&format!("{base}/{name}")).map(String::as_str);
+    assert_eq!(content("1/single file"), Some("single"));
+    assert_eq!(content("1/here/tree/sub dir/it's"), Some("quoted"));
+    assert_eq!(content("1/here/tree/link"), Some("quoted"));
+    assert_eq!(content(&long), Some("long"));
+    assert_eq!(content("1/here/tree/large").map(str::len), Some(800_000));
+}
+
+async fn upload_happens_once(host: &dyn Host, base: &str) {
+    let local = local_tree();
+    let single = local.path().join("single");
+    let directory = format!("{base}/files");
+    assert!(host.upload(&directory, &[entry(Some(&single), "f")]).await.expect("uploads"));
+    std::fs::write(&single, "changed").expect("writes");
+    assert!(!host.upload(&directory, &[entry(Some(&single), "f")]).await.expect("is there"));
+    assert_eq!(read(host, base, "files/f").await.as_deref(), Some("single"));
+    apply(host, &[remove(&*directory)]).await;
+    assert!(host.upload(&directory, &[entry(Some(&single), "f")]).await.expect("uploads"));
+    assert_eq!(read(host, base, "files/f").await.as_deref(), Some("changed"));
+}
+
+async fn upload_of_nothing_makes_a_directory(host: &dyn Host, base: &str) {
+    assert!(host.upload(&format!("{base}/d"), &[]).await.expect("uploads"));
+    assert_eq!(names(host, base, "*").await, set(&["d"]));
+    assert_eq!(names(host, base, "d/*").await, set(&[]));
+}
+
+async fn upload_that_fails_leaves_nothing(host: &dyn Host, base: &str) {
+    let local = local_tree();
+    let good = entry(Some(&local.path().join("tree")), "tree");
+    let bad = entry(Some(&local.path().join("none")), "none");
+    assert_eq!(kind(host.upload(&format!("{base}/d"), &[good.clone(), bad]).await), FaultKind::NotFound);
+    assert_eq!(names(host, base, "*").await, set(&[]));
+    assert!(host.upload(&format!("{base}/d"), &[good]).await.expect("uploads"));
+    assert_eq!(names(host, base, "*").await, set(&["d"]));
+    assert_eq!(names(host, base, ".preview*").await, set(&[]));
+}
+
+async fn upload_refuses_what_leaves_the_directory(host: &dyn Host, base: &str) {
+    let local = local_tree();
+    let single = local.path().join("single");
+    for target in ["", "/abs", "../up", "a/../../up", ".", "a//b"] {
+        assert_eq!(
+            kind(host.upload(&format!("{base}/d"), &[entry(Some(&single), target)]).await),
+            FaultKind::Invalid,
+            "{target}"
+        );
+    }
+    let behind = [entry(Some(&local.path().join("tree")), "tree"), entry(Some(&single), "tree/link/x")];
+    assert_eq!(kind(host.upload(&format!("{base}/d"), &behind).await), FaultKind::Invalid);
+    assert_eq!(names(host, base, "*").await, set(&[]));
+}
+
+async fn upload_over_a_file_is_refused(host: &dyn Host, base: &str) {
+    apply(host, &[write(format!("{base}/f"), "x")]).await;
+    assert_eq!(kind(host.upload(&format!("{base}/f"), &[]).await), FaultKind::Conflict);
+    assert_eq!(read(host, base, "f").await.as_deref(), Some("x"));
+}
+
+async fn removing_a_link_keeps_its_target(host: &dyn Host, base: &str) {
+    let local = tempfile::tempdir().expect("a temporary directory");
+    std::fs::create_dir_all(local.path().join("t/d")).expect("makes directories");
+    std::fs::write(local.path().join("t/d/f"), "x").expect("writes");
+    symlink("d", local.path().join("t/link")).expect("links");
+    assert!(host.upload(&format!("{base}/u"), &[entry(Some(&local.path().join("t")), "t")]).await.expect("uploads"));
+    apply(host, &[remove(format!("{base}/u/t/link"))]).await;
+    assert_eq!(names(host, base, "u/t/*").await, set(&["u/t/d"]));
+    assert_eq!(names(host, base, "u/t/d/*").await, set(&["u/t/d/f"]));
+}
+
+async fn operations_may_overlap(host: &dyn Host, base: &str) {
+    let jobs = (0..16).map(|n| async move {
+        apply(host, &[write(format!("{base}/{n}"), n.to_string())]).await;
+        assert_eq!(read(host, base, &n.to_string()).await, Some(n.to_string()));
+        assert!(host.upload(&format!("{base}/up-{n}"), &[entry(None, "d")]).await.expect("uploads"));
+    });
+    futures_util::future::join_all(jobs).await;
+    assert_eq!(names(host, base, "*").await.len(), 32);
+}
