@@ -11,7 +11,9 @@ pub(crate) enum Wish {
     /// Deploy or update.
     Deploy(Wanted),
     /// Destroy.
-    Destroy(Of),
+    Destroy {
+        number: u64,
+    },
     /// Nothing; why.
     Nothing(String),
     /// Refuse: a fork.
@@ -21,20 +23,12 @@ pub(crate) enum Wish {
     },
 }
 
-/// Which preview.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Of {
-    Pull(u64),
-    Branch(String),
-}
-
 /// A deploy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
-    pub(crate) of: Of,
+    pub(crate) number: u64,
     pub(crate) commit: Option<String>,
     pub(crate) owner: Option<String>,
-    pub(crate) update_only: bool,
 }
 
 /// Reads the event. `payload` is the content of GitHub's event file.
@@ -63,7 +57,7 @@ fn github(environment: &Environment, payload: Option<&str>) -> Result<Wish, Stri
                 .ok_or("the event has no pull request number")?;
             let action = text("/action").ok_or("the event has no `action`")?;
             match action.as_str() {
-                "closed" => Ok(Wish::Destroy(Of::Pull(number))),
+                "closed" => Ok(Wish::Destroy { number }),
                 "opened" | "reopened" | "synchronize" => {
                     let head = text("/pull_request/head/repo/full_name");
                     let base = text("/pull_request/base/repo/full_name").or_else(|| text("/repository/full_name"));
@@ -71,12 +65,11 @@ fn github(environment: &Environment, payload: Option<&str>) -> Result<Wish, Stri
                         return Ok(Wish::Fork { number, fork: head.unwrap_or_else(|| "(deleted)".to_owned()) });
                     }
                     Ok(Wish::Deploy(Wanted {
-                        of: Of::Pull(number),
+                        number,
                         // GITHUB_SHA is a merge commit that nobody pushed.
                         commit: text("/pull_request/head/sha"),
                         owner: text("/pull_request/user/login"),
-                        update_only: false,
-                    }))
+                                    }))
                 }
                 other => Ok(Wish::Nothing(format!("`{other}` of a pull request changes no preview"))),
             }
@@ -93,7 +86,7 @@ fn gitlab(environment: &Environment) -> Result<Wish, String> {
     };
     let number: u64 = number.parse().map_err(|_| "CI_MERGE_REQUEST_IID is not a number".to_owned())?;
     if stop {
-        return Ok(Wish::Destroy(Of::Pull(number)));
+        return Ok(Wish::Destroy { number });
     }
     let (source, target) = (get("CI_MERGE_REQUEST_SOURCE_PROJECT_ID"), get("CI_MERGE_REQUEST_PROJECT_ID").or_else(|| get("CI_PROJECT_ID")));
     if source.is_none() || source != target {
@@ -101,10 +94,9 @@ fn gitlab(environment: &Environment) -> Result<Wish, String> {
         return Ok(Wish::Fork { number, fork });
     }
     Ok(Wish::Deploy(Wanted {
-        of: Of::Pull(number),
+        number,
         commit: get("CI_COMMIT_SHA"),
         owner: get("GITLAB_USER_LOGIN"),
-        update_only: false,
     }))
 }
 
@@ -137,11 +129,11 @@ mod tests {
         let own = || json!({"full_name": "Codertocat/Hello-World"});
         for action in ["opened", "reopened", "synchronize"] {
             let Ok(Wish::Deploy(wanted)) = pull_request(action, own()) else { panic!("{action} does not deploy") };
-            assert_eq!(wanted.of, Of::Pull(2));
+            assert_eq!(wanted.number, 2);
             assert_eq!(wanted.commit.as_deref(), Some("ec26c3e57ca3a959ca5aad62de7213c562f8c821"));
             assert_eq!(wanted.owner.as_deref(), Some("Codertocat"));
         }
-        assert_eq!(pull_request("closed", own()), Ok(Wish::Destroy(Of::Pull(2))));
+        assert_eq!(pull_request("closed", own()), Ok(Wish::Destroy { number: 2 }));
         assert!(matches!(pull_request("edited", own()), Ok(Wish::Nothing(_))));
     }
 
@@ -150,7 +142,7 @@ mod tests {
         let fork = || json!({"full_name": "mallory/Hello-World"});
         assert_eq!(pull_request("opened", fork()), Ok(Wish::Fork { number: 2, fork: "mallory/Hello-World".into() }));
         assert!(matches!(pull_request("synchronize", Value::Null), Ok(Wish::Fork { .. })));
-        assert_eq!(pull_request("closed", fork()), Ok(Wish::Destroy(Of::Pull(2))));
+        assert_eq!(pull_request("closed", fork()), Ok(Wish::Destroy { number: 2 }));
     }
 
     #[test]
@@ -162,10 +154,10 @@ mod tests {
             ("CI_MERGE_REQUEST_PROJECT_ID", "1"),
             ("CI_COMMIT_SHA", "abc"),
         ];
-        assert!(matches!(wish(&environment(&base), None), Ok(Wish::Deploy(Wanted { of: Of::Pull(12), .. }))));
+        assert!(matches!(wish(&environment(&base), None), Ok(Wish::Deploy(Wanted { number: 12, .. }))));
         let mut stop = base.to_vec();
         stop.push(("CI_ENVIRONMENT_ACTION", "stop"));
-        assert_eq!(wish(&environment(&stop), None), Ok(Wish::Destroy(Of::Pull(12))));
+        assert_eq!(wish(&environment(&stop), None), Ok(Wish::Destroy { number: 12 }));
         let mut fork = base.to_vec();
         fork[2].1 = "2";
         assert!(matches!(wish(&environment(&fork), None), Ok(Wish::Fork { number: 12, .. })));

@@ -13,7 +13,7 @@ use preview_core::report;
 use preview_core::secret::Redactor;
 use serde_json::json;
 
-use crate::ci::{self, Of, Wish};
+use crate::ci::{self, Wish};
 use crate::cli::{Cli, Command, Deploy, Format, Global, Subject, Which};
 use crate::output::{self, Ci, Console};
 use crate::session::{self, Session};
@@ -229,9 +229,9 @@ impl Context {
                 Ok(0)
             }
             Wish::Fork { number, fork } => Err(lifecycle::Refusal::Fork { number, fork }.into()),
-            Wish::Destroy(of) => {
+            Wish::Destroy { number } => {
                 let session = self.session(None)?;
-                let target = session.target(&key_of(&of)?)?;
+                let target = session.target(&pull(number)?)?;
                 self.destroy_target(&session, &target).await
             }
             Wish::Deploy(wanted) => {
@@ -239,7 +239,7 @@ impl Context {
                     subject: Subject::default(),
                     commit: wanted.commit,
                     owner: wanted.owner,
-                    update_only: wanted.update_only,
+                    update_only: false,
                     compose: vec![],
                     env_file: vec![],
                     profile: vec![],
@@ -247,7 +247,7 @@ impl Context {
                     pull: None,
                 };
                 let session = self.session(Some(&deploy))?;
-                self.deploy_key(&session, &key_of(&wanted.of)?, &deploy).await
+                self.deploy_key(&session, &pull(wanted.number)?, &deploy).await
             }
         }
     }
@@ -288,12 +288,8 @@ fn key(subject: &Subject) -> Result<Key, Error> {
     .map_err(|error| Error::invalid(error.to_string()))
 }
 
-fn key_of(of: &Of) -> Result<Key, Error> {
-    match of {
-        Of::Pull(number) => Key::pull(*number),
-        Of::Branch(branch) => Key::branch(branch),
-    }
-    .map_err(|error| Error::invalid(error.to_string()))
+fn pull(number: u64) -> Result<Key, Error> {
+    Key::pull(number).map_err(|error| Error::invalid(error.to_string()))
 }
 
 fn target(session: &Session, which: &Which) -> Result<Target, Error> {
