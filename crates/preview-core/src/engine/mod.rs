@@ -8,6 +8,8 @@
 //! **Errors**: a daemon or a link that is down is `Unreachable` and transient; a registry that says no is `Denied`,
 //! one that times out or answers 5xx is transient; a full disk is `NoSpace`.
 
+pub mod docker;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;

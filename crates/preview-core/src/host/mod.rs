@@ -7,11 +7,23 @@
 //! [`apply`](Host::apply) or [`upload`](Host::upload) of a later run would trip over.
 //! **Errors**: a lost connection is `Unreachable`; a wrong host key is `HostKey`; a full disk is `NoSpace`.
 
+mod destination;
+mod facts;
+pub mod guardian;
+pub mod local;
+mod script;
+pub mod shell;
+pub mod ssh;
+mod ssh_errors;
+mod upload;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
+
+pub(crate) use script::{checked, kind_of, quote};
 
 use crate::fault::Fault;
 

@@ -7,6 +7,8 @@
 //! **Fairness** is not promised. **Cancellation**: dropping `acquire` leaves no lock; dropping a lease releases it.
 //! **Absence**: the lock's file and directories are made when needed; `release(true)` also removes the file, so that nothing is left.
 
+pub mod shell;
+
 use std::time::Duration;
 
 use async_trait::async_trait;

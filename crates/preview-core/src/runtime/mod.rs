@@ -4,6 +4,8 @@
 //! removes services that are no longer in the stack, never pulls and never builds. **Cancellation**: dropping a future ends the program that was started.
 //! **Errors**: a stack that is wrong is `Invalid` with the tool's own words; a missing or old tool is `Unsupported`.
 
+pub mod compose;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

@@ -1,4 +1,5 @@
 //! Memory adapters, and one conformance suite a trait that every adapter passes.
 
 pub mod conformance;
+pub mod engine;
 pub mod secrets;

@@ -1,0 +1,199 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A preview environment for every pull request or branch, on a Docker VM that its team owns.
+///
+/// Brings the application's Compose stack up under its own name, on this machine or on a VM over SSH, and takes it away again
+/// without a trace. Nothing is installed on the VM.
+#[derive(Debug, Parser)]
+#[command(name = "preview", version, max_term_width = 110, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  preview deploy --pr 7                       on this machine's Docker, from ./compose.yml
+  preview deploy --branch feature/login --host ssh://deploy@vm.example.com
+  preview plan --pr 7                         what a deploy would do; changes nothing
+  preview logs --pr 7 api --follow
+  preview destroy --pr 7
+
+Exit codes:
+  0 done   1 internal   2 usage or configuration   3 refused   4 deploy failed
+  5 timed out or interrupted   6 VM or engine unreachable (wrong host key included)   7 locked
+
+Every setting: flag over environment (PREVIEW_…) over preview.toml over default.";
+
+/// What all commands understand.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Global {
+    /// The configuration file; `preview.toml` in the project directory if it exists
+    #[arg(long, global = true, value_name = "FILE", env = "PREVIEW_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// The directory of the Compose files
+    #[arg(long, global = true, value_name = "DIR", default_value = ".", env = "PREVIEW_PROJECT_DIR")]
+    pub(crate) project_dir: PathBuf,
+    /// Where previews run: `local`, or `ssh://user@host[:port]`
+    #[arg(long, global = true, value_name = "HOST")]
+    pub(crate) host: Option<String>,
+    /// The directory of the previews on the host
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) base_dir: Option<String>,
+    /// Pinned host keys of the VM, lines as in a `known_hosts` file
+    #[arg(long, global = true, value_name = "LINES")]
+    pub(crate) known_hosts: Option<String>,
+    /// A file with pinned host keys of the VM
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) known_hosts_file: Option<String>,
+    /// The private key for the VM; its content may also stand in the variable `PREVIEW_IDENTITY_KEY`
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) identity_file: Option<String>,
+    /// The application's name; the repository's name without it
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) app: Option<String>,
+    /// Limit of time for the whole run, for example `20m`
+    #[arg(long, global = true, value_name = "TIME")]
+    pub(crate) timeout: Option<String>,
+    /// Form of what is printed on standard output
+    #[arg(long, global = true, value_enum, default_value_t, env = "PREVIEW_FORMAT")]
+    pub(crate) format: Format,
+    /// Say more: `-v` what is done, `-vv` how
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+/// Form of standard output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON document; its form is in docs/output.md.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Deploy or update a preview
+    Deploy(Deploy),
+    /// Remove a preview with everything that belongs to it
+    Destroy(Which),
+    /// Show what a deploy would do, and change nothing
+    Plan(Deploy),
+    /// List the previews on the host
+    List {
+        /// Of all applications
+        #[arg(long)]
+        all: bool,
+    },
+    /// Show one preview in detail
+    Status(Which),
+    /// Show the logs of a preview's services
+    Logs {
+        #[command(flatten)]
+        which: Which,
+        /// The service; all without it
+        service: Option<String>,
+        /// The last so many lines of each container
+        #[arg(long, short = 'n', default_value_t = 100)]
+        tail: u32,
+        /// Go on with what is written from now on
+        #[arg(long, short)]
+        follow: bool,
+        /// Put the time in front of each line
+        #[arg(long, short)]
+        timestamps: bool,
+    },
+    /// Run a command in a service; ends with its exit code
+    Exec {
+        #[command(flatten)]
+        which: Which,
+        /// User in the container
+        #[arg(long, short)]
+        user: Option<String>,
+        /// Working directory in the container
+        #[arg(long, short)]
+        workdir: Option<String>,
+        /// The service
+        service: String,
+        /// Program and arguments
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Reach a service's port on this machine's loopback address
+    Tunnel {
+        #[command(flatten)]
+        which: Which,
+        /// Service and port: `db:5432`
+        target: String,
+        /// Port on this machine; a free one without it
+        #[arg(long, short)]
+        local: Option<u16>,
+    },
+    /// Read the CI event, and deploy, update or destroy as it says
+    Ci,
+}
+
+/// Which preview.
+#[derive(Args, Clone, Debug, Default)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Subject {
+    /// The preview of this pull or merge request
+    #[arg(long, value_name = "N")]
+    pub(crate) pr: Option<u64>,
+    /// The preview of this branch
+    #[arg(long, value_name = "BRANCH")]
+    pub(crate) branch: Option<String>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Deploy {
+    #[command(flatten)]
+    pub(crate) subject: Subject,
+    /// The commit, for reports
+    #[arg(long, value_name = "SHA")]
+    pub(crate) commit: Option<String>,
+    /// Who asks for the preview
+    #[arg(long, value_name = "NAME")]
+    pub(crate) owner: Option<String>,
+    /// Do nothing unless the preview exists
+    #[arg(long)]
+    pub(crate) update_only: bool,
+    /// A Compose file, relative to the project directory; may be repeated, later ones override
+    #[arg(long, value_name = "FILE")]
+    pub(crate) compose: Vec<String>,
+    /// A file with variables for interpolation; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<String>,
+    /// An active profile; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub(crate) profile: Vec<String>,
+    /// The public address: `https://{name}.example.com`; may be repeated
+    #[arg(long, value_name = "TEMPLATE")]
+    pub(crate) url: Vec<String>,
+    /// When to pull images: `missing` or `always`
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) pull: Option<String>,
+}
+
+/// Which preview, by what it is of or by its name.
+#[derive(Args, Clone, Debug, Default)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Which {
+    /// The preview of this pull or merge request
+    #[arg(long, value_name = "N")]
+    pub(crate) pr: Option<u64>,
+    /// The preview of this branch
+    #[arg(long, value_name = "BRANCH")]
+    pub(crate) branch: Option<String>,
+    /// The preview of this name, as `preview list` shows it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+}

@@ -1,0 +1,432 @@
+//! A Docker engine behind a unix socket, local or forwarded through SSH; over bollard.
+
+mod convert;
+mod errors;
+pub(crate) mod reference;
+mod remove;
+mod stream;
+mod transport;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bollard::Docker;
+use bollard::auth::DockerCredentials;
+use bollard::container::LogOutput;
+use bollard::errors::Error;
+use bollard::exec::StartExecResults;
+use bollard::models::{EventMessage, ExecConfig};
+use bollard::query_parameters::{
+    CreateImageOptions, InspectContainerOptions, ListContainersOptions, ListImagesOptions, ListNetworksOptions,
+    ListVolumesOptions, PruneBuildOptions, PruneImagesOptions, StatsOptions, TagImageOptions,
+};
+use bytes::Bytes;
+use futures_util::stream::{self as streams, BoxStream, StreamExt as _, TryStreamExt as _};
+use hyper::Method;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+
+use self::transport::{LIMIT, Transport};
+use crate::engine::{
+    Chunk, Container, ContainerDetail, ContainerEvent, ContainerState, DiskUse, Engine, EngineInfo, Exec, ExecRequest,
+    Inventory, LogOptions, Prune, PullProgress, RegistryAuth, Removed, Stats,
+};
+use crate::fault::{Fault, FaultKind};
+use crate::ownership::Selector;
+
+/// How many requests go out at the same time where there is one for each object.
+const AT_ONCE: usize = 16;
+
+/// An engine behind a unix socket.
+pub struct DockerEngine {
+    docker: Docker,
+    transport: Transport,
+}
+
+impl DockerEngine {
+    /// An engine behind this socket. Does no IO: the first request finds out whether one is there.
+    ///
+    /// # Errors
+    /// None at present; the signature leaves room for a client that cannot be made.
+    pub fn connect(socket: &Path) -> Result<Self, Fault> {
+        let transport = Transport::new(socket);
+        let carrier = transport.clone();
+        // The transport knows version and address, so what bollard is told of them does not matter.
+        let docker = Docker::connect_with_custom_transport(
+            move |request| carrier.clone().carry(request),
+            Some("http://docker"),
+            LIMIT.as_secs(),
+            bollard::API_DEFAULT_VERSION,
+        )
+        .map_err(|error| errors::fault("connect to the engine", &socket.display().to_string(), error))?;
+        Ok(Self { docker, transport })
+    }
+
+    /// How many connections were opened and how many requests were sent so far: each costs a round trip.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        self.transport.counts()
+    }
+
+    /// Containers as the engine lists them, oldest first.
+    async fn list(&self, operation: &'static str, options: ListContainersOptions) -> Result<Vec<Container>, Fault> {
+        let listed = ask(operation, "", self.docker.list_containers(Some(options))).await?;
+        let mut containers: Vec<_> = listed.into_iter().map(convert::container).collect();
+        containers.sort_by(|a, b| a.created.cmp(&b.created).then_with(|| a.name.cmp(&b.name)));
+        Ok(containers)
+    }
+}
+
+/// Waits for one answer, with a limit that covers its body too.
+async fn ask<T>(
+    operation: &'static str,
+    subject: &str,
+    answer: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Fault> {
+    match tokio::time::timeout(LIMIT, answer).await {
+        Ok(answer) => answer.map_err(|error| errors::fault(operation, subject, error)),
+        Err(_) => Err(errors::timed_out(operation, subject)),
+    }
+}
+
+/// Filters in the form that bollard wants.
+fn filters<const N: usize>(filters: [(&str, Vec<String>); N]) -> Option<HashMap<String, Vec<String>>> {
+    Some(filters.into_iter().map(|(key, values)| (key.to_owned(), values)).collect())
+}
+
+fn label_values(selector: &Selector) -> Vec<String> {
+    selector.labels().into_iter().map(|(key, value)| format!("{key}={value}")).collect()
+}
+
+/// Percent-encodes a value of a query.
+fn encode(value: &str) -> String {
+    let mut encoded = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+/// What cannot be an id or name is not there.
+fn plain<'a>(operation: &'static str, id: &'a str) -> Result<&'a str, Fault> {
+    if reference::is_plain(id) { Ok(id) } else { Err(Fault::new(FaultKind::NotFound, operation, format!("{id:?}"))) }
+}
+
+fn image_name<'a>(operation: &'static str, name: &'a str) -> Result<&'a str, Fault> {
+    if reference::is_image(name) {
+        Ok(name)
+    } else {
+        Err(Fault::new(FaultKind::Invalid, operation, format!("{name:?} does not name an image")))
+    }
+}
+
+fn chunk(output: LogOutput) -> Chunk {
+    match output {
+        LogOutput::StdErr { message } => Chunk::Stderr(message),
+        LogOutput::StdOut { message } | LogOutput::StdIn { message } | LogOutput::Console { message } => {
+            Chunk::Stdout(message)
+        }
+    }
+}
+
+/// The writing end of a process's standard input. Dropping bollard's own does not close the process's side,
+/// and closing takes a wait, which dropping cannot do: so a task copies, and closes when there is no more.
+fn closing_input(mut engine_side: std::pin::Pin<Box<dyn AsyncWrite + Send>>) -> impl AsyncWrite + Send {
+    let (ours, mut theirs) = tokio::io::duplex(16 * 1024);
+    tokio::spawn(async move {
+        // A process that ends without reading everything is no failure of ours.
+        if let Err(error) = tokio::io::copy(&mut theirs, &mut engine_side).await {
+            tracing::debug!(%error, "standard input of a process ended early");
+        }
+        engine_side.shutdown().await.ok();
+    });
+    ours
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{}s", duration.as_secs())
+}
+
+#[async_trait]
+impl Engine for DockerEngine {
+    async fn info(&self) -> Result<EngineInfo, Fault> {
+        let version = ask("ask the engine for its version", "", self.docker.version()).await?;
+        Ok(EngineInfo { version: version.version.unwrap_or_default(), api_version: self.transport.version() })
+    }
+
+    async fn containers(&self, selector: &Selector) -> Result<Vec<Container>, Fault> {
+        let filters = filters([("label", label_values(selector))]);
+        let options = ListContainersOptions { all: true, filters, ..Default::default() };
+        let mut containers = self.list("list containers", options).await?;
+        containers.retain(|container| selector.matches(&container.labels));
+        Ok(containers)
+    }
+
+    async fn inventory(&self, selector: &Selector) -> Result<Inventory, Fault> {
+        let filters = filters([("label", label_values(selector))]);
+        let networks = ListNetworksOptions { filters: filters.clone() };
+        let volumes = ListVolumesOptions { filters: filters.clone() };
+        let images = ListImagesOptions { filters, ..Default::default() };
+        let (containers, networks, volumes, images) = tokio::try_join!(
+            self.containers(selector),
+            ask("list networks", "", self.docker.list_networks(Some(networks))),
+            ask("list volumes", "", self.docker.list_volumes(Some(volumes))),
+            ask("list images", "", self.docker.list_images(Some(images))),
+        )?;
+        let mut inventory = Inventory {
+            containers,
+            networks: networks.into_iter().map(convert::network).collect(),
+            volumes: volumes.volumes.unwrap_or_default().into_iter().map(convert::volume).collect(),
+            images: images.into_iter().map(convert::image).collect(),
+        };
+        for objects in [&mut inventory.networks, &mut inventory.volumes, &mut inventory.images] {
+            objects.retain(|object| selector.matches(&object.labels));
+            objects.sort_by(|a, b| a.name.cmp(&b.name));
+        }
+        Ok(inventory)
+    }
+
+    async fn inspect(&self, id: &str) -> Result<ContainerDetail, Fault> {
+        const OPERATION: &str = "inspect container";
+        let id = plain(OPERATION, id)?;
+        let inspected = ask(OPERATION, id, self.docker.inspect_container(id, None::<InspectContainerOptions>)).await?;
+        Ok(convert::detail(inspected))
+    }
+
+    async fn published_ports(&self) -> Result<BTreeSet<u16>, Fault> {
+        const OPERATION: &str = "list published ports";
+        let containers = self.list(OPERATION, ListContainersOptions { all: true, ..Default::default() }).await?;
+        let mut ports: BTreeSet<u16> = containers.iter().flat_map(|c| &c.ports).map(|port| port.host_port).collect();
+        // The list shows the ports of containers that run. What the others will take when they start is in their configuration.
+        let stopped = containers.into_iter().filter(|container| container.state != ContainerState::Running);
+        let mut wanted = streams::iter(stopped)
+            .map(|container| async move {
+                let inspected = self.docker.inspect_container(&container.id, None::<InspectContainerOptions>);
+                match ask(OPERATION, &container.name, inspected).await {
+                    Ok(inspected) => {
+                        Ok(convert::wanted_ports(inspected.host_config.and_then(|host| host.port_bindings).as_ref()))
+                    }
+                    // Removed since the list was made.
+                    Err(fault) if fault.kind == FaultKind::NotFound => Ok(Vec::new()),
+                    Err(fault) => Err(fault),
+                }
+            })
+            .buffer_unordered(AT_ONCE);
+        while let Some(more) = wanted.try_next().await? {
+            ports.extend(more);
+        }
+        Ok(ports)
+    }
+
+    async fn image_ids(&self, references: &BTreeSet<String>) -> Result<BTreeMap<String, String>, Fault> {
+        if references.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        // The engine can filter by name; where an id is asked for, all images have to be looked at.
+        let filters = if references.iter().any(|reference| reference::is_id(reference)) {
+            None
+        } else {
+            filters([("reference", references.iter().map(|reference| reference::familiar(reference)).collect())])
+        };
+        let options = ListImagesOptions { filters, digests: true, ..Default::default() };
+        let images = ask("list images", "", self.docker.list_images(Some(options))).await?;
+        let mut ids = HashMap::new();
+        for image in &images {
+            for name in image.repo_tags.iter().chain(&image.repo_digests).chain([&image.id]) {
+                ids.insert(reference::familiar(name), image.id.as_str());
+            }
+        }
+        Ok(references
+            .iter()
+            .filter_map(|asked| Some((asked.clone(), (*ids.get(&reference::familiar(asked))?).to_owned())))
+            .collect())
+    }
+
+    async fn pull(
+        &self,
+        reference: &str,
+        auth: Option<&RegistryAuth>,
+    ) -> Result<BoxStream<'static, Result<PullProgress, Fault>>, Fault> {
+        let reference = image_name("pull image", reference)?.to_owned();
+        // Without a tag the engine would pull every one.
+        let (repository, tag) = reference::split(&reference);
+        let options = CreateImageOptions {
+            from_image: Some(repository.to_owned()),
+            tag: Some(tag.to_owned()),
+            ..Default::default()
+        };
+        let credentials = auth.map(|auth| DockerCredentials {
+            username: auth.username.clone(),
+            password: auth.password.as_ref().map(|password| password.expose().clone()),
+            identitytoken: auth.identity_token.as_ref().map(|token| token.expose().clone()),
+            serveraddress: Some(reference::registry(&reference).to_owned()),
+            ..Default::default()
+        });
+        let pulled = self.docker.create_image(Some(options), None, credentials);
+        let progress = pulled.scan((stream::Layers::default(), false), move |(layers, failed), info| {
+            let item = (!*failed).then(|| info.map(|info| layers.add(info)));
+            *failed |= matches!(item, Some(Err(_)));
+            let item = item.map(|item| item.map_err(|error| errors::pull_fault(&reference, error)));
+            futures_util::future::ready(item)
+        });
+        Ok(progress.boxed())
+    }
+
+    async fn tag(&self, image: &str, reference: &str) -> Result<(), Fault> {
+        const OPERATION: &str = "tag image";
+        let (image, reference) = (image_name(OPERATION, image)?, image_name(OPERATION, reference)?);
+        let (repository, tag) = reference::split(reference);
+        let options = TagImageOptions { repo: Some(repository.to_owned()), tag: Some(tag.to_owned()) };
+        ask(OPERATION, &format!("{image} as {reference}"), self.docker.tag_image(image, Some(options))).await
+    }
+
+    async fn watch(&self, selector: &Selector) -> Result<BoxStream<'static, Result<ContainerEvent, Fault>>, Fault> {
+        const OPERATION: &str = "watch containers";
+        let filters = serde_json::json!({ "type": ["container"], "label": label_values(selector) });
+        let path = format!("/events?filters={}", encode(&filters.to_string()));
+        let body = ask(OPERATION, "", self.transport.open(Method::GET, &path, Bytes::new())).await?;
+        let selector = selector.clone();
+        let events = stream::lines::<EventMessage>(body).filter_map(move |event| {
+            let event = match event {
+                Ok(event) => {
+                    let actor = event.actor.unwrap_or_default();
+                    let labels = actor.attributes.unwrap_or_default().into_iter().collect();
+                    selector.matches(&labels).then(|| {
+                        Ok(ContainerEvent {
+                            id: actor.id.unwrap_or_default(),
+                            action: event.action.unwrap_or_default(),
+                        })
+                    })
+                }
+                Err(error) => Some(Err(errors::fault(OPERATION, "", error))),
+            };
+            futures_util::future::ready(event)
+        });
+        Ok(events.boxed())
+    }
+
+    async fn logs(&self, id: &str, options: &LogOptions) -> Result<BoxStream<'static, Result<Chunk, Fault>>, Fault> {
+        const OPERATION: &str = "read logs";
+        let id = plain(OPERATION, id)?.to_owned();
+        let mut path = format!("/containers/{id}/logs?stdout=1&stderr=1");
+        for (set, parameter) in [
+            (options.follow, "follow=1".to_owned()),
+            (options.timestamps, "timestamps=1".to_owned()),
+            (options.tail.is_some(), format!("tail={}", options.tail.unwrap_or_default())),
+            (options.since.is_some(), format!("since={}", options.since.unwrap_or_default())),
+        ] {
+            if set {
+                path.push('&');
+                path.push_str(&parameter);
+            }
+        }
+        let body = ask(OPERATION, &id, self.transport.open(Method::GET, &path, Bytes::new())).await?;
+        Ok(stream::output(body).map_err(move |error| errors::fault(OPERATION, &id, error)).boxed())
+    }
+
+    async fn exec(&self, id: &str, request: &ExecRequest) -> Result<Exec, Fault> {
+        const OPERATION: &str = "start process in container";
+        let id = plain(OPERATION, id)?.to_owned();
+        let config = ExecConfig {
+            attach_stdin: Some(request.stdin),
+            attach_stdout: Some(true),
+            attach_stderr: Some(true),
+            cmd: Some(request.argv.clone()),
+            env: Some(request.env.clone()),
+            user: request.user.clone(),
+            working_dir: request.workdir.clone(),
+            ..Default::default()
+        };
+        let created = ask(OPERATION, &id, self.docker.create_exec(&id, config)).await?;
+        match ask(OPERATION, &id, self.docker.start_exec(&created.id, None)).await? {
+            StartExecResults::Attached { output, input } => Ok(Exec {
+                output: output.map_ok(chunk).map_err(move |error| errors::fault(OPERATION, &id, error)).boxed(),
+                input: if request.stdin { Some(Box::pin(closing_input(input))) } else { None },
+                id: created.id,
+            }),
+            // Only an answer to `detach`, which was not asked for.
+            StartExecResults::Detached => Err(Fault::new(FaultKind::Failed, OPERATION, id)),
+        }
+    }
+
+    async fn exec_exit_code(&self, exec_id: &str) -> Result<i64, Fault> {
+        const OPERATION: &str = "read exit code of process";
+        let exec_id = plain(OPERATION, exec_id)?;
+        // The engine closes the output a moment before it notes the exit code.
+        for pause in [10, 20, 50, 100, 200, 500, 1000, 2000] {
+            let process = ask(OPERATION, exec_id, self.docker.inspect_exec(exec_id)).await?;
+            if let (Some(false), Some(code)) = (process.running, process.exit_code) {
+                return Ok(code);
+            }
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        Err(Fault::new(FaultKind::Conflict, OPERATION, format!("{exec_id}: still running")))
+    }
+
+    async fn stats(&self, id: &str) -> Result<Stats, Fault> {
+        const OPERATION: &str = "read use of resources";
+        let id = plain(OPERATION, id)?;
+        let options = StatsOptions { stream: false, one_shot: true };
+        let mut answers = std::pin::pin!(self.docker.stats(id, Some(options)));
+        let used = async {
+            answers.next().await.unwrap_or_else(|| {
+                Err(Error::DockerResponseServerError { status_code: 404, message: "no answer".to_owned() })
+            })
+        };
+        // Without a limit of its own a container's statistics show the memory of the host, so the limit is looked up.
+        let (stats, inspected) = tokio::try_join!(
+            ask(OPERATION, id, used),
+            ask(OPERATION, id, self.docker.inspect_container(id, None::<InspectContainerOptions>)),
+        )?;
+        let limit = inspected.host_config.and_then(|host| host.memory).unwrap_or(0);
+        Ok(convert::stats(stats, u64::try_from(limit).unwrap_or(0)))
+    }
+
+    async fn disk_use(&self) -> Result<DiskUse, Fault> {
+        let account = self.transport.json(Method::GET, "/system/df", Bytes::new());
+        Ok(convert::disk_use(&ask("measure the engine's disk", "", account).await?))
+    }
+
+    async fn ensure_network(&self, name: &str, labels: &BTreeMap<String, String>) -> Result<bool, Fault> {
+        #[derive(serde::Deserialize)]
+        struct Created {}
+        // bollard does not know `CheckDuplicate` any more, without which engines before 25 make a second network of that name.
+        let body = serde_json::json!({ "Name": name, "Driver": "bridge", "CheckDuplicate": true, "Labels": labels });
+        let body = Bytes::from(body.to_string());
+        match ask("make network", name, self.transport.json::<Created>(Method::POST, "/networks/create", body)).await {
+            Ok(Created {}) => Ok(true),
+            Err(fault) if fault.kind == FaultKind::Conflict => Ok(false),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    async fn remove(&self, selector: &Selector) -> Result<Removed, Fault> {
+        remove::remove(self, selector).await
+    }
+
+    async fn prune(&self, what: &Prune) -> Result<u64, Fault> {
+        let reclaimed = match what {
+            Prune::DanglingImages(selector) => {
+                let filters = filters([("dangling", vec!["true".to_owned()]), ("label", label_values(selector))]);
+                let options = PruneImagesOptions { filters };
+                ask("prune untagged images", "", self.docker.prune_images(Some(options))).await?.space_reclaimed
+            }
+            Prune::UnusedImages(age) => {
+                let filters = filters([("dangling", vec!["false".to_owned()]), ("until", vec![seconds(*age)])]);
+                let options = PruneImagesOptions { filters };
+                ask("prune unused images", "", self.docker.prune_images(Some(options))).await?.space_reclaimed
+            }
+            Prune::BuildCache(age) => {
+                let filters = filters([("until", vec![seconds(*age)])]);
+                let options = PruneBuildOptions { all: Some(true), filters, ..Default::default() };
+                ask("prune build cache", "", self.docker.prune_build(Some(options))).await?.space_reclaimed
+            }
+        };
+        Ok(reclaimed.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0))
+    }
+}

@@ -1,0 +1,99 @@
+//! Destroy: everything with the preview's labels, then its files. Needs neither the Compose files nor the state.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::deploy::release;
+use super::run::{Halt, acquire, guarded};
+use super::undo::contents;
+use super::{Client, Error, Event, Interrupt, Observer};
+use crate::engine::Removed;
+use crate::fault::{Fault, FaultKind};
+use crate::host::{Change, Query};
+use crate::ownership::Selector;
+use crate::project::Target;
+use crate::secret::Secret;
+use crate::state::{Phase, State};
+
+/// The engine may take so long to remove a stack.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// A preview that is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Destroyed {
+    /// The preview's name.
+    pub name: String,
+    /// Whether there was anything.
+    pub existed: bool,
+    /// What was removed on the engine.
+    pub removed: Removed,
+    /// Files that were removed.
+    pub files: usize,
+}
+
+/// Removes a preview with all that belongs to it. What is not there is fine.
+pub async fn destroy(
+    client: &Client,
+    target: &Target,
+    who: &str,
+    wait: Duration,
+    observer: &dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<Destroyed, Error> {
+    let begun = Instant::now();
+    observer.event(&Event::Stage(Phase::Destroying));
+    let why = format!("destroy of {}", target.name);
+    let lock_path = target.file(&client.base_dir, ".lock");
+    let lease = acquire(&*client.lock, &lock_path, who, &why, wait, observer, interrupt).await?;
+    let selector = Selector::preview(&target.app, &target.name);
+    let own = format!("{}/{}", target.app, target.name);
+    let query = Query {
+        read: vec![format!("{own}/state.json")],
+        list: vec![format!("{own}/*"), format!("{own}/.env"), format!("{own}/files/*")],
+    };
+    let work = async {
+        let survey = client.host.survey(&client.base_dir, &query).await?;
+        // A run that dies from here on is seen as one that was destroying.
+        let state_path = target.file(&client.base_dir, "state.json");
+        let state = survey.files.get(&state_path).and_then(|text| State::parse(&state_path, text).ok());
+        let mark = async {
+            let Some(mut state) = state else { return Ok(()) };
+            state.phase = Phase::Destroying;
+            let content = Secret::new(state.to_json());
+            client.host.apply(&[Change::Write { path: state_path.clone(), content, mode: 0o600 }]).await
+        };
+        let ((), removed) = futures_util::try_join!(mark, client.engine.remove(&selector))?;
+        client.host.apply(&contents(target, &client.base_dir)).await?;
+        let files = survey.paths.iter().filter(|path| !path.ends_with("/.lock") && !path.ends_with("/files")).count();
+        Ok((removed, files))
+    };
+    let done = guarded(&*lease, interrupt, LIMIT, work).await;
+    if matches!(done, Err(Halt::LeaseLost(_))) {
+        // The lock is not ours any more, so it is not ours to remove.
+        drop(lease);
+    } else {
+        release(client, target, lease, true).await?;
+    }
+    let (removed, files) = done.map_err(|halt| -> Error {
+        match halt {
+            Halt::Fault(fault) | Halt::LeaseLost(fault) => fault.into(),
+            Halt::TimedOut(limit) => Fault::new(
+                FaultKind::TimedOut,
+                "remove the preview",
+                format!("it took longer than {} s; run the same command again", limit.as_secs()),
+            )
+            .into(),
+            Halt::Aborted => {
+                Fault::new(FaultKind::TimedOut, "remove the preview", "interrupted; run the same command again").into()
+            }
+        }
+    })?;
+    observer.event(&Event::StageDone(Phase::Destroying, begun.elapsed()));
+    Ok(Destroyed {
+        name: target.name.clone(),
+        existed: removed != Removed::default() || files > 0,
+        removed,
+        files,
+    })
+}

@@ -1,0 +1,42 @@
+//! Deploy, destroy, list and the rest: observe, plan, apply. Knows neither argv nor CI, neither Docker nor SSH.
+
+mod deploy;
+mod destroy;
+mod diagnose;
+mod error;
+mod files;
+mod prepare;
+mod probe;
+mod query;
+mod run;
+mod undo;
+mod wait;
+
+pub use deploy::{Deployed, deploy, plan};
+pub use destroy::{Destroyed, destroy};
+pub use diagnose::Diagnosis;
+pub use error::{Error, FailureReport, Refusal, Restored};
+pub use query::{Listed, Status, list, log_containers, pick_container, status};
+pub use run::{Event, Interrupt, Observer, Quiet};
+
+use std::sync::Arc;
+
+use crate::engine::Engine;
+use crate::host::Host;
+use crate::lock::Lock;
+use crate::runtime::Runtime;
+
+/// A host that was reached: everything that changes things.
+#[derive(Clone)]
+pub struct Client {
+    /// Its files.
+    pub host: Arc<dyn Host>,
+    /// Its engine.
+    pub engine: Arc<dyn Engine>,
+    /// Its locks.
+    pub lock: Arc<dyn Lock>,
+    /// What brings stacks up on it.
+    pub runtime: Arc<dyn Runtime>,
+    /// The directory of all previews on it.
+    pub base_dir: String,
+}

@@ -1,0 +1,229 @@
+//! Everything before the first change: variables, the resolved model, its policy, its files, its routes; then the rendered stack.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::files::{self, Upload};
+use super::{Error, Event, Observer, Refusal};
+use crate::project::{Deploy, Project, Proxy, RouteSpec};
+use crate::route::{self, Route};
+use crate::runtime::{Runtime, Source, Variables};
+use crate::secret::{Redactor, Secret};
+use crate::stack::{self, Difference, FileUse, Input, Port};
+use crate::state::Address;
+
+/// The user's project, resolved and judged; nothing of the host is known yet.
+#[derive(Clone, Debug)]
+pub(super) struct Prepared {
+    pub(super) model: Value,
+    pub(super) variables: Variables,
+    pub(super) uploads: Vec<Upload>,
+    pub(super) routes: Vec<RouteSpec>,
+    pub(super) wanted: BTreeSet<Port>,
+    pub(super) built: Vec<String>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// The preview's stack.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub(super) model: Value,
+    pub(super) digest: String,
+    pub(super) differences: Vec<Difference>,
+    pub(super) addresses: Vec<Address>,
+}
+
+/// Fetches secrets, has them masked, and lays the layers: secrets in order, generated, fixed, ours; later wins.
+pub(super) async fn variables(
+    project: &Project,
+    deploy: &Deploy,
+    generated: &Variables,
+    observer: &dyn Observer,
+    redactor: &Redactor,
+) -> Result<Variables, Error> {
+    let mut variables = Variables::new();
+    let fetched = futures_util::future::try_join_all(project.secrets.iter().map(|source| source.fetch())).await;
+    let fetched = fetched.map_err(|fault| match fault.kind {
+        crate::fault::FaultKind::NotFound => Error::invalid(fault.chain()),
+        _ => Error::Fault(fault),
+    })?;
+    for (name, secret) in fetched.into_iter().flatten().chain(generated.clone()) {
+        observer.event(&Event::Secret(&secret));
+        redactor.learn(&secret);
+        variables.insert(name, secret);
+    }
+    for (name, value) in &project.env {
+        variables.insert(name.clone(), Secret::new(value.clone()));
+    }
+    variables.insert("PREVIEW_NAME".to_owned(), Secret::new(deploy.target.name.clone()));
+    let of_routes = project.routes.iter().flatten().find_map(|route| route.url.clone());
+    if let Some(url) = of_routes.or_else(|| project.url.clone()).filter(|_| project.proxy != Proxy::None) {
+        variables.insert("PREVIEW_URL".to_owned(), Secret::new(url));
+    }
+    Ok(variables)
+}
+
+/// Resolves the files and judges them. Reads this machine's file system; changes nothing.
+pub(super) async fn prepare(
+    runtime: &dyn Runtime,
+    project: &Project,
+    deploy: &Deploy,
+    variables: Variables,
+) -> Result<Prepared, Error> {
+    let source = Source {
+        files: project.files.clone(),
+        directory: project.directory.clone(),
+        env_files: project.env_files.clone(),
+        profiles: project.profiles.clone(),
+        project: deploy.target.project.clone(),
+        variables: variables.clone(),
+    };
+    let resolved = runtime.resolve(&source).await?;
+    let mut model = resolved.model;
+    let repository = project.repository.clone();
+    let proxy_network = match &project.proxy {
+        Proxy::None => None,
+        Proxy::Traefik(traefik) => Some(traefik.network.clone()),
+    };
+    let (model, uses) = blocking(move || {
+        let uses: Vec<FileUse> = files::canonical(&mut model)?;
+        let violations = stack::violations(&model, &repository, proxy_network.as_deref());
+        if !violations.is_empty() {
+            return Err(Refusal::Policy(violations).into());
+        }
+        Ok((model, uses))
+    })
+    .await?;
+    check_services(project, &model)?;
+    let uploads = blocking(move || files::uploads(&uses)).await?;
+    let (routes, wanted) = routes(project, &model)?;
+    Ok(Prepared {
+        built: stack::built(&model),
+        variables,
+        uploads,
+        routes,
+        wanted,
+        warnings: resolved.warnings,
+        model,
+    })
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(crate::fault::Fault::new(crate::fault::FaultKind::Failed, "read the repository", "the reader died")
+            .caused_by(error)
+            .into()),
+    }
+}
+
+/// Services that the configuration names must exist.
+fn check_services(project: &Project, model: &Value) -> Result<(), Error> {
+    let known = stack::service_names(model);
+    if known.is_empty() {
+        return Err(Error::invalid("the Compose files define no service (or only services of profiles that are off)"));
+    }
+    let named = project
+        .routes
+        .iter()
+        .flatten()
+        .map(|route| (&route.service, &route.place))
+        .chain(project.steps.iter().map(|step| (&step.service, &step.place)))
+        .chain(project.health.iter().filter_map(|health| Some((health.service.as_ref()?, &health.place))))
+        .chain(project.env_services.iter().map(|service| (service, &project.env_services_place)));
+    for (service, place) in named {
+        if !known.contains(service) {
+            let names = known.iter().cloned().collect::<Vec<_>>().join(", ");
+            return Err(Error::invalid(format!("{place}: there is no service `{service}` in the Compose files; there are: {names}")));
+        }
+    }
+    Ok(())
+}
+
+/// The routes, and what has to be published without a proxy.
+fn routes(project: &Project, model: &Value) -> Result<(Vec<RouteSpec>, BTreeSet<Port>), Error> {
+    let published = stack::published_ports(model);
+    let tcp: Vec<&Port> = published.iter().filter(|port| port.protocol == "tcp").collect();
+    if project.routes.is_none() && project.proxy != Proxy::None && tcp.len() != 1 {
+        let found: Vec<String> = tcp.iter().map(|port| format!("{} of {}", port.target, port.service)).collect();
+        let found = if found.is_empty() { "no port is".to_owned() } else { format!("these ports are: {}", found.join(", ")) };
+        return Err(Error::invalid(format!("a [[route]] is missing: {found} published in the Compose files, so it is not clear where the address leads")));
+    }
+    let routes = project.routes.clone().unwrap_or_else(|| {
+        tcp.iter().map(|port| RouteSpec {
+                service: port.service.clone(),
+                port: port.target,
+                url: project.url.clone(),
+                strip_prefix: false,
+                place: "ports of the Compose files".to_owned(),
+            })
+            .collect()
+    });
+    for route in &routes {
+        let mode = model.pointer(&format!("/services/{}/network_mode", route.service)).and_then(Value::as_str);
+        if let Some(mode) = mode.filter(|mode| !mode.is_empty()) {
+            return Err(Error::invalid(format!(
+                "{}: service `{}` has `network_mode: {mode}` and no network of its own, so no route can lead to it",
+                route.place, route.service
+            )));
+        }
+        if matches!(project.proxy, Proxy::Traefik(_)) && route.url.is_none() {
+            return Err(Error::invalid(format!("{}: behind a proxy the route to `{}` needs a `url`", route.place, route.service)));
+        }
+    }
+    let mut wanted = published;
+    wanted.extend(routes.iter().map(|route| Port {
+        service: route.service.clone(),
+        target: route.port,
+        protocol: "tcp".to_owned(),
+    }));
+    Ok((routes, wanted))
+}
+
+/// Renders the stack, with these host ports (unused behind a proxy).
+pub(super) fn render(
+    project: &Project,
+    deploy: &Deploy,
+    prepared: &Prepared,
+    directory: &str,
+    host_ports: &BTreeMap<String, u16>,
+) -> Wanted {
+    let files = files::places(&prepared.uploads, directory);
+    let mut addresses = Vec::new();
+    let mut full = Vec::new();
+    for spec in &prepared.routes {
+        let key = Port { service: spec.service.clone(), target: spec.port, protocol: "tcp".to_owned() }.key();
+        let url = match (&project.proxy, host_ports.get(&key)) {
+            (Proxy::None, Some(port)) => format!("http://127.0.0.1:{port}"),
+            (Proxy::None, None) => continue,
+            (Proxy::Traefik(_), _) => spec.url.clone().unwrap_or_default(),
+        };
+        addresses.push(Address { service: spec.service.clone(), port: spec.port, url: url.clone() });
+        full.push(Route { service: spec.service.clone(), port: spec.port, url, strip_prefix: spec.strip_prefix });
+    }
+    let labels = match &project.proxy {
+        Proxy::None => None,
+        Proxy::Traefik(traefik) => {
+            Some((traefik.network.as_str(), route::traefik(&deploy.target.project, &full, traefik)))
+        }
+    };
+    let rendered = stack::render(&Input {
+        model: &prepared.model,
+        app: &deploy.target.app,
+        name: &deploy.target.name,
+        guardrails: &project.guardrails,
+        files: &files,
+        wanted: &prepared.wanted,
+        host_ports: labels.is_none().then_some(host_ports),
+        proxy: labels.as_ref().map(|(network, labels)| (*network, labels)),
+        inject_into: &project.env_services,
+        variables: &prepared.variables,
+    });
+    Wanted {
+        digest: crate::plan::digest(&rendered.model, &project.steps),
+        model: rendered.model,
+        differences: rendered.differences,
+        addresses,
+    }
+}

@@ -1,0 +1,267 @@
+//! What there is: all previews of a host, one preview in detail.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{Client, Error};
+use crate::engine::{Container, ContainerState, Health};
+use crate::host::Query;
+use crate::lock::Holder;
+use crate::ownership::{self, Selector};
+use crate::plan::condition;
+use crate::project::Target;
+use crate::state::{Address, Failure, Phase, State};
+
+/// One preview in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Listed {
+    /// The application.
+    pub app: String,
+    /// The preview.
+    pub name: String,
+    /// `ready`, …; `orphaned` if there is no state for what runs; `damaged` if its state file cannot be read.
+    pub phase: String,
+    /// What it is of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// Who asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// The commit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// The first public address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// When it was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<Timestamp>,
+    /// When it last changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub updated_at: Option<Timestamp>,
+    /// Containers that run and are not unhealthy.
+    pub running: usize,
+    /// All containers.
+    pub containers: usize,
+}
+
+/// All previews of a host, of one application or of all, by application and name. Two requests, however many previews.
+pub async fn list(client: &Client, app: Option<&str>) -> Result<Vec<Listed>, Error> {
+    let query = Query { read: vec![format!("{}/*/state.json", app.unwrap_or("*"))], list: vec![] };
+    let selector = app.map_or(Selector::Managed, |app| Selector::App(app.to_owned()));
+    let (survey, containers) =
+        futures_util::try_join!(client.host.survey(&client.base_dir, &query), client.engine.containers(&selector))?;
+    Ok(join(&client.base_dir, &survey.files, &containers))
+}
+
+/// Brings state files and containers together.
+fn join(base: &str, files: &BTreeMap<String, String>, containers: &[Container]) -> Vec<Listed> {
+    let mut found: BTreeMap<(String, String), Listed> = BTreeMap::new();
+    for (path, text) in files {
+        let mut parts = path.strip_prefix(base).unwrap_or(path).trim_start_matches('/').split('/');
+        let (Some(app), Some(name)) = (parts.next(), parts.next()) else { continue };
+        let mut listed = empty(app, name, "damaged");
+        if let Ok(state) = State::parse(path, text) {
+            listed.phase = state.phase.to_string();
+            listed.subject = Some(state.subject.to_string());
+            listed.owner = state.owner;
+            listed.commit = state.commit;
+            listed.url = state.addresses.first().map(|address| address.url.clone());
+            listed.created_at = Some(state.created_at);
+            listed.updated_at = Some(state.updated_at);
+        }
+        found.insert((app.to_owned(), name.to_owned()), listed);
+    }
+    for container in containers {
+        let (Some(app), Some(name)) = (container.labels.get(ownership::APP), container.labels.get(ownership::NAME)) else {
+            continue;
+        };
+        let listed =
+            found.entry((app.clone(), name.clone())).or_insert_with(|| empty(app, name, "orphaned"));
+        listed.containers += 1;
+        if container.state == ContainerState::Running && container.health != Health::Unhealthy {
+            listed.running += 1;
+        }
+    }
+    found.into_values().collect()
+}
+
+fn empty(app: &str, name: &str, phase: &str) -> Listed {
+    Listed {
+        app: app.to_owned(),
+        name: name.to_owned(),
+        phase: phase.to_owned(),
+        subject: None,
+        owner: None,
+        commit: None,
+        url: None,
+        created_at: None,
+        updated_at: None,
+        running: 0,
+        containers: 0,
+    }
+}
+
+/// One service in a status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ServiceStatus {
+    /// Service.
+    pub service: String,
+    /// Container name.
+    pub container: String,
+    /// Its id.
+    pub id: String,
+    /// State and health in words.
+    pub state: String,
+    /// The image as it was named.
+    pub image: String,
+    /// Memory in use, bytes, if it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// The limit of memory, bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<u64>,
+}
+
+/// One preview in detail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// The preview's name.
+    pub name: String,
+    /// The application.
+    pub app: String,
+    /// Where it is; `None` if there is no state for what runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// A run began and died: its phase is in flight, and nobody holds the lock.
+    pub crashed: bool,
+    /// What it is of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// Who asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// The commit that the last run brought.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// Public addresses.
+    pub addresses: Vec<Address>,
+    /// When it was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<Timestamp>,
+    /// When it last changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub updated_at: Option<Timestamp>,
+    /// Why the last run failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// Who is at work on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locked_by: Option<Holder>,
+    /// Its containers.
+    pub services: Vec<ServiceStatus>,
+}
+
+/// One preview in detail; `NotFound` if there is nothing of it.
+pub async fn status(client: &Client, target: &Target) -> Result<Status, Error> {
+    let state_path = target.file(&client.base_dir, "state.json");
+    let query = Query { read: vec![format!("{}/{}/state.json", target.app, target.name)], list: vec![] };
+    let selector = Selector::preview(&target.app, &target.name);
+    let lock_path = target.file(&client.base_dir, ".lock");
+    let (survey, containers, locked_by) = futures_util::try_join!(
+        client.host.survey(&client.base_dir, &query),
+        client.engine.containers(&selector),
+        client.lock.holder(&lock_path),
+    )?;
+    let state = survey.files.get(&state_path).and_then(|text| State::parse(&state_path, text).ok());
+    if state.is_none() && containers.is_empty() {
+        return Err(missing(target));
+    }
+    let stats = futures_util::future::join_all(containers.iter().map(|container| async {
+        if container.state == ContainerState::Running { client.engine.stats(&container.id).await.ok() } else { None }
+    }))
+    .await;
+    let services = containers
+        .iter()
+        .zip(stats)
+        .map(|(container, stats)| ServiceStatus {
+            service: container.service().unwrap_or_default().to_owned(),
+            container: container.name.clone(),
+            id: container.id.clone(),
+            state: condition(container),
+            image: container.image.clone(),
+            memory: stats.as_ref().map(|stats| stats.memory),
+            memory_limit: stats.as_ref().map(|stats| stats.memory_limit).filter(|limit| *limit > 0),
+        })
+        .collect();
+    let crashed = state.as_ref().is_some_and(|state| state.phase.in_flight()) && locked_by.is_none();
+    Ok(Status {
+        name: target.name.clone(),
+        app: target.app.clone(),
+        phase: state.as_ref().map(|state| state.phase),
+        crashed,
+        subject: state.as_ref().map(|state| state.subject.to_string()),
+        owner: state.as_ref().and_then(|state| state.owner.clone()),
+        commit: state.as_ref().and_then(|state| state.commit.clone()),
+        addresses: state.as_ref().map(|state| state.addresses.clone()).unwrap_or_default(),
+        created_at: state.as_ref().map(|state| state.created_at),
+        updated_at: state.as_ref().map(|state| state.updated_at),
+        failure: state.and_then(|state| state.failure),
+        locked_by,
+        services,
+    })
+}
+
+fn missing(target: &Target) -> Error {
+    Error::NotFound(format!("there is no preview `{}` of `{}` on this host", target.name, target.app))
+}
+
+/// The containers whose logs are wanted: of one service, or all.
+pub async fn log_containers(client: &Client, target: &Target, service: Option<&str>) -> Result<Vec<Container>, Error> {
+    let all = client.engine.containers(&Selector::preview(&target.app, &target.name)).await?;
+    if all.is_empty() {
+        return Err(missing(target));
+    }
+    let Some(service) = service else { return Ok(all) };
+    let names: BTreeSet<&str> = all.iter().filter_map(Container::service).collect();
+    if !names.contains(service) {
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        return Err(Error::NotFound(format!("`{}` has no service `{service}`; there are: {names}", target.name)));
+    }
+    Ok(all.iter().filter(|container| container.service() == Some(service)).cloned().collect())
+}
+
+/// The container of a service that a command would run in: the first that runs.
+#[must_use]
+pub fn pick_container<'a>(containers: &'a [Container], service: &str) -> Option<&'a Container> {
+    containers
+        .iter()
+        .find(|container| container.service() == Some(service) && container.state == ContainerState::Running)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stacks_without_state_and_damaged_state_are_listed_as_such() {
+        let files = BTreeMap::from([("/b/shop/pr-1/state.json".to_owned(), "{".to_owned())]);
+        let container = Container {
+            id: "c".into(),
+            name: "c".into(),
+            image: String::new(),
+            image_id: String::new(),
+            state: ContainerState::Running,
+            health: Health::None,
+            labels: Selector::preview("shop", "pr-2").labels(),
+            created: 0,
+            ports: vec![],
+            networks: BTreeMap::new(),
+        };
+        let found = join("/b", &files, &[container]);
+        let told: Vec<_> = found.iter().map(|l| (l.name.as_str(), l.phase.as_str(), l.running)).collect();
+        assert_eq!(told, [("pr-1", "damaged", 0), ("pr-2", "orphaned", 1)]);
+    }
+}

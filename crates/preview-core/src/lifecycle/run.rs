@@ -1,0 +1,140 @@
+//! What all runs share: who is told, what ends a run early, and a lease that is checked before every change.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::Error;
+use crate::fault::{Fault, FaultKind};
+use crate::lock::{Acquired, Holder, Lease, Lock};
+use crate::secret::Secret;
+use crate::state::Phase;
+
+/// Something that a person, a CI system or a log may want to know.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A value that has to be masked; sent before the value is used.
+    Secret(&'a Secret<String>),
+    /// A stage begins.
+    Stage(Phase),
+    /// A stage has ended well.
+    StageDone(Phase, Duration),
+    /// A line of a program at work.
+    Progress(&'a str),
+    /// Something to know.
+    Note(&'a str),
+    /// Something that may be wrong.
+    Warning(&'a str),
+    /// Somebody else holds the lock.
+    Waiting(&'a str, Option<&'a Holder>),
+}
+
+/// Is told of what happens.
+pub trait Observer: Send + Sync {
+    /// Called from the run; must not block for long.
+    fn event(&self, event: &Event<'_>);
+}
+
+/// Tells nobody.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Quiet;
+
+impl Observer for Quiet {
+    fn event(&self, _: &Event<'_>) {}
+}
+
+/// Ends runs early, for example at Ctrl-C. Clones are the same switch.
+#[derive(Clone, Debug)]
+pub struct Interrupt {
+    sender: std::sync::Arc<watch::Sender<bool>>,
+}
+
+impl Default for Interrupt {
+    fn default() -> Self {
+        Self { sender: std::sync::Arc::new(watch::channel(false).0) }
+    }
+}
+
+impl Interrupt {
+    /// Ends the runs that were given this switch: they take back what they began.
+    pub fn fire(&self) {
+        self.sender.send_replace(true);
+    }
+
+    /// Ends when the switch is fired.
+    pub async fn fired(&self) {
+        let mut receiver = self.sender.subscribe();
+        // The sender lives in `self`, so this cannot fail.
+        let _ = receiver.wait_for(|fired| *fired).await;
+    }
+}
+
+/// How a stage ended before its work was done.
+#[derive(Debug)]
+pub(super) enum Halt {
+    /// The work failed.
+    Fault(Fault),
+    /// The stage's limit or the run's.
+    TimedOut(Duration),
+    /// The switch.
+    Aborted,
+    /// The lease.
+    LeaseLost(Fault),
+}
+
+impl From<Fault> for Halt {
+    fn from(fault: Fault) -> Self {
+        if fault.kind == FaultKind::LeaseLost { Self::LeaseLost(fault) } else { Self::Fault(fault) }
+    }
+}
+
+/// Waits for the lock of a preview.
+pub(super) async fn acquire(
+    lock: &dyn Lock,
+    path: &str,
+    who: &str,
+    why: &str,
+    wait: Duration,
+    observer: &dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<Box<dyn Lease>, Error> {
+    let since = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let holder = Holder { who: who.to_owned(), why: why.to_owned(), since };
+    let begun = Instant::now();
+    let waiting = |other: Option<Holder>| observer.event(&Event::Waiting(path, other.as_ref()));
+    let acquired = tokio::select! {
+        acquired = lock.acquire(path, &holder, wait, &waiting) => acquired?,
+        () = interrupt.fired() => {
+            return Err(Fault::new(FaultKind::TimedOut, "wait for the lock", "interrupted").into());
+        }
+    };
+    match acquired {
+        Acquired::Held(lease) => Ok(lease),
+        Acquired::TimedOut(holder) => {
+            Err(Error::Locked { what: why.to_owned(), holder, waited: begun.elapsed() })
+        }
+    }
+}
+
+/// Does work under a lease, with a limit of time, unless interrupted. The lease is checked first.
+pub(super) async fn guarded<T>(
+    lease: &dyn Lease,
+    interrupt: &Interrupt,
+    limit: Duration,
+    work: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Halt> {
+    lease.check().map_err(Halt::LeaseLost)?;
+    tokio::select! {
+        biased;
+        () = interrupt.fired() => Err(Halt::Aborted),
+        () = lease.lost() => Err(Halt::LeaseLost(Fault::new(
+            FaultKind::LeaseLost,
+            "hold the lock",
+            "the host has not been heard of for too long; somebody else may be at work on the preview now",
+        ))),
+        done = tokio::time::timeout(limit, work) => match done {
+            Ok(done) => done.map_err(Halt::from),
+            Err(_) => Err(Halt::TimedOut(limit)),
+        },
+    }
+}

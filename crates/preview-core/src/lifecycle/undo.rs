@@ -1,0 +1,165 @@
+//! The way back: to the last good version, or to nothing. It has its own limit of time, and is not interrupted.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::error::Restored;
+use super::run::{Halt, guarded};
+use super::wait::{self, Expected, Verdict};
+use super::{Client, Event, Interrupt, Observer};
+use crate::fault::Fault;
+use crate::host::Change;
+use crate::lock::Lease;
+use crate::ownership::Selector;
+use crate::plan;
+use crate::project::{Project, Target};
+use crate::runtime::{Stack, Variables};
+use crate::secret::{Redactor, Secret};
+use crate::state::{Failure, Good, Phase, State};
+
+/// What is needed to go back.
+pub(super) struct Undo<'a> {
+    pub(super) client: &'a Client,
+    pub(super) project: &'a Project,
+    pub(super) target: &'a Target,
+    pub(super) lease: &'a dyn Lease,
+    pub(super) observer: &'a dyn Observer,
+    pub(super) redactor: &'a Redactor,
+    /// The rendered stack of the last good version, and what is remembered of it.
+    pub(super) good: Option<(&'a str, &'a Good)>,
+    pub(super) state: &'a State,
+    pub(super) end: Phase,
+    pub(super) failure: Failure,
+    /// Directories of uploaded files, those of the failed version too.
+    pub(super) files: Vec<String>,
+    /// What secrets and configs of the stack may name by `environment:`.
+    pub(super) variables: &'a Variables,
+}
+
+/// Goes back.
+pub(super) async fn undo(undo: &Undo<'_>) -> Restored {
+    let limits = &undo.project.timeouts;
+    let limit = limits.start + limits.verify + Duration::from_secs(30);
+    // A second Ctrl-C ends the program; the first one led here.
+    let never = Interrupt::default();
+    let work = async {
+        match undo.good {
+            Some((text, good)) => restore(undo, text, good).await,
+            None => clear(undo).await,
+        }
+    };
+    match guarded(undo.lease, &never, limit, work).await {
+        Ok(restored) => restored,
+        Err(halt) => {
+            let why = match halt {
+                Halt::Fault(fault) | Halt::LeaseLost(fault) => undo.redactor.clean(&fault.chain()),
+                Halt::TimedOut(limit) => format!("the way back took longer than {} s", limit.as_secs()),
+                Halt::Aborted => "interrupted".to_owned(),
+            };
+            Restored::NotYet(format!("{why}; the next deploy or destroy of this preview mends it"))
+        }
+    }
+}
+
+/// Removes everything but the lock, which is held.
+async fn clear(undo: &Undo<'_>) -> Result<Restored, Fault> {
+    let selector = Selector::preview(&undo.target.app, &undo.target.name);
+    undo.client.engine.remove(&selector).await?;
+    undo.client.host.apply(&contents(undo.target, &undo.client.base_dir)).await?;
+    Ok(Restored::Removed)
+}
+
+/// The removal of all files of a preview but its lock.
+pub(super) fn contents(target: &Target, base: &str) -> Vec<Change> {
+    ["files", ".env", "stack.json", "state.json"]
+        .into_iter()
+        .map(|name| Change::Remove { path: target.file(base, name) })
+        .collect()
+}
+
+async fn restore(undo: &Undo<'_>, text: &str, good: &Good) -> Result<Restored, Fault> {
+    let engine = &*undo.client.engine;
+    let selector = Selector::preview(&undo.target.app, &undo.target.name);
+    let mut model: Value = serde_json::from_str(text).map_err(|error| {
+        Fault::new(crate::fault::FaultKind::Invalid, "read the last good stack", "stack.json is damaged").caused_by(error)
+    })?;
+    let names: BTreeSet<String> = good.images.keys().cloned().collect();
+    let today = engine.image_ids(&names).await?;
+    for (name, id) in &good.images {
+        if today.get(name) == Some(id) {
+            continue;
+        }
+        if name.starts_with(&format!("{}-", undo.target.project)) {
+            // The name is the preview's own, so it may be given back.
+            engine.tag(id, name).await?;
+        } else {
+            // Others use the name too: the preview names the image by its id instead.
+            use_image(&mut model, name, id);
+        }
+    }
+    let expected = Expected::of(&model);
+    let (verdict, containers) = wait::look(engine, &selector, &expected).await?;
+    let untouched = plan::container_ids(&containers) == good.containers && matches!(verdict, Verdict::Well | Verdict::Settling);
+    let containers = if untouched {
+        containers
+    } else {
+        let events = engine.watch(&selector).await?;
+        let stack = Stack {
+            project: undo.target.project.clone(),
+            rendered: Secret::new(model.to_string()),
+            variables: undo.variables.clone(),
+        };
+        let progress = |line: &str| undo.observer.event(&Event::Progress(&undo.redactor.clean(line)));
+        undo.client.runtime.up(&stack, &progress).await?;
+        let (verdict, containers) = wait::wait(engine, &selector, &expected, events, &mut |_| {}).await?;
+        if let Verdict::Broken(problems) = verdict {
+            let text: Vec<_> = problems.iter().map(|(service, why)| format!("{service} {why}")).collect();
+            let why = format!("the version before was started again, but {}", text.join("; "));
+            record(undo, good, &containers, &model).await?;
+            return Ok(Restored::NotYet(why));
+        }
+        containers
+    };
+    record(undo, good, &containers, &model).await?;
+    Ok(Restored::Previous)
+}
+
+/// Writes down that the version before runs, and why the new one does not.
+async fn record(
+    undo: &Undo<'_>,
+    good: &Good,
+    containers: &[crate::engine::Container],
+    model: &Value,
+) -> Result<(), Fault> {
+    let text = Secret::new(model.to_string().into_bytes());
+    let mut state = undo.state.clone();
+    state.phase = undo.end;
+    state.updated_at = Timestamp::now();
+    state.failure = Some(undo.failure.clone());
+    let mut good = good.clone();
+    good.containers = plan::container_ids(containers);
+    let base = &undo.client.base_dir;
+    let mut changes = vec![Change::Write { path: undo.target.file(base, "stack.json"), content: text, mode: 0o600 }];
+    let before: Vec<String> = good.files.iter().map(|hash| undo.target.file(base, &format!("files/{hash}"))).collect();
+    for path in undo.files.iter().filter(|path| !before.contains(path)) {
+        changes.push(Change::Remove { path: path.clone() });
+    }
+    state.good = Some(good);
+    changes.push(Change::Write {
+        path: undo.target.file(base, "state.json"),
+        content: Secret::new(state.to_json()),
+        mode: 0o600,
+    });
+    undo.client.host.apply(&changes).await
+}
+
+fn use_image(model: &mut Value, name: &str, id: &str) {
+    for (_, service) in model.get_mut("services").and_then(Value::as_object_mut).into_iter().flatten() {
+        if service.get("image").and_then(Value::as_str) == Some(name) {
+            service["image"] = Value::String(id.to_owned());
+        }
+    }
+}

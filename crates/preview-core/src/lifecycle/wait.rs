@@ -1,0 +1,282 @@
+//! When a stack is up: what containers say of themselves, judged in pure code, and the wait for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::engine::{Container, ContainerDetail, ContainerEvent, ContainerState, Engine, Health};
+use crate::fault::Fault;
+use crate::ownership::Selector;
+use crate::stack;
+
+/// A container without a health check counts as well once it has run so long.
+const SETTLE: Duration = Duration::from_secs(1);
+/// Containers that were started again so often do not get well.
+const TOO_OFTEN: i64 = 3;
+/// The list is read again at least so often, should an event be missed.
+const POLL: Duration = Duration::from_secs(3);
+
+/// What a stack should look like once it is up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Expected {
+    replicas: BTreeMap<String, usize>,
+    one_shots: BTreeSet<String>,
+}
+
+impl Expected {
+    pub(super) fn of(model: &Value) -> Self {
+        Self { replicas: stack::replicas(model), one_shots: stack::one_shots(model) }
+    }
+}
+
+/// What can be said of a stack at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// All is well.
+    Well,
+    /// All is well if it stays so for a moment: these have no health check.
+    Settling,
+    /// Not yet: for these services, for these reasons.
+    Waiting(BTreeMap<String, String>),
+    /// It will not get well: for these services, for these reasons.
+    Broken(BTreeMap<String, String>),
+}
+
+/// Judges. `details` are there for containers that do not simply run.
+pub(super) fn judge(
+    expected: &Expected,
+    containers: &[Container],
+    details: &BTreeMap<String, ContainerDetail>,
+) -> Verdict {
+    let mut waiting = BTreeMap::new();
+    let mut broken = BTreeMap::new();
+    let mut settling = false;
+    for (service, count) in &expected.replicas {
+        let of_service: Vec<_> = containers.iter().filter(|c| c.service() == Some(service)).collect();
+        if of_service.len() < *count {
+            waiting.insert(service.clone(), "is not there yet".to_owned());
+        }
+        let one_shot = expected.one_shots.contains(service);
+        for container in of_service {
+            let detail = details.get(&container.id);
+            match (container.state, container.health) {
+                (ContainerState::Running, Health::Healthy) => {}
+                (ContainerState::Running, Health::None) => {
+                    if detail.is_some_and(|d| d.restarts >= TOO_OFTEN) {
+                        broken.insert(service.clone(), "ends again and again".to_owned());
+                    }
+                    settling = true;
+                }
+                (ContainerState::Running, Health::Starting) => {
+                    waiting.insert(service.clone(), "is not healthy yet".to_owned());
+                }
+                (ContainerState::Running, Health::Unhealthy) => {
+                    broken.insert(service.clone(), "is unhealthy".to_owned());
+                }
+                (ContainerState::Exited, _) => match detail {
+                    Some(detail) if detail.exit_code == 0 && (one_shot || !detail.restarts_on_success) => {}
+                    Some(detail) => {
+                        broken.insert(service.clone(), format!("exited with code {}", detail.exit_code));
+                    }
+                    None => {
+                        waiting.insert(service.clone(), "exited".to_owned());
+                    }
+                },
+                (ContainerState::Restarting, _) => match detail {
+                    Some(detail) if detail.restarts >= TOO_OFTEN => {
+                        let mut why = format!("ends again and again, the last time with code {}", detail.exit_code);
+                        if detail.exit_code == 0 {
+                            why.push_str("; if it is to run once, give it `restart: \"no\"`");
+                        }
+                        broken.insert(service.clone(), why);
+                    }
+                    _ => {
+                        waiting.insert(service.clone(), "is being started again".to_owned());
+                    }
+                },
+                (ContainerState::Dead, _) => {
+                    broken.insert(service.clone(), "is dead".to_owned());
+                }
+                (ContainerState::Created, _) if detail.is_some_and(|d| !d.error.is_empty()) => {
+                    let why = detail.map(|d| d.error.clone()).unwrap_or_default();
+                    broken.insert(service.clone(), format!("does not start: {why}"));
+                }
+                _ => {
+                    waiting.insert(service.clone(), "does not run yet".to_owned());
+                }
+            }
+        }
+    }
+    if !broken.is_empty() {
+        Verdict::Broken(broken)
+    } else if !waiting.is_empty() {
+        Verdict::Waiting(waiting)
+    } else if settling {
+        Verdict::Settling
+    } else {
+        Verdict::Well
+    }
+}
+
+/// Looks once: containers, and details of those that do not simply run.
+pub(super) async fn look(
+    engine: &dyn Engine,
+    selector: &Selector,
+    expected: &Expected,
+) -> Result<(Verdict, Vec<Container>), Fault> {
+    let containers = engine.containers(selector).await?;
+    let curious = containers.iter().filter(|c| {
+        !matches!((c.state, c.health), (ContainerState::Running, Health::Healthy | Health::Starting))
+    });
+    let asked = futures_util::future::join_all(curious.map(|c| async { (c.id.clone(), engine.inspect(&c.id).await) }));
+    let mut details = BTreeMap::new();
+    for (id, detail) in asked.await {
+        match detail {
+            Ok(detail) => {
+                details.insert(id, detail);
+            }
+            // It went away in between: the next look tells.
+            Err(fault) if fault.kind == crate::fault::FaultKind::NotFound => {}
+            Err(fault) => return Err(fault),
+        }
+    }
+    // Details are younger than the list.
+    let containers: Vec<_> = containers
+        .into_iter()
+        .map(|c| details.get(&c.id).map_or_else(|| c.clone(), |d| Container { ports: c.ports.clone(), networks: c.networks.clone(), ..d.container.clone() }))
+        .collect();
+    Ok((judge(expected, &containers, &details), containers))
+}
+
+/// Waits until the stack is well, or will not get well; the caller limits the time. `events` were subscribed before the start.
+pub(super) async fn wait(
+    engine: &dyn Engine,
+    selector: &Selector,
+    expected: &Expected,
+    mut events: BoxStream<'static, Result<ContainerEvent, Fault>>,
+    note: &mut (dyn FnMut(&BTreeMap<String, String>) + Send),
+) -> Result<(Verdict, Vec<Container>), Fault> {
+    let mut settled: Option<Instant> = None;
+    let mut told = BTreeMap::new();
+    loop {
+        let (verdict, containers) = look(engine, selector, expected).await?;
+        let pause = match &verdict {
+            Verdict::Well | Verdict::Broken(_) => return Ok((verdict, containers)),
+            Verdict::Settling => {
+                let since = *settled.get_or_insert_with(Instant::now);
+                let left = SETTLE.saturating_sub(since.elapsed());
+                if left.is_zero() {
+                    return Ok((Verdict::Well, containers));
+                }
+                left
+            }
+            Verdict::Waiting(reasons) => {
+                settled = None;
+                if reasons != &told {
+                    note(reasons);
+                    told.clone_from(reasons);
+                }
+                POLL
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = next(&mut events) => {}
+        }
+    }
+}
+
+/// The next event that can change the verdict; never ends if there are no more events.
+async fn next(events: &mut BoxStream<'static, Result<ContainerEvent, Fault>>) {
+    loop {
+        match events.next().await {
+            Some(Ok(event)) => {
+                // `exec_*` events of health checks come all the time.
+                if ["start", "die", "oom", "kill", "stop", "restart", "destroy", "create"].contains(&event.action.as_str())
+                    || event.action.starts_with("health_status")
+                {
+                    return;
+                }
+            }
+            Some(Err(_)) | None => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn container(service: &str, state: ContainerState, health: Health) -> Container {
+        Container {
+            id: service.into(),
+            name: service.into(),
+            image: String::new(),
+            image_id: String::new(),
+            state,
+            health,
+            labels: BTreeMap::from([(crate::ownership::COMPOSE_SERVICE.to_owned(), service.to_owned())]),
+            created: 0,
+            ports: vec![],
+            networks: BTreeMap::new(),
+        }
+    }
+
+    fn detail(container: &Container, exit_code: i64, restarts: i64, restarts_on_success: bool) -> BTreeMap<String, ContainerDetail> {
+        BTreeMap::from([(
+            container.id.clone(),
+            ContainerDetail {
+                container: container.clone(),
+                exit_code,
+                oom_killed: false,
+                error: String::new(),
+                restarts,
+                restarts_on_success,
+                health_output: None,
+            },
+        )])
+    }
+
+    fn expected(service: serde_json::Value) -> Expected {
+        Expected::of(&json!({"services": {"a": service}}))
+    }
+
+    #[test]
+    fn health_decides_where_there_is_a_check() {
+        let long = expected(json!({"restart": "unless-stopped"}));
+        let judged = |health| judge(&long, &[container("a", ContainerState::Running, health)], &BTreeMap::new());
+        assert_eq!(judged(Health::Healthy), Verdict::Well);
+        assert_eq!(judged(Health::None), Verdict::Settling);
+        assert!(matches!(judged(Health::Starting), Verdict::Waiting(_)));
+        assert!(matches!(judged(Health::Unhealthy), Verdict::Broken(_)));
+        assert!(matches!(judge(&long, &[], &BTreeMap::new()), Verdict::Waiting(_)));
+    }
+
+    #[test]
+    fn a_one_shot_is_well_when_it_has_ended_with_success() {
+        let once = expected(json!({"restart": "no"}));
+        // `restart: "no"` may also stand at a service that stays up.
+        let running = container("a", ContainerState::Running, Health::None);
+        assert_eq!(judge(&once, &[running], &BTreeMap::new()), Verdict::Settling);
+        let ended = container("a", ContainerState::Exited, Health::None);
+        assert_eq!(judge(&once, std::slice::from_ref(&ended), &detail(&ended, 0, 0, false)), Verdict::Well);
+        assert!(matches!(judge(&once, std::slice::from_ref(&ended), &detail(&ended, 3, 0, false)), Verdict::Broken(_)));
+    }
+
+    #[test]
+    fn what_ends_again_and_again_is_broken_and_told_what_to_do() {
+        let long = expected(json!({"restart": "unless-stopped"}));
+        let again = container("a", ContainerState::Restarting, Health::None);
+        assert!(matches!(judge(&long, std::slice::from_ref(&again), &detail(&again, 1, 1, true)), Verdict::Waiting(_)));
+        let Verdict::Broken(why) = judge(&long, std::slice::from_ref(&again), &detail(&again, 0, 3, true)) else {
+            panic!("not broken")
+        };
+        assert!(why["a"].contains("restart: \"no\""), "{why:?}");
+    }
+}

@@ -1,0 +1,364 @@
+//! The lease over `flock` of a shell on the host: the kernel frees it when the shell ends, however it ends.
+//!
+//! The shell ends at the end of its input (we died, the connection was lost) and when no line came for the time to live (we
+//! hang, the network swallows packets). Nothing has to be cleaned up and no clock is compared with another.
+//!
+//! We drive it line by line: `try`, `wait` (a slice of one second, so that it notices our end soon), then `beat N` every few
+//! seconds, each of which is answered. Children of the shell do not inherit the lock's descriptor once it is held.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, Lines};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Acquired, GRACE, HEARTBEAT, Holder, Lease, Lock, TTL};
+use crate::fault::{Fault, FaultKind};
+use crate::host::shell::{Process, ShellHost, Transport};
+use crate::host::{kind_of, quote};
+
+const ACQUIRE: &str = "take the lock";
+const RELEASE: &str = "release the lock";
+
+/// `$1` the lock's file, `$2` the holder as JSON, `$3` the time to live in seconds.
+const HOLD: &str = r#"
+LC_ALL=C; export LC_ALL; umask 077
+lock=$1 json=$2 ttl=$3
+command -v flock >/dev/null || { echo 'flock: not found' >&2; exit 1; }
+command -v timeout >/dev/null || { echo 'timeout: not found' >&2; exit 1; }
+# `read -t` is not POSIX: bash and busybox have it, dash does not.
+if ( echo x | read -r -t 1 x ) 2>/dev/null; then
+  hear() { IFS= read -r -t "$ttl" line; }
+else
+  hear() { line=$(timeout "$ttl" sh -c 'IFS= read -r line && printf %s "$line"' 9>&-); }
+fi
+same() { [ "$lock" -ef /proc/self/fd/9 ]; }
+reopen() {
+  for again in 1 2 3 4 5; do
+    [ -d "${lock%/*}" ] || mkdir -p "${lock%/*}" || continue
+    if command exec 9<>"$lock"; then return 0; fi
+  done
+  return 1
+}
+# Its last holder may have removed the file: then the descriptor locks what nobody else sees.
+attempt() {
+  while :; do
+    same 2>/dev/null || reopen || exit 1
+    "$@" || return 1
+    if same; then return 0; fi
+  done
+}
+got=
+while hear; do
+  case $line in
+    try) attempt flock -n 9 && got=1 && break ;;
+    # Somebody who asks for the holder has it for an instant; that is not "taken".
+    once) attempt flock -n 9 && got=1 && break; sleep 0.2 2>/dev/null || sleep 1; attempt flock -n 9 && got=1 && break ;;
+    wait) attempt timeout 1 flock 9 && got=1 && break ;;
+    *) exit 1 ;;
+  esac
+  holder=
+  { IFS= read -r holder <"$lock"; } 2>/dev/null
+  printf 'busy %s\n' "$holder"
+done
+[ -n "$got" ] || exit 0
+printf '%s\n' "$json" >/proc/self/fd/9
+echo held
+while hear; do
+  case $line in
+    beat*) printf '%s\n' "$line" ;;
+    release) : >/proc/self/fd/9; exec 9>&-; echo released; exit 0 ;;
+    remove) if same; then rm -f "$lock"; fi; exec 9>&-; echo released; exit 0 ;;
+    *) exit 1 ;;
+  esac
+done
+"#;
+
+/// A shared lock for an instant: askers do not disturb each other, and those who wait are not turned away.
+fn probe(path: &str) -> String {
+    format!(
+        "l={}\n\
+         for again in 1 2; do\n\
+         [ -e \"$l\" ] || exit 0\n\
+         command -v flock >/dev/null || {{ echo 'flock: not found' >&2; exit 1; }}\n\
+         if ( exec 9<\"$l\" && flock -n -s 9 ); then exit 0; fi\n\
+         j=; {{ IFS= read -r j <\"$l\"; }} 2>/dev/null\n\
+         if [ -n \"$j\" ]; then break; fi; sleep 0.2 2>/dev/null || sleep 1\n\
+         done\n\
+         printf 'held %s\\n' \"$j\"\n",
+        quote(path)
+    )
+}
+
+/// How long things take; the constants of the [module](super) unless a test is in a hurry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Heartbeats are this far apart.
+    pub heartbeat: Duration,
+    /// The host frees the lock after so long without one; whole seconds.
+    pub ttl: Duration,
+    /// The holder gives up after so long without an answer; shorter than `ttl`.
+    pub grace: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { heartbeat: HEARTBEAT, ttl: TTL, grace: GRACE }
+    }
+}
+
+/// Locks on a host that is spoken to through a shell.
+pub struct ShellLock<T> {
+    host: Arc<ShellHost<T>>,
+    timing: Timing,
+}
+
+impl<T: Transport> ShellLock<T> {
+    /// Locks on this host.
+    pub fn new(host: Arc<ShellHost<T>>) -> Self {
+        Self::with_timing(host, Timing::default())
+    }
+
+    /// Locks on this host with another rhythm; everybody who uses the same locks must keep it.
+    pub fn with_timing(host: Arc<ShellHost<T>>, timing: Timing) -> Self {
+        Self { host, timing }
+    }
+
+    async fn start(&self, path: &str, holder: &Holder) -> Result<Conversation, Fault> {
+        crate::host::checked(ACQUIRE, path)?;
+        let json = serde_json::to_string(holder)
+            .map_err(|error| Fault::new(FaultKind::Invalid, ACQUIRE, path).caused_by(error))?;
+        let ttl = self.timing.ttl.as_secs().max(1).to_string();
+        let process = self.host.transport().spawn(&self.host.shell_with(HOLD, &[path, &json, &ttl])).await?;
+        let Process { stdin, stdout, stderr, wait } = process;
+        Ok(Conversation { stdin, answers: BufReader::new(stdout).lines(), stderr, _program: wait })
+    }
+
+    /// Why the shell ended before it had the lock.
+    async fn ended(&self, path: &str, conversation: &mut Conversation) -> Fault {
+        let mut complaint = Vec::new();
+        let mut stderr = (&mut conversation.stderr).take(4096);
+        let read = stderr.read_to_end(&mut complaint);
+        let _ = tokio::time::timeout(Duration::from_secs(1), read).await;
+        let complaint = String::from_utf8_lossy(&complaint).trim().to_owned();
+        if complaint.is_empty() {
+            self.host.transport().broken(ACQUIRE).await
+        } else {
+            Fault::new(kind_of(&complaint), ACQUIRE, format!("{path}: {complaint}"))
+        }
+    }
+}
+
+/// A shell on the host that has the lock, or wants it. Dropping it ends the shell.
+struct Conversation {
+    stdin: Box<dyn AsyncWrite + Send + Sync + Unpin>,
+    answers: Lines<BufReader<Box<dyn AsyncRead + Send + Sync + Unpin>>>,
+    stderr: Box<dyn AsyncRead + Send + Sync + Unpin>,
+    _program: futures_util::future::BoxFuture<'static, Result<i32, Fault>>,
+}
+
+impl Conversation {
+    async fn say(&mut self, line: &str) -> std::io::Result<()> {
+        self.stdin.write_all(format!("{line}\n").as_bytes()).await?;
+        self.stdin.flush().await
+    }
+}
+
+#[async_trait]
+impl<T: Transport> Lock for ShellLock<T> {
+    async fn acquire(
+        &self,
+        path: &str,
+        holder: &Holder,
+        wait: Duration,
+        waiting: &(dyn Fn(Option<Holder>) + Send + Sync),
+    ) -> Result<Acquired, Fault> {
+        let deadline = Instant::now() + wait;
+        let mut conversation = self.start(path, holder).await?;
+        let mut wish = if wait.is_zero() { "once" } else { "try" };
+        let mut seen: Option<Option<Holder>> = None;
+        loop {
+            // Noted before it is sent: the host counts its time to live from a later moment.
+            let sent = Instant::now();
+            // Before the first answer it is not known whether anybody holds the lock: the way there is not waiting for it.
+            let limit = match seen {
+                Some(_) => deadline.saturating_duration_since(sent).min(self.timing.grace),
+                None => self.timing.grace,
+            };
+            let exchange = async {
+                conversation.say(wish).await?;
+                conversation.answers.next_line().await
+            };
+            let answer = match tokio::time::timeout(limit, exchange).await {
+                Ok(Ok(Some(answer))) => answer,
+                Ok(Ok(None) | Err(_)) => return Err(self.ended(path, &mut conversation).await),
+                Err(_) => {
+                    return match seen {
+                        Some(holder) if Instant::now() >= deadline => Ok(Acquired::TimedOut(holder)),
+                        _ => Err(self.host.transport().broken(ACQUIRE).await),
+                    };
+                }
+            };
+            if answer == "held" {
+                return Ok(Acquired::Held(Box::new(ShellLease::start(path, conversation, sent, self.timing))));
+            }
+            let holder = answer.strip_prefix("busy ").and_then(|json| serde_json::from_str::<Holder>(json).ok());
+            if seen.as_ref() != Some(&holder) {
+                waiting(holder.clone());
+                seen = Some(holder.clone());
+            }
+            if wait.is_zero() || Instant::now() >= deadline {
+                return Ok(Acquired::TimedOut(holder));
+            }
+            wish = "wait";
+        }
+    }
+
+    async fn holder(&self, path: &str) -> Result<Option<Holder>, Fault> {
+        const OPERATION: &str = "ask who holds the lock";
+        crate::host::checked(OPERATION, path)?;
+        let answer = self.host.exchange(OPERATION, Duration::from_secs(30), |_| Ok(probe(path))).await?;
+        if answer.status != 0 {
+            return Err(Fault::new(kind_of(&answer.stderr), OPERATION, format!("{path}: {}", answer.stderr)));
+        }
+        let text = String::from_utf8_lossy(&answer.stdout);
+        Ok(text.trim_end().strip_prefix("held").map(|json| {
+            serde_json::from_str(json).unwrap_or_else(|_| Holder {
+                who: "somebody".to_owned(),
+                why: "unknown".to_owned(),
+                since: String::new(),
+            })
+        }))
+    }
+}
+
+/// What the lease knows, shared with the task that keeps it.
+struct Shared {
+    path: String,
+    grace: Duration,
+    /// When the last heartbeat that was answered was sent.
+    confirmed: Mutex<Instant>,
+    lost: watch::Sender<bool>,
+}
+
+impl Shared {
+    fn confirmed(&self) -> Instant {
+        *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Once lost, always lost: somebody may have begun to wind up.
+    fn is_lost(&self) -> bool {
+        if !*self.lost.borrow() && self.confirmed().elapsed() > self.grace {
+            self.lost.send_replace(true);
+        }
+        *self.lost.borrow()
+    }
+
+    fn fault(&self, operation: &'static str) -> Fault {
+        let silent = self.confirmed().elapsed().as_secs();
+        Fault::new(FaultKind::LeaseLost, operation, format!("{}: not confirmed for {silent} s", self.path))
+    }
+}
+
+struct Release {
+    remove: bool,
+    done: oneshot::Sender<()>,
+}
+
+struct ShellLease {
+    shared: Arc<Shared>,
+    /// The task ends, and the lock with it, when this is dropped.
+    release: mpsc::Sender<Release>,
+}
+
+impl ShellLease {
+    fn start(path: &str, conversation: Conversation, sent: Instant, timing: Timing) -> Self {
+        let shared = Arc::new(Shared {
+            path: path.to_owned(),
+            grace: timing.grace,
+            confirmed: Mutex::new(sent),
+            lost: watch::Sender::new(false),
+        });
+        let (release, wishes) = mpsc::channel(1);
+        tokio::spawn(keep(Arc::clone(&shared), conversation, wishes, timing.heartbeat));
+        Self { shared, release }
+    }
+}
+
+/// Sends heartbeats and notes the answers until the lease is released, dropped or lost.
+async fn keep(
+    shared: Arc<Shared>,
+    mut conversation: Conversation,
+    mut wishes: mpsc::Receiver<Release>,
+    heartbeat: Duration,
+) {
+    let mut beats = tokio::time::interval(heartbeat);
+    beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    beats.reset();
+    let mut number: u64 = 0;
+    let mut unanswered: VecDeque<(u64, Instant)> = VecDeque::new();
+    loop {
+        let given_up = tokio::time::Instant::from_std(shared.confirmed() + shared.grace);
+        tokio::select! {
+            wish = wishes.recv() => {
+                let Some(Release { remove, done }) = wish else { return };
+                if conversation.say(if remove { "remove" } else { "release" }).await.is_err() {
+                    break;
+                }
+                // Answers to heartbeats may come first.
+                while let Ok(Some(answer)) = conversation.answers.next_line().await {
+                    if answer == "released" {
+                        let _ = done.send(());
+                        return;
+                    }
+                }
+                break;
+            }
+            answer = conversation.answers.next_line() => {
+                let Ok(Some(answer)) = answer else { break };
+                let Some(answered) = answer.strip_prefix("beat ").and_then(|n| n.parse::<u64>().ok()) else { continue };
+                while let Some((n, sent)) = unanswered.front().copied().filter(|(n, _)| *n <= answered) {
+                    unanswered.pop_front();
+                    if n == answered {
+                        *shared.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = sent;
+                    }
+                }
+            }
+            _ = beats.tick() => {
+                number += 1;
+                unanswered.push_back((number, Instant::now()));
+                if conversation.say(&format!("beat {number}")).await.is_err() {
+                    break;
+                }
+            }
+            () = tokio::time::sleep_until(given_up) => break,
+        }
+    }
+    shared.lost.send_replace(true);
+}
+
+#[async_trait]
+impl Lease for ShellLease {
+    fn check(&self) -> Result<(), Fault> {
+        if self.shared.is_lost() { Err(self.shared.fault("keep the lock")) } else { Ok(()) }
+    }
+
+    async fn lost(&self) {
+        let mut lost = self.shared.lost.subscribe();
+        // The sender lives in `shared`, so this ends with the loss only.
+        let _ = lost.wait_for(|lost| *lost).await;
+    }
+
+    async fn release(self: Box<Self>, remove: bool) -> Result<(), Fault> {
+        self.check()?;
+        let (done, released) = oneshot::channel();
+        let lost = |_| self.shared.fault(RELEASE);
+        self.release.send(Release { remove, done }).await.map_err(lost)?;
+        match tokio::time::timeout(self.shared.grace, released).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(self.shared.fault(RELEASE)),
+        }
+    }
+}

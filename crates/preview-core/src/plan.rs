@@ -1,0 +1,328 @@
+//! What has to change: the wanted stack against what runs. Pure; `preview plan` prints it, `deploy` carries it out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use crate::engine::{Container, ContainerState, Health};
+use crate::project::StepSpec;
+use crate::stack::{self, Difference};
+use crate::state::{Address, Phase, State};
+
+/// What happens to a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "change", content = "because")]
+pub enum Change {
+    /// It is new.
+    Create,
+    /// Its containers are replaced, for these reasons.
+    Recreate(Vec<String>),
+    /// Its containers are there, but do not run as they should.
+    Mend(String),
+    /// It is no longer in the files.
+    Remove,
+    /// Nothing.
+    Keep,
+}
+
+/// What a deploy does, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "action")]
+pub enum Action {
+    /// Sends files of the repository to the host.
+    Upload {
+        /// Directories that the host does not have yet, with the files' origin.
+        files: Vec<String>,
+    },
+    /// Builds images.
+    Build {
+        /// Services.
+        services: Vec<String>,
+    },
+    /// Pulls images.
+    Pull {
+        /// Images.
+        images: Vec<String>,
+    },
+    /// Brings the stack up; the changes by service stand beside it in the plan.
+    Up,
+    /// Runs a command in a service.
+    Step {
+        /// For people.
+        name: String,
+        /// Service.
+        service: String,
+    },
+    /// Waits for health and an answer.
+    Verify,
+}
+
+/// What kind of deploy it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// There is no such preview.
+    Create,
+    /// There is one.
+    Update,
+    /// There is one, and nothing differs.
+    Unchanged,
+    /// A run died on the way to the first version.
+    Resume,
+}
+
+/// What has to change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// The preview's name.
+    pub name: String,
+    /// The Compose project.
+    pub project: String,
+    /// Create, update, …
+    pub kind: Kind,
+    /// What is done, in order; empty if nothing differs.
+    pub actions: Vec<Action>,
+    /// What happens to each service. Before a build, what a rebuilt image will change is not known yet.
+    pub services: BTreeMap<String, Change>,
+    /// Public addresses.
+    pub addresses: Vec<Address>,
+    /// What differs from the user's files.
+    pub differences: Vec<Difference>,
+    /// For people.
+    pub warnings: Vec<String>,
+}
+
+/// What runs on the host.
+#[derive(Clone, Debug)]
+pub struct Running<'a> {
+    /// The state file.
+    pub state: Option<&'a State>,
+    /// The last stack that became ready.
+    pub good: Option<&'a Value>,
+    /// The preview's containers.
+    pub containers: &'a [Container],
+    /// Ids of the images of the wanted stack that the host has, by the name in the stack.
+    pub images: &'a BTreeMap<String, String>,
+}
+
+/// Identity of a stack together with what is done after its start.
+#[must_use]
+pub fn digest(model: &Value, steps: &[StepSpec]) -> String {
+    let mut hash = Sha256::new();
+    // The maps of `serde_json` are sorted, so equal models have equal text.
+    hash.update(model.to_string());
+    for step in steps {
+        hash.update(format!("\0{}\0{:?}", step.service, step.run));
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What happens to each service when `model` is brought up.
+#[must_use]
+pub fn changes(model: &Value, running: &Running<'_>) -> BTreeMap<String, Change> {
+    let wanted = stack::service_names(model);
+    let images = stack::images(model);
+    let replicas = stack::replicas(model);
+    let one_shots = stack::one_shots(model);
+    let mut by_service: BTreeMap<&str, Vec<&Container>> = BTreeMap::new();
+    for container in running.containers {
+        if let Some(service) = container.service() {
+            by_service.entry(service).or_default().push(container);
+        }
+    }
+    let mut changes = BTreeMap::new();
+    for service in &wanted {
+        let containers = by_service.get(service.as_str()).map(Vec::as_slice).unwrap_or_default();
+        let expected = replicas.get(service).copied().unwrap_or(1);
+        if containers.is_empty() && expected > 0 {
+            changes.insert(service.clone(), Change::Create);
+            continue;
+        }
+        let mut reasons = Vec::new();
+        match running.good.map(|good| good.pointer(&format!("/services/{service}"))) {
+            Some(before) if before == model.pointer(&format!("/services/{service}")) => {}
+            Some(Some(_)) => reasons.push("its definition changed".to_owned()),
+            _ => reasons.push("what runs is not known to be good".to_owned()),
+        }
+        if let Some(id) = images.get(service).and_then(|image| running.images.get(image))
+            && containers.iter().any(|container| &container.image_id != id)
+        {
+            reasons.push("its image changed".to_owned());
+        }
+        let change = if !reasons.is_empty() {
+            Change::Recreate(reasons)
+        } else if containers.len() != expected {
+            Change::Mend(format!("{} of {expected} containers exist", containers.len()))
+        } else if let Some(sick) = containers.iter().find(|container| !well(container, one_shots.contains(service))) {
+            Change::Mend(format!("its container is {}", condition(sick)))
+        } else {
+            Change::Keep
+        };
+        changes.insert(service.clone(), change);
+    }
+    let known: BTreeSet<&str> = wanted.iter().map(String::as_str).collect();
+    for service in by_service.keys().filter(|service| !known.contains(**service)) {
+        changes.insert((*service).to_owned(), Change::Remove);
+    }
+    changes
+}
+
+/// Whether nothing at all has to be done: the stack of this digest is recorded as good, and just its containers run, on the images of today.
+#[must_use]
+pub fn unchanged(model: &Value, digest: &str, running: &Running<'_>) -> bool {
+    let Some(state) = running.state else { return false };
+    let Some(good) = &state.good else { return false };
+    matches!(state.phase, Phase::Ready | Phase::Failed | Phase::TimedOut | Phase::Aborted)
+        && good.digest == digest
+        && good.containers == container_ids(running.containers)
+        && changes(model, running).values().all(|change| change == &Change::Keep)
+}
+
+/// Ids of the containers by service, sorted: what the state file remembers.
+#[must_use]
+pub fn container_ids(containers: &[Container]) -> BTreeMap<String, Vec<String>> {
+    let mut ids: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for container in containers {
+        ids.entry(container.service().unwrap_or_default().to_owned()).or_default().push(container.id.clone());
+    }
+    for ids in ids.values_mut() {
+        ids.sort();
+    }
+    ids
+}
+
+fn well(container: &Container, one_shot: bool) -> bool {
+    match container.state {
+        ContainerState::Running => matches!(container.health, Health::None | Health::Healthy),
+        ContainerState::Exited => one_shot,
+        _ => false,
+    }
+}
+
+/// State and health of a container in words.
+#[must_use]
+pub fn condition(container: &Container) -> String {
+    let state = match container.state {
+        ContainerState::Created => "created, not started",
+        ContainerState::Running => match container.health {
+            Health::None => "running",
+            Health::Starting => "starting",
+            Health::Healthy => "healthy",
+            Health::Unhealthy => "unhealthy",
+        },
+        ContainerState::Paused => "paused",
+        ContainerState::Restarting => "restarting",
+        ContainerState::Removing => "being removed",
+        ContainerState::Exited => "exited",
+        ContainerState::Dead => "dead",
+    };
+    state.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn model(tag: &str) -> Value {
+        json!({"name": "p", "services": {"web": {"image": format!("web:{tag}")}, "db": {"image": "db:1"}}})
+    }
+
+    fn container(service: &str, id: &str, image_id: &str) -> Container {
+        Container {
+            id: id.into(),
+            name: format!("p-{service}-1"),
+            image: String::new(),
+            image_id: image_id.into(),
+            state: ContainerState::Running,
+            health: Health::None,
+            labels: BTreeMap::from([(crate::ownership::COMPOSE_SERVICE.to_owned(), service.to_owned())]),
+            created: 0,
+            ports: vec![],
+            networks: BTreeMap::new(),
+        }
+    }
+
+    fn images() -> BTreeMap<String, String> {
+        BTreeMap::from([("web:1".into(), "i1".into()), ("web:2".into(), "i2".into()), ("db:1".into(), "d1".into())])
+    }
+
+    fn state(model: &Value, containers: &[Container]) -> State {
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        State {
+            schema: crate::state::SCHEMA,
+            app: "a".into(),
+            name: "n".into(),
+            project: "p".into(),
+            subject: crate::state::Subject::Pull(1),
+            repository: None,
+            owner: None,
+            phase: Phase::Ready,
+            created_at: now,
+            updated_at: now,
+            commit: None,
+            addresses: vec![],
+            ports: BTreeMap::new(),
+            good: Some(crate::state::Good {
+                digest: digest(model, &[]),
+                containers: container_ids(containers),
+                images: BTreeMap::new(),
+                files: vec![],
+                commit: None,
+                at: now,
+            }),
+            failure: None,
+        }
+    }
+
+    #[test]
+    fn nothing_differs() {
+        let model = model("1");
+        let containers = [container("web", "c1", "i1"), container("db", "c2", "d1")];
+        let state = state(&model, &containers);
+        let images = images();
+        let running = Running { state: Some(&state), good: Some(&model), containers: &containers, images: &images };
+        assert!(unchanged(&model, &digest(&model, &[]), &running));
+    }
+
+    #[test]
+    fn each_difference_is_seen_and_named() {
+        let good = model("1");
+        let containers = [container("web", "c1", "i1"), container("db", "c2", "d1")];
+        let state = state(&good, &containers);
+        let images = images();
+        let running = |containers| Running { state: Some(&state), good: Some(&good), containers, images: &images };
+
+        let new = model("2");
+        assert!(!unchanged(&new, &digest(&new, &[]), &running(&containers)));
+        let found = changes(&new, &running(&containers));
+        assert_eq!(found["db"], Change::Keep);
+        assert_eq!(found["web"], Change::Recreate(vec!["its definition changed".into(), "its image changed".into()]));
+
+        let replaced = [container("web", "c9", "i1"), container("db", "c2", "d1")];
+        assert!(!unchanged(&good, &digest(&good, &[]), &running(&replaced)), "a container that we did not start");
+
+        let mut stopped = containers.clone();
+        stopped[1].state = ContainerState::Exited;
+        assert_eq!(changes(&good, &running(&stopped))["db"], Change::Mend("its container is exited".into()));
+
+        let fewer = [container("web", "c1", "i1"), container("old", "c3", "x")];
+        let found = changes(&good, &running(&fewer));
+        assert_eq!((&found["db"], &found["old"]), (&Change::Create, &Change::Remove));
+    }
+
+    #[test]
+    fn a_step_is_part_of_the_identity() {
+        let step = StepSpec {
+            name: "m".into(),
+            service: "web".into(),
+            run: vec!["m".into()],
+            timeout: None,
+            place: String::new(),
+        };
+        assert_ne!(digest(&model("1"), &[]), digest(&model("1"), &[step]));
+    }
+}

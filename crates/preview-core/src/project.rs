@@ -1,0 +1,200 @@
+//! How an application is deployed: the configuration after it was read and checked, without where it came from.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::route::Traefik;
+use crate::secrets::SecretSource;
+use crate::stack::Guardrails;
+use crate::state::Subject;
+
+/// Which preview is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The application.
+    pub app: String,
+    /// The preview's name within the application: a DNS label.
+    pub name: String,
+    /// The Compose project.
+    pub project: String,
+}
+
+/// Directories and files of one preview on the host.
+impl Target {
+    /// `<base>/<app>`.
+    #[must_use]
+    pub fn app_directory(&self, base: &str) -> String {
+        format!("{base}/{}", self.app)
+    }
+
+    /// `<base>/<app>/<name>`.
+    #[must_use]
+    pub fn directory(&self, base: &str) -> String {
+        format!("{base}/{}/{}", self.app, self.name)
+    }
+
+    /// A file of the preview on the host.
+    #[must_use]
+    pub fn file(&self, base: &str, name: &str) -> String {
+        format!("{base}/{}/{}/{name}", self.app, self.name)
+    }
+}
+
+/// A wish for a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteSpec {
+    /// The service.
+    pub service: String,
+    /// The service's port.
+    pub port: u16,
+    /// The public address, resolved for the preview; needed behind a proxy.
+    pub url: Option<String>,
+    /// Whether the service sees paths without the prefix.
+    pub strip_prefix: bool,
+    /// Where the wish was written: `preview.toml:12: [[route]]`.
+    pub place: String,
+}
+
+/// The reverse proxy on the host.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum Proxy {
+    /// None: ports are published on the host's loopback address.
+    #[default]
+    None,
+    /// Traefik, told by labels.
+    Traefik(Traefik),
+}
+
+/// Limits of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Waiting for the preview's lock.
+    pub lock: Duration,
+    /// Building all images.
+    pub build: Duration,
+    /// Pulling all images.
+    pub pull: Duration,
+    /// Bringing the stack up.
+    pub start: Duration,
+    /// Becoming healthy and answering.
+    pub verify: Duration,
+    /// Each step after the start.
+    pub step: Duration,
+    /// The whole run, the way back not included.
+    pub total: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+        Self {
+            lock: minutes(1),
+            build: minutes(15),
+            pull: minutes(5),
+            start: minutes(2),
+            verify: minutes(1),
+            step: minutes(5),
+            total: minutes(20),
+        }
+    }
+}
+
+/// When images are pulled that are not built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum PullPolicy {
+    /// When the host does not have them.
+    #[default]
+    Missing,
+    /// At each deploy.
+    Always,
+}
+
+/// A question to a service that must be answered with a status from 200 to 399.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthProbe {
+    /// Path.
+    pub path: String,
+    /// Service; the first route's without it.
+    pub service: Option<String>,
+    /// Port; the first route's without it.
+    pub port: Option<u16>,
+    /// Where the wish was written.
+    pub place: String,
+}
+
+/// A command in a container after the start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepSpec {
+    /// For people.
+    pub name: String,
+    /// The service.
+    pub service: String,
+    /// Program and arguments.
+    pub run: Vec<String>,
+    /// Limit of time, if it has its own.
+    pub timeout: Option<Duration>,
+    /// Where the wish was written.
+    pub place: String,
+}
+
+/// How an application is deployed.
+#[derive(Clone)]
+pub struct Project {
+    /// Compose files, in order.
+    pub files: Vec<PathBuf>,
+    /// What relative paths in them refer to.
+    pub directory: PathBuf,
+    /// The canonical directory that mounts, contexts and files must lie in.
+    pub repository: PathBuf,
+    /// Files with variables for interpolation.
+    pub env_files: Vec<PathBuf>,
+    /// Active profiles.
+    pub profiles: Vec<String>,
+    /// When images are pulled.
+    pub pull: PullPolicy,
+    /// Routes; `None`: every TCP port that the files publish gets one (behind a proxy: the only one).
+    pub routes: Option<Vec<RouteSpec>>,
+    /// The public address of the only route, where none is named.
+    pub url: Option<String>,
+    /// The reverse proxy.
+    pub proxy: Proxy,
+    /// Limits of each container.
+    pub guardrails: Guardrails,
+    /// Limits of time.
+    pub timeouts: Timeouts,
+    /// The question that the preview must answer.
+    pub health: Option<HealthProbe>,
+    /// Where secrets come from; later ones win.
+    pub secrets: Vec<Arc<dyn SecretSource>>,
+    /// Credentials to generate, by name, with their length.
+    pub generate: BTreeMap<String, usize>,
+    /// Fixed variables; they win over secrets.
+    pub env: BTreeMap<String, String>,
+    /// Services that get all variables, with the place of the wish.
+    pub env_services: Vec<String>,
+    /// Where that wish was written.
+    pub env_services_place: String,
+    /// Commands after the start, in order.
+    pub steps: Vec<StepSpec>,
+}
+
+/// What a run was asked to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deploy {
+    /// Which preview.
+    pub target: Target,
+    /// What it is of.
+    pub subject: Subject,
+    /// The repository, where known.
+    pub repository: Option<String>,
+    /// Who asks.
+    pub owner: Option<String>,
+    /// The commit, where known.
+    pub commit: Option<String>,
+    /// Do nothing unless the preview exists.
+    pub update_only: bool,
+    /// Who holds the locks of this run, for those who wait.
+    pub who: String,
+}

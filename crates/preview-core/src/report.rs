@@ -1,0 +1,367 @@
+//! Outcomes as text for terminals and as Markdown for job summaries. Pure; knows neither terminals nor forges.
+
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+
+use crate::lifecycle::{Deployed, Destroyed, FailureReport, Listed, Restored, Status};
+use crate::plan::{Action, Change, Kind, Plan};
+
+/// A deploy that is done, in one or a few lines.
+#[must_use]
+pub fn deployed(deployed: &Deployed) -> String {
+    let mut text = match deployed.kind {
+        None => return format!("{}: there is no such preview, so there is nothing to update", deployed.name),
+        Some(Kind::Unchanged) => format!("{}: unchanged, nothing was recreated", deployed.name),
+        Some(Kind::Create | Kind::Resume) => format!("{}: created", deployed.name),
+        Some(Kind::Update) => format!("{}: updated", deployed.name),
+    };
+    let _ = write!(text, " ({:.1} s)", deployed.seconds);
+    if deployed.kind == Some(Kind::Update) {
+        let _ = write!(text, "\n{}", services(deployed.services.iter()).trim_end());
+    }
+    if deployed.addresses.is_empty() {
+        text.push_str("\n  no address: no service publishes a port, and there is no [[route]]");
+    }
+    text
+}
+
+fn services<'a>(changes: impl Iterator<Item = (&'a String, &'a Change)>) -> String {
+    changes
+        .map(|(service, change)| match change {
+            Change::Create => format!("  + {service}\n"),
+            Change::Recreate(because) => format!("  ~ {service} ({})\n", because.join(", ")),
+            Change::Mend(because) => format!("  ~ {service} ({because})\n"),
+            Change::Remove => format!("  - {service}\n"),
+            Change::Keep => format!("    {service} (kept)\n"),
+        })
+        .collect()
+}
+
+/// A destroy that is done.
+#[must_use]
+pub fn destroyed(destroyed: &Destroyed) -> String {
+    if !destroyed.existed {
+        return format!("{}: there was nothing to remove", destroyed.name);
+    }
+    let removed = &destroyed.removed;
+    format!(
+        "{}: removed ({} containers, {} networks, {} volumes, {} images, {} files)",
+        destroyed.name, removed.containers, removed.networks, removed.volumes, removed.images, destroyed.files
+    )
+}
+
+/// What would be done.
+#[must_use]
+pub fn plan(plan: &Plan) -> String {
+    let mut text = String::new();
+    let what = match plan.kind {
+        Kind::Create => "would be created",
+        Kind::Update => "would be updated",
+        Kind::Unchanged => "is up to date: nothing would be done",
+        Kind::Resume => "would be brought up again: its first deploy did not get through",
+    };
+    let _ = writeln!(text, "{} {what} (Compose project {})", plan.name, plan.project);
+    if !plan.actions.is_empty() {
+        let _ = writeln!(text, "\nSteps:");
+    }
+    for action in &plan.actions {
+        let _ = match action {
+            Action::Upload { files } => writeln!(text, "  upload {}", files.join(", ")),
+            Action::Build { services } => writeln!(text, "  build  {}", services.join(", ")),
+            Action::Pull { images } => writeln!(text, "  pull   {}", images.join(", ")),
+            Action::Up => writeln!(text, "  up"),
+            Action::Step { name, service } => writeln!(text, "  step   {name} (in {service})"),
+            Action::Verify => writeln!(text, "  verify health and answers"),
+        };
+    }
+    let _ = write!(text, "\nServices:\n{}", services(plan.services.iter()));
+    if !plan.addresses.is_empty() {
+        let _ = writeln!(text, "\nAddresses:");
+        for address in &plan.addresses {
+            let _ = writeln!(text, "  {} → {}:{}", address.url, address.service, address.port);
+        }
+    }
+    if !plan.differences.is_empty() {
+        let _ = writeln!(text, "\nDifferences from your files:");
+        for difference in &plan.differences {
+            let _ = writeln!(text, "  {}: {}", difference.key, difference.what);
+        }
+    }
+    for warning in &plan.warnings {
+        let _ = writeln!(text, "\nWarning: {warning}");
+    }
+    text
+}
+
+/// A deploy that failed: what, why, the last lines of what failed, and what runs now.
+#[must_use]
+pub fn failure(report: &FailureReport) -> String {
+    let mut text = format!("{} failed while {}: {}\n", report.name, report.phase, report.message);
+    for service in &report.services {
+        let _ = writeln!(text, "\n{} ({}): {}", service.service, service.state, service.problem);
+        let mut facts = Vec::new();
+        if let Some(code) = service.exit_code {
+            facts.push(format!("exit code {code}"));
+        }
+        if service.restarts > 0 {
+            facts.push(format!("started again {} times", service.restarts));
+        }
+        if service.out_of_memory {
+            facts.push("ended for lack of memory: raise its limit or [guardrails] memory".to_owned());
+        }
+        if !facts.is_empty() {
+            let _ = writeln!(text, "  {}", facts.join(", "));
+        }
+        if let Some(output) = &service.health_output {
+            let _ = writeln!(text, "  its health check said: {output}");
+        }
+        if service.log.is_empty() {
+            let _ = writeln!(text, "  its log is empty");
+        } else {
+            let _ = writeln!(text, "  the last {} lines of its log:", service.log.len());
+            for line in &service.log {
+                let _ = writeln!(text, "  | {line}");
+            }
+        }
+    }
+    if !report.output.is_empty() {
+        let _ = writeln!(text, "\nthe last lines of its output:");
+        for line in &report.output {
+            let _ = writeln!(text, "  | {line}");
+        }
+    }
+    let _ = write!(text, "\n{}", restored(&report.restored));
+    text
+}
+
+fn restored(restored: &Restored) -> String {
+    match restored {
+        Restored::Previous => "The version before runs, with its data.".to_owned(),
+        Restored::Removed => "Nothing was left behind: there was no version before.".to_owned(),
+        Restored::NotYet(why) => format!("Not taken back: {why}."),
+    }
+}
+
+/// How long ago, in one unit.
+#[must_use]
+pub fn age(then: Timestamp, now: Timestamp) -> String {
+    let seconds = now.as_second().saturating_sub(then.as_second()).max(0);
+    match seconds {
+        0..=119 => format!("{seconds}s"),
+        120..=7_199 => format!("{}m", seconds / 60),
+        7_200..=172_799 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// Rows with columns that line up.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// A list of previews.
+#[must_use]
+pub fn list(previews: &[Listed], now: Timestamp) -> String {
+    if previews.is_empty() {
+        return "no previews\n".to_owned();
+    }
+    let mut rows = vec![["APP", "NAME", "PHASE", "CONTAINERS", "AGE", "UPDATED", "OWNER", "URL"].map(str::to_owned).to_vec()];
+    for preview in previews {
+        rows.push(vec![
+            preview.app.clone(),
+            preview.name.clone(),
+            preview.phase.clone(),
+            format!("{}/{}", preview.running, preview.containers),
+            preview.created_at.map_or_else(|| "-".to_owned(), |then| age(then, now)),
+            preview.updated_at.map_or_else(|| "-".to_owned(), |then| age(then, now)),
+            preview.owner.clone().unwrap_or_else(|| "-".to_owned()),
+            preview.url.clone().unwrap_or_else(|| "-".to_owned()),
+        ]);
+    }
+    table(&rows)
+}
+
+/// One preview in detail.
+#[must_use]
+pub fn status(status: &Status, now: Timestamp) -> String {
+    let mut text = format!("{} of {}", status.name, status.app);
+    let phase = status.phase.map_or_else(|| "without state".to_owned(), |phase| phase.to_string());
+    let _ = writeln!(text, ": {phase}{}", if status.crashed { " (its run died; the next deploy mends it)" } else { "" });
+    if let Some(subject) = &status.subject {
+        let _ = writeln!(text, "  of       {subject}");
+    }
+    if let Some(owner) = &status.owner {
+        let _ = writeln!(text, "  owner    {owner}");
+    }
+    if let Some(commit) = &status.commit {
+        let _ = writeln!(text, "  commit   {commit}");
+    }
+    if let (Some(created), Some(updated)) = (status.created_at, status.updated_at) {
+        let _ = writeln!(text, "  created  {} ago, updated {} ago", age(created, now), age(updated, now));
+    }
+    for address in &status.addresses {
+        let _ = writeln!(text, "  {} → {}:{}", address.url, address.service, address.port);
+    }
+    if let Some(holder) = &status.locked_by {
+        let _ = writeln!(text, "  locked by {} ({}) since {}", holder.who, holder.why, holder.since);
+    }
+    if let Some(failure) = &status.failure {
+        let _ = writeln!(text, "  the last run failed while {}: {}", failure.phase, failure.message);
+    }
+    text.push('\n');
+    let mut rows = vec![["SERVICE", "STATE", "MEMORY", "IMAGE", "CONTAINER"].map(str::to_owned).to_vec()];
+    for service in &status.services {
+        let memory = match (service.memory, service.memory_limit) {
+            (Some(used), Some(limit)) => format!("{} of {} MB", used >> 20, limit >> 20),
+            (Some(used), None) => format!("{} MB", used >> 20),
+            _ => "-".to_owned(),
+        };
+        rows.push(vec![
+            service.service.clone(),
+            service.state.clone(),
+            memory,
+            service.image.clone(),
+            service.container.clone(),
+        ]);
+    }
+    text.push_str(&table(&rows));
+    text
+}
+
+/// Text that is safe inside a Markdown table or paragraph.
+fn plain(text: &str) -> String {
+    text.chars()
+        .map(|c| match c {
+            '|' | '*' | '_' | '`' | '<' | '>' | '[' | ']' | '#' | '\\' | '~' | '@' => format!("\\{c}"),
+            '\n' | '\r' => " ".to_owned(),
+            other => other.to_string(),
+        })
+        .collect()
+}
+
+/// A block of text as code; its fence is longer than any in it.
+fn code(lines: &[String]) -> String {
+    let longest = lines.iter().flat_map(|line| line.split(|c| c != '`')).map(str::len).max().unwrap_or(0);
+    let fence = "`".repeat(longest.max(2) + 1);
+    format!("{fence}text\n{}\n{fence}\n", lines.join("\n"))
+}
+
+/// A deploy that is done, for a job summary.
+#[must_use]
+pub fn deployed_markdown(deployed: &Deployed) -> String {
+    let mut text = format!("### Preview {}\n\n", plain(&deployed.name));
+    match deployed.kind {
+        None => text.push_str("There is no such preview, so there was nothing to update.\n"),
+        Some(kind) => {
+            let word = match kind {
+                Kind::Create | Kind::Resume => "created",
+                Kind::Update => "updated",
+                Kind::Unchanged => "unchanged",
+            };
+            for address in &deployed.addresses {
+                let _ = writeln!(text, "- **{}**: <{}>", plain(&address.service), address.url);
+            }
+            let _ = writeln!(text, "\n{word} in {:.1} s", deployed.seconds);
+        }
+    }
+    text
+}
+
+/// A destroy that is done, for a job summary.
+#[must_use]
+pub fn destroyed_markdown(done: &Destroyed) -> String {
+    format!("### Preview {}\n\n{}\n", plain(&done.name), plain(&destroyed(done)))
+}
+
+/// A deploy that failed, for a job summary.
+#[must_use]
+pub fn failure_markdown(report: &FailureReport) -> String {
+    let mut text =
+        format!("### Preview {} failed while {}\n\n{}\n", plain(&report.name), report.phase, plain(&report.message));
+    for service in &report.services {
+        let _ = write!(text, "\n**{}** ({}): {}", plain(&service.service), plain(&service.state), plain(&service.problem));
+        if let Some(exit) = service.exit_code {
+            let _ = write!(text, ", exit code {exit}");
+        }
+        text.push('\n');
+        if !service.log.is_empty() {
+            let _ = write!(text, "\n<details><summary>last {} lines of its log</summary>\n\n{}\n</details>\n", service.log.len(), code(&service.log));
+        }
+    }
+    if !report.output.is_empty() {
+        let _ = write!(text, "\n<details open><summary>its output</summary>\n\n{}\n</details>\n", code(&report.output));
+    }
+    let _ = writeln!(text, "\n{}", plain(&restored(&report.restored)));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle::Diagnosis;
+    use crate::state::Phase;
+
+    fn report() -> FailureReport {
+        FailureReport {
+            name: "pr-7".into(),
+            phase: Phase::Verifying,
+            message: "web is unhealthy".into(),
+            services: vec![Diagnosis {
+                service: "web".into(),
+                container: "shop_pr-7-web-1".into(),
+                problem: "is unhealthy".into(),
+                state: "unhealthy".into(),
+                exit_code: None,
+                restarts: 2,
+                out_of_memory: false,
+                health_output: Some("connection refused".into()),
+                log: vec!["boom".into(), "```".into()],
+            }],
+            output: vec![],
+            restored: Restored::Previous,
+        }
+    }
+
+    #[test]
+    fn a_failure_in_text() {
+        insta::assert_snapshot!(failure(&report()));
+    }
+
+    #[test]
+    fn a_failure_in_markdown_cannot_leave_its_fence() {
+        insta::assert_snapshot!(failure_markdown(&report()));
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let listed = Listed {
+            app: "shop".into(),
+            name: "pr-7".into(),
+            phase: "ready".into(),
+            subject: None,
+            owner: Some("octocat".into()),
+            commit: None,
+            url: Some("http://127.0.0.1:23456".into()),
+            created_at: Some(Timestamp::UNIX_EPOCH),
+            updated_at: None,
+            running: 2,
+            containers: 3,
+        };
+        insta::assert_snapshot!(list(&[listed], Timestamp::from_second(7_300).unwrap()));
+    }
+}

@@ -1,0 +1,500 @@
+//! The Compose CLI: command lines as values, and the meaning of what it prints.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+
+use async_trait::async_trait;
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::Command;
+
+use super::{Progress, Resolved, Runtime, Source, Stack, Variables};
+use crate::fault::{Fault, FaultKind};
+use crate::host::guardian::Guardian;
+
+/// The oldest Compose whose `config --format json` has the form that we read.
+const OLDEST: (u64, u64) = (2, 24);
+/// Lines of output that are kept for an error message.
+const TAIL: usize = 40;
+
+/// Where the Compose CLI is and what it may see.
+#[derive(Clone)]
+pub struct ComposeOptions {
+    /// The Docker CLI; `docker` is looked up in `path`.
+    pub docker: PathBuf,
+    /// `PATH` of the CLI.
+    pub path: OsString,
+    /// The CLI's own configuration directory, with its plugins and registry logins.
+    pub docker_config: Option<PathBuf>,
+    /// The engine's unix socket; not needed to resolve.
+    pub socket: Option<PathBuf>,
+    /// Who ends the CLI if we are killed.
+    pub guardian: Option<Guardian>,
+}
+
+/// The Compose CLI.
+#[derive(Clone)]
+pub struct Compose {
+    options: ComposeOptions,
+}
+
+impl Compose {
+    /// An adapter; nothing is run.
+    #[must_use]
+    pub const fn new(options: ComposeOptions) -> Self {
+        Self { options }
+    }
+
+    /// The same with an engine.
+    #[must_use]
+    pub fn with_socket(&self, socket: PathBuf, guardian: Option<Guardian>) -> Self {
+        Self { options: ComposeOptions { socket: Some(socket), guardian, ..self.options.clone() } }
+    }
+
+    async fn run(
+        &self,
+        operation: &'static str,
+        args: Vec<OsString>,
+        variables: &Variables,
+        directory: &Path,
+        input: Option<&str>,
+        progress: Option<Progress<'_>>,
+    ) -> Result<Ran, Fault> {
+        let mut command = Command::new(&self.options.docker);
+        command.args(&args).current_dir(directory).env_clear().env("PATH", &self.options.path);
+        for (key, value) in environment(&self.options) {
+            command.env(key, value);
+        }
+        for (key, value) in variables {
+            command.env(key, value.expose());
+        }
+        command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
+        let mut child = command.spawn().map_err(|error| {
+            if error.kind() == std::io::ErrorKind::NotFound {
+                Fault::new(
+                    FaultKind::Unsupported,
+                    operation,
+                    format!(
+                        "`{}` was not found; install the Docker CLI with its Compose plugin on this machine",
+                        self.options.docker.display()
+                    ),
+                )
+            } else {
+                Fault::new(FaultKind::Failed, operation, format!("`{}` does not start", self.options.docker.display()))
+                    .caused_by(error)
+            }
+        })?;
+        let group = Group::new(child.id(), self.options.guardian.clone());
+        let stdin = child.stdin.take();
+        let feed = async {
+            if let (Some(mut stdin), Some(input)) = (stdin, input) {
+                // A program that fails early closes its input; its own words say why.
+                let _ = stdin.write_all(input.as_bytes()).await;
+            }
+        };
+        let out = async {
+            let mut text = Vec::new();
+            if let Some(mut stdout) = child.stdout.take() {
+                if let Some(progress) = progress {
+                    lines(stdout, |line| progress(line)).await;
+                } else {
+                    let _ = stdout.read_to_end(&mut text).await;
+                }
+            }
+            text
+        };
+        let err = async {
+            let mut kept = std::collections::VecDeque::new();
+            if let Some(stderr) = child.stderr.take() {
+                lines(stderr, |line| {
+                    if let Some(progress) = progress {
+                        progress(line);
+                    }
+                    if kept.len() == TAIL {
+                        kept.pop_front();
+                    }
+                    kept.push_back(line.to_owned());
+                })
+                .await;
+            }
+            kept.into_iter().collect::<Vec<_>>()
+        };
+        let ((), stdout, stderr) = futures_util::join!(feed, out, err);
+        let status = child
+            .wait()
+            .await
+            .map_err(|error| Fault::new(FaultKind::Failed, operation, "its end cannot be awaited").caused_by(error))?;
+        group.ended();
+        Ok(Ran { status, stdout, stderr })
+    }
+
+    /// Why the CLI failed: it may be missing or too old, which its own message does not say well.
+    async fn explain(&self, operation: &'static str, ran: &Ran) -> Fault {
+        let version = self
+            .run(
+                "ask Compose for its version",
+                args(["compose", "version", "--short"]),
+                &Variables::new(),
+                Path::new("/"),
+                None,
+                None,
+            )
+            .await;
+        match version {
+            Ok(version) => {
+                let text = String::from_utf8_lossy(&version.stdout).trim().to_owned();
+                match parse_version(&text) {
+                    Some(found) if version.status.success() && found >= OLDEST => classify(operation, &ran.stderr),
+                    Some(_) if version.status.success() => Fault::new(
+                        FaultKind::Unsupported,
+                        operation,
+                        format!(
+                            "Docker Compose {text} is too old: {}.{} or newer is needed on this machine",
+                            OLDEST.0, OLDEST.1
+                        ),
+                    ),
+                    _ => Fault::new(
+                        FaultKind::Unsupported,
+                        operation,
+                        "`docker compose` is missing: install the Compose plugin (v2) of the Docker CLI on this machine",
+                    ),
+                }
+            }
+            Err(fault) => fault,
+        }
+    }
+}
+
+/// What the CLI left.
+struct Ran {
+    status: ExitStatus,
+    stdout: Vec<u8>,
+    stderr: Vec<String>,
+}
+
+/// A process group that ends with us: when this is dropped early, or, if we are killed, by the guardian.
+struct Group {
+    id: Option<u32>,
+    guardian: Option<Guardian>,
+}
+
+impl Group {
+    fn new(id: Option<u32>, guardian: Option<Guardian>) -> Self {
+        if let (Some(id), Some(guardian)) = (id, &guardian) {
+            guardian.child_started(id);
+        }
+        Self { id, guardian }
+    }
+
+    fn ended(mut self) {
+        if let (Some(id), Some(guardian)) = (self.id.take(), &self.guardian) {
+            guardian.child_ended(id);
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let Some(id) = self.id else { return };
+        // The CLI runs its plugin as a child: killing the CLI alone would leave that at work.
+        if let Some(pid) = i32::try_from(id).ok().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+        }
+        if let Some(guardian) = &self.guardian {
+            guardian.child_ended(id);
+        }
+    }
+}
+
+async fn lines(reader: impl AsyncRead + Unpin, mut each: impl FnMut(&str)) {
+    let mut reader = BufReader::new(reader);
+    let mut line = Vec::new();
+    while matches!(reader.read_until(b'\n', &mut line).await, Ok(read) if read > 0) {
+        each(String::from_utf8_lossy(&line).trim_end());
+        line.clear();
+    }
+}
+
+fn args<const N: usize>(words: [&str; N]) -> Vec<OsString> {
+    words.iter().map(OsString::from).collect()
+}
+
+/// The CLI's own environment: nothing of the runner's but what it needs to find itself and the engine.
+fn environment(options: &ComposeOptions) -> Vec<(&'static str, OsString)> {
+    let mut environment: Vec<(&'static str, OsString)> = vec![
+        // Files of a pull request must not make this machine fetch from elsewhere.
+        ("COMPOSE_EXPERIMENTAL_GIT_REMOTE", "false".into()),
+        ("COMPOSE_EXPERIMENTAL_OCI_REMOTE", "false".into()),
+        ("COMPOSE_MENU", "false".into()),
+        ("DOCKER_CLI_HINTS", "false".into()),
+        // Attestations would give equal builds different ids.
+        ("BUILDX_NO_DEFAULT_ATTESTATIONS", "1".into()),
+    ];
+    if let Some(config) = &options.docker_config {
+        environment.push(("DOCKER_CONFIG", config.into()));
+    }
+    if let Some(socket) = &options.socket {
+        let mut host = OsString::from("unix://");
+        host.push(socket);
+        environment.push(("DOCKER_HOST", host));
+    }
+    environment
+}
+
+/// `docker compose … config --format json`.
+fn config_args(source: &Source) -> Vec<OsString> {
+    let mut line = args(["compose", "--project-name"]);
+    line.push(source.project.clone().into());
+    line.push("--project-directory".into());
+    line.push(source.directory.clone().into());
+    for file in &source.files {
+        line.push("--file".into());
+        line.push(file.into());
+    }
+    for file in &source.env_files {
+        line.push("--env-file".into());
+        line.push(file.into());
+    }
+    for profile in &source.profiles {
+        line.push("--profile".into());
+        line.push(profile.into());
+    }
+    line.extend(args(["config", "--format", "json"]));
+    line
+}
+
+/// `docker compose … -f - <verb>`: the rendered model comes on standard input, so that no file on this machine holds it.
+fn stack_args(stack: &Stack, verb: &[&str]) -> Vec<OsString> {
+    // The model has absolute paths only; `/` and the empty env file keep the CLI from reading a `.env` somewhere.
+    let mut line = args([
+        "compose",
+        "--project-directory",
+        "/",
+        "--env-file",
+        "/dev/null",
+        "--progress",
+        "plain",
+        "--project-name",
+    ]);
+    line.push(stack.project.clone().into());
+    line.extend(args(["--file", "-"]));
+    line.extend(verb.iter().map(OsString::from));
+    line
+}
+
+/// `2.40.3-3`, `v2.24.0-desktop.1`, `5.0.1`.
+fn parse_version(text: &str) -> Option<(u64, u64)> {
+    let mut parts = text.trim().trim_start_matches('v').split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+/// The one place where the CLI's words are read: it has no other way to say what went wrong.
+fn classify(operation: &'static str, stderr: &[String]) -> Fault {
+    let text: Vec<&str> =
+        stderr.iter().map(String::as_str).filter(|line| !line.is_empty() && warning(line).is_none()).collect();
+    let all = text.join("\n");
+    let lower = all.to_lowercase();
+    let has = |needles: &[&str]| needles.iter().any(|needle| lower.contains(needle));
+    let (kind, transient) = if has(&["port is already allocated", "address already in use"]) {
+        (FaultKind::PortTaken, true)
+    } else if has(&["no space left on device"]) {
+        (FaultKind::NoSpace, false)
+    } else if has(&[
+        "cannot connect to the docker daemon",
+        "error during connect",
+        "connection refused",
+        "broken pipe",
+        "unexpected eof",
+    ]) {
+        (FaultKind::Unreachable, true)
+    } else if has(&[
+        "tls handshake timeout",
+        "i/o timeout",
+        "temporary failure in name resolution",
+        "502 bad gateway",
+        "503 service unavailable",
+        "toomanyrequests",
+    ]) {
+        (FaultKind::Failed, true)
+    } else if has(&["pull access denied", "unauthorized", "authentication required"]) {
+        (FaultKind::Denied, false)
+    } else if has(&["no such image", "manifest unknown", "not found: manifest"]) {
+        (FaultKind::NotFound, false)
+    } else {
+        (FaultKind::Failed, false)
+    };
+    let fault = Fault::new(kind, operation, all);
+    if transient { fault.transient() } else { fault }
+}
+
+/// The text of a warning line: `time="…" level=warning msg="…"`, or `level=warning`-less `WARN[0000] …`.
+fn warning(line: &str) -> Option<String> {
+    let rest = if line.starts_with("time=") && line.contains("level=warning") {
+        line.split_once("msg=")?.1
+    } else {
+        line.strip_prefix("WARN[")?.split_once("] ")?.1
+    };
+    let text = serde_json::from_str::<String>(rest).unwrap_or_else(|_| rest.trim().to_owned());
+    Some(text.trim().to_owned())
+}
+
+#[async_trait]
+impl Runtime for Compose {
+    async fn resolve(&self, source: &Source) -> Result<Resolved, Fault> {
+        const OPERATION: &str = "resolve the Compose files";
+        let ran = self.run(OPERATION, config_args(source), &source.variables, &source.directory, None, None).await?;
+        if !ran.status.success() {
+            let mut fault = self.explain(OPERATION, &ran).await;
+            if fault.kind == FaultKind::Failed {
+                fault.kind = FaultKind::Invalid;
+            }
+            return Err(fault);
+        }
+        let mut warnings: Vec<String> = ran.stderr.iter().filter_map(|line| warning(line)).collect();
+        warnings.sort();
+        warnings.dedup();
+        let model = serde_json::from_slice(&ran.stdout).map_err(|error| {
+            Fault::new(FaultKind::Unsupported, OPERATION, "`docker compose config` printed something that is not JSON")
+                .caused_by(error)
+        })?;
+        Ok(Resolved { model, warnings })
+    }
+
+    async fn build(&self, stack: &Stack, services: &[String], progress: Progress<'_>) -> Result<(), Fault> {
+        const OPERATION: &str = "build the images";
+        let mut verb = vec!["build", "--"];
+        verb.extend(services.iter().map(String::as_str));
+        let line = stack_args(stack, &verb);
+        let ran = self
+            .run(OPERATION, line, &stack.variables, Path::new("/"), Some(stack.rendered.expose()), Some(progress))
+            .await?;
+        if ran.status.success() { Ok(()) } else { Err(self.explain(OPERATION, &ran).await) }
+    }
+
+    async fn up(&self, stack: &Stack, progress: Progress<'_>) -> Result<(), Fault> {
+        const OPERATION: &str = "bring the stack up";
+        let line = stack_args(stack, &["up", "--detach", "--no-build", "--pull", "never", "--remove-orphans"]);
+        let ran = self
+            .run(OPERATION, line, &stack.variables, Path::new("/"), Some(stack.rendered.expose()), Some(progress))
+            .await?;
+        if ran.status.success() { Ok(()) } else { Err(self.explain(OPERATION, &ran).await) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+
+    fn words(line: &[OsString]) -> Vec<&str> {
+        line.iter().map(|word| word.to_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn command_lines() {
+        let source = Source {
+            files: vec!["/r/compose.yml".into(), "/r/compose.preview.yml".into()],
+            directory: "/r".into(),
+            env_files: vec!["/r/x.env".into()],
+            profiles: vec!["parser".into()],
+            project: "shop_pr-7".into(),
+            variables: Variables::new(),
+        };
+        assert_eq!(
+            words(&config_args(&source)),
+            [
+                "compose",
+                "--project-name",
+                "shop_pr-7",
+                "--project-directory",
+                "/r",
+                "--file",
+                "/r/compose.yml",
+                "--file",
+                "/r/compose.preview.yml",
+                "--env-file",
+                "/r/x.env",
+                "--profile",
+                "parser",
+                "config",
+                "--format",
+                "json"
+            ]
+        );
+        let stack = Stack { project: "p".into(), rendered: Secret::new("{}".into()), variables: Variables::new() };
+        assert_eq!(
+            words(&stack_args(&stack, &["up"])),
+            [
+                "compose",
+                "--project-directory",
+                "/",
+                "--env-file",
+                "/dev/null",
+                "--progress",
+                "plain",
+                "--project-name",
+                "p",
+                "--file",
+                "-",
+                "up"
+            ]
+        );
+    }
+
+    #[test]
+    fn versions() {
+        assert_eq!(parse_version("2.40.3-3"), Some((2, 40)));
+        assert_eq!(parse_version("v2.24.0-desktop.1\n"), Some((2, 24)));
+        assert_eq!(parse_version("1.29.2"), Some((1, 29)));
+        assert_eq!(parse_version(""), None);
+    }
+
+    #[test]
+    fn warnings_are_read_in_both_forms() {
+        let line = r#"time="2026-11-21T01:33:22Z" level=warning msg="The \"X\" variable is not set. Defaulting to a blank string.""#;
+        assert_eq!(warning(line).as_deref(), Some("The \"X\" variable is not set. Defaulting to a blank string."));
+        assert_eq!(warning("WARN[0000] something").as_deref(), Some("something"));
+        assert_eq!(warning("Error: x"), None);
+    }
+
+    #[test]
+    fn the_words_of_the_cli_have_a_kind() {
+        let kind = |text: &str| {
+            let fault = classify("x", &[text.to_owned()]);
+            (fault.kind, fault.transient)
+        };
+        assert_eq!(
+            kind("Error response from daemon: driver failed … Bind for 127.0.0.1:80 failed: port is already allocated"),
+            (FaultKind::PortTaken, true)
+        );
+        assert_eq!(kind("write /x: no space left on device"), (FaultKind::NoSpace, false));
+        assert_eq!(
+            kind("Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?"),
+            (FaultKind::Unreachable, true)
+        );
+        assert_eq!(kind("dependency failed to start: container x is unhealthy"), (FaultKind::Failed, false));
+    }
+
+    #[tokio::test]
+    async fn a_missing_cli_is_named() {
+        let compose = Compose::new(ComposeOptions {
+            docker: "/nonexistent/docker".into(),
+            path: "/usr/bin:/bin".into(),
+            docker_config: None,
+            socket: None,
+            guardian: None,
+        });
+        let source = Source {
+            files: vec![],
+            directory: "/".into(),
+            env_files: vec![],
+            profiles: vec![],
+            project: "p".into(),
+            variables: Variables::new(),
+        };
+        let fault = compose.resolve(&source).await.unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Unsupported);
+        assert!(fault.to_string().contains("/nonexistent/docker"), "{fault}");
+    }
+}

@@ -1,0 +1,238 @@
+//! Guardrails: limits, log rotation and restart policy where the user's file has none, and never above the guardrail.
+
+use serde_json::{Map, Value, json};
+
+use super::Difference;
+
+/// Limits of each container of a preview.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Guardrails {
+    /// Processors.
+    pub cpus: f64,
+    /// Memory, bytes.
+    pub memory: u64,
+    /// Processes and threads.
+    pub pids: u64,
+    /// Size of a log file before it is rotated, bytes.
+    pub log_size: u64,
+    /// Number of log files that are kept.
+    pub log_files: u32,
+    /// Restart policy of services that name none.
+    pub restart: String,
+}
+
+impl Default for Guardrails {
+    fn default() -> Self {
+        Self {
+            cpus: 1.0,
+            memory: 512 << 20,
+            pids: 256,
+            log_size: 10 << 20,
+            log_files: 3,
+            restart: "unless-stopped".to_owned(),
+        }
+    }
+}
+
+/// A limit has two spellings in Compose; both may stand in one file only with the same value.
+struct Limit<'a> {
+    name: &'a str,
+    service_key: &'a str,
+    deploy_key: &'a str,
+    guardrail: f64,
+    value: Value,
+    shown: String,
+}
+
+/// Puts the guardrails on a service. `one_shot` services are to end, so they get no restart policy.
+pub(super) fn guard(
+    service: &str,
+    table: &mut Map<String, Value>,
+    rails: &Guardrails,
+    one_shot: bool,
+    differences: &mut Vec<Difference>,
+) {
+    let mut note = |key: &str, what: String| {
+        differences.push(Difference { key: format!("services.{service}.{key}"), what });
+    };
+    #[expect(clippy::cast_precision_loss, reason = "limits are far below 2^52")]
+    let limits = [
+        Limit {
+            name: "cpus",
+            service_key: "cpus",
+            deploy_key: "cpus",
+            guardrail: rails.cpus,
+            value: json!(rails.cpus),
+            shown: format!("{}", rails.cpus),
+        },
+        Limit {
+            name: "memory",
+            service_key: "mem_limit",
+            deploy_key: "memory",
+            guardrail: rails.memory as f64,
+            value: json!(rails.memory.to_string()),
+            shown: format!("{} MB", rails.memory >> 20),
+        },
+        Limit {
+            name: "pids",
+            service_key: "pids_limit",
+            deploy_key: "pids",
+            guardrail: rails.pids as f64,
+            value: json!(rails.pids),
+            shown: rails.pids.to_string(),
+        },
+    ];
+    for limit in limits {
+        let in_service = table.get(limit.service_key).and_then(number);
+        let in_deploy =
+            table.get("deploy").and_then(|d| d.pointer("/resources/limits")?.get(limit.deploy_key)).and_then(number);
+        // Compose and Docker read zero, and -1 for pids, as "no limit".
+        let set = [in_service, in_deploy]
+            .into_iter()
+            .flatten()
+            .filter(|value| *value > 0.0)
+            .fold(None, |a, b| Some(a.map_or(b, |a: f64| a.min(b))));
+        match set {
+            Some(value) if value <= limit.guardrail => {}
+            other => {
+                table.remove(limit.service_key);
+                if let Some(limits) = deploy_limits(table) {
+                    limits.insert(limit.deploy_key.to_owned(), limit.value);
+                }
+                let what = if other.is_some() {
+                    format!("limit of {} lowered to {}", limit.name, limit.shown)
+                } else {
+                    format!("limit of {} set to {}", limit.name, limit.shown)
+                };
+                note("deploy.resources.limits", what);
+            }
+        }
+    }
+    lower_reservations(table, rails, &mut note);
+    rotate_logs(table, rails, &mut note);
+    if !one_shot
+        && !table.contains_key("restart")
+        && table.get("deploy").is_none_or(|d| d.get("restart_policy").is_none())
+    {
+        table.insert("restart".to_owned(), json!(rails.restart));
+        note("restart", format!("set to {}", rails.restart));
+    }
+}
+
+/// A reservation above the limit is refused by the engine.
+fn lower_reservations(table: &mut Map<String, Value>, rails: &Guardrails, note: &mut impl FnMut(&str, String)) {
+    #[expect(clippy::cast_precision_loss, reason = "limits are far below 2^52")]
+    let memory = rails.memory as f64;
+    if table.get("mem_reservation").and_then(number).is_some_and(|value| value > memory) {
+        table.insert("mem_reservation".to_owned(), json!(rails.memory.to_string()));
+        note("mem_reservation", "lowered to the limit of memory".to_owned());
+    }
+    let reserved = table.get_mut("deploy").and_then(|deploy| deploy.pointer_mut("/resources/reservations"));
+    if let Some(Value::Object(reserved)) = reserved {
+        if reserved.get("memory").and_then(number).is_some_and(|value| value > memory) {
+            reserved.insert("memory".to_owned(), json!(rails.memory.to_string()));
+            note("deploy.resources.reservations.memory", "lowered to the limit of memory".to_owned());
+        }
+        if reserved.get("cpus").and_then(number).is_some_and(|value| value > rails.cpus) {
+            reserved.insert("cpus".to_owned(), json!(rails.cpus));
+            note("deploy.resources.reservations.cpus", "lowered to the limit of cpus".to_owned());
+        }
+    }
+    // Swap in all is at least the memory, or the engine refuses; without a word it is twice the memory.
+    if table.get("memswap_limit").and_then(number).is_some_and(|value| value < 0.0 || value > 2.0 * memory) {
+        table.remove("memswap_limit");
+        note("memswap_limit", "removed: above the guardrail".to_owned());
+    }
+}
+
+fn rotate_logs(table: &mut Map<String, Value>, rails: &Guardrails, note: &mut impl FnMut(&str, String)) {
+    let logging = table.entry("logging").or_insert_with(|| json!({}));
+    let Some(logging) = logging.as_object_mut() else { return };
+    let driver = logging.get("driver").and_then(Value::as_str).unwrap_or_default().to_owned();
+    if !driver.is_empty() && driver != "json-file" {
+        return;
+    }
+    logging.insert("driver".to_owned(), json!("json-file"));
+    let options = logging.entry("options").or_insert_with(|| json!({}));
+    let Some(options) = options.as_object_mut() else { return };
+    if !options.contains_key("max-size") {
+        options.insert("max-size".to_owned(), json!(rails.log_size.to_string()));
+        options.insert("max-file".to_owned(), json!(rails.log_files.to_string()));
+        note("logging", format!("rotated at {} MB, {} files", rails.log_size >> 20, rails.log_files));
+    }
+}
+
+/// `deploy.resources.limits`, made where it is missing.
+fn deploy_limits(table: &mut Map<String, Value>) -> Option<&mut Map<String, Value>> {
+    let mut place = table;
+    for key in ["deploy", "resources", "limits"] {
+        let next = place.entry(key).or_insert(Value::Null);
+        if next.is_null() {
+            *next = json!({});
+        }
+        place = next.as_object_mut()?;
+    }
+    Some(place)
+}
+
+/// Numbers stand in the model as numbers or as strings of digits.
+fn number(value: &Value) -> Option<f64> {
+    value.as_f64().or_else(|| value.as_str()?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guarded(service: Value) -> (Value, Vec<String>) {
+        let mut table = service.as_object().unwrap().clone();
+        let mut differences = Vec::new();
+        guard("api", &mut table, &Guardrails::default(), false, &mut differences);
+        (Value::Object(table), differences.into_iter().map(|d| format!("{}: {}", d.key, d.what)).collect())
+    }
+
+    #[test]
+    fn a_service_without_limits_gets_all_of_them() {
+        let (table, differences) = guarded(json!({"image": "x"}));
+        assert_eq!(
+            table,
+            json!({
+                "image": "x",
+                "deploy": {"resources": {"limits": {"cpus": 1.0, "memory": "536870912", "pids": 256}}},
+                "logging": {"driver": "json-file", "options": {"max-size": "10485760", "max-file": "3"}},
+                "restart": "unless-stopped",
+            })
+        );
+        assert_eq!(differences.len(), 5);
+    }
+
+    #[test]
+    fn lower_limits_of_the_file_stay_in_either_spelling() {
+        let (table, _) =
+            guarded(json!({"cpus": 0.5, "mem_limit": "67108864", "deploy": {"resources": {"limits": {"pids": 10}}}}));
+        assert_eq!(table["cpus"], json!(0.5));
+        assert_eq!(table["mem_limit"], json!("67108864"));
+        assert_eq!(table["deploy"], json!({"resources": {"limits": {"pids": 10}}}));
+    }
+
+    #[test]
+    fn higher_limits_and_no_limits_by_name_are_lowered() {
+        let (table, differences) = guarded(
+            json!({"cpus": 8, "pids_limit": -1, "deploy": {"resources": {"limits": {"memory": "4294967296"}, "reservations": {"memory": "4294967296"}}}}),
+        );
+        assert_eq!(table.get("cpus"), None);
+        assert_eq!(table.get("pids_limit"), None);
+        assert_eq!(
+            table["deploy"],
+            json!({"resources": {"limits": {"cpus": 1.0, "memory": "536870912", "pids": 256}, "reservations": {"memory": "536870912"}}})
+        );
+        assert!(differences.iter().any(|d| d.contains("cpus lowered to 1")), "{differences:?}");
+    }
+
+    #[test]
+    fn a_log_driver_of_its_own_and_a_restart_policy_stay() {
+        let (table, _) = guarded(json!({"logging": {"driver": "local"}, "restart": "no"}));
+        assert_eq!(table["logging"], json!({"driver": "local"}));
+        assert_eq!(table["restart"], json!("no"));
+    }
+}

@@ -1,0 +1,150 @@
+//! From the resolved Compose model to the preview's stack: pure functions on the JSON of `docker compose config`.
+//!
+//! Only declared differences: whatever is changed is listed as a [`Difference`], and nothing else differs from the user's files.
+
+mod files;
+mod limits;
+mod network;
+mod policy;
+mod render;
+
+pub use files::{FileUse, Place, file_uses};
+pub use limits::Guardrails;
+pub use policy::{Violation, violations};
+pub use render::{Input, Rendered, render};
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value};
+
+/// One thing that differs from the user's files, for people.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+pub struct Difference {
+    /// Where: `services.api.ports`.
+    pub key: String,
+    /// What was done: `host port 8000 removed`.
+    pub what: String,
+}
+
+/// A port that the user's files publish, or that a route leads to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Port {
+    /// Service.
+    pub service: String,
+    /// Port in the container.
+    pub target: u16,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+}
+
+impl Port {
+    /// The key under which the state file remembers the port: `api:8000/tcp`.
+    #[must_use]
+    pub fn key(&self) -> String {
+        format!("{}:{}/{}", self.service, self.target, self.protocol)
+    }
+}
+
+/// The services of a model, by name.
+pub(crate) fn services(model: &Value) -> impl Iterator<Item = (&String, &Map<String, Value>)> {
+    entries(model, "services")
+}
+
+/// The tables below a top-level key.
+pub(crate) fn entries<'a>(model: &'a Value, key: &str) -> impl Iterator<Item = (&'a String, &'a Map<String, Value>)> {
+    static NOTHING: std::sync::LazyLock<Map<String, Value>> = std::sync::LazyLock::new(Map::new);
+    model
+        .get(key)
+        .and_then(Value::as_object)
+        .unwrap_or(&NOTHING)
+        .iter()
+        .map(|(name, value)| (name, value.as_object().unwrap_or(&NOTHING)))
+}
+
+/// Names of the services.
+#[must_use]
+pub fn service_names(model: &Value) -> BTreeSet<String> {
+    services(model).map(|(name, _)| name.clone()).collect()
+}
+
+/// The ports that the files publish on the host, in order.
+#[must_use]
+pub fn published_ports(model: &Value) -> BTreeSet<Port> {
+    services(model)
+        .flat_map(|(service, table)| {
+            let ports = table.get("ports").and_then(Value::as_array).cloned().unwrap_or_default();
+            ports.into_iter().filter_map(move |port| {
+                Some(Port {
+                    service: service.clone(),
+                    target: u16::try_from(port.get("target")?.as_u64()?).ok()?,
+                    protocol: port.get("protocol").and_then(Value::as_str).unwrap_or("tcp").to_owned(),
+                })
+            })
+        })
+        .collect()
+}
+
+/// The image that each service runs, by service; a service that is built and names no image runs Compose's default name.
+#[must_use]
+pub fn images(model: &Value) -> BTreeMap<String, String> {
+    let project = model.get("name").and_then(Value::as_str).unwrap_or_default();
+    services(model)
+        .map(|(service, table)| {
+            let image = table
+                .get("image")
+                .and_then(Value::as_str)
+                .map_or_else(|| format!("{project}-{service}"), str::to_owned);
+            (service.clone(), image)
+        })
+        .collect()
+}
+
+/// The services whose image is built from the repository.
+#[must_use]
+pub fn built(model: &Value) -> Vec<String> {
+    services(model)
+        .filter(|(_, table)| table.get("build").is_some_and(|build| !build.is_null()))
+        .map(|(service, _)| service.clone())
+        .collect()
+}
+
+/// Services that are to end with success instead of staying up: another one waits for just that, or the file says
+/// that they are not started again.
+#[must_use]
+pub fn one_shots(model: &Value) -> BTreeSet<String> {
+    let mut names = awaited(model);
+    for (service, table) in services(model) {
+        if table.get("restart").and_then(Value::as_str) == Some("no") {
+            names.insert(service.clone());
+        }
+    }
+    names
+}
+
+/// Services of which another one awaits the successful end.
+pub(crate) fn awaited(model: &Value) -> BTreeSet<String> {
+    services(model)
+        .filter_map(|(_, table)| table.get("depends_on")?.as_object())
+        .flatten()
+        .filter(|(_, condition)| {
+            condition.get("condition").and_then(Value::as_str) == Some("service_completed_successfully")
+        })
+        .map(|(name, _)| name.clone())
+        .collect()
+}
+
+/// How many containers each service should have.
+#[must_use]
+pub fn replicas(model: &Value) -> BTreeMap<String, usize> {
+    services(model)
+        .map(|(service, table)| {
+            let count = table
+                .get("deploy")
+                .and_then(|deploy| deploy.get("replicas"))
+                .or_else(|| table.get("scale"))
+                .and_then(Value::as_u64)
+                .unwrap_or(1);
+            (service.clone(), usize::try_from(count).unwrap_or(usize::MAX))
+        })
+        .collect()
+}

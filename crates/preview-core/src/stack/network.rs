@@ -1,0 +1,157 @@
+//! What keeps previews apart: own networks, volumes and names; host ports; router labels.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value, json};
+
+use super::{Difference, Port};
+
+/// Prefixes of labels that tell a proxy what to route: ours alone may stand on a preview.
+const ROUTER_LABELS: &[&str] = &["traefik."];
+
+/// Networks and volumes with fixed names get the project's own; fixed subnets are dropped, since two previews cannot have the same.
+pub(super) fn own_names(model: &mut Value, project: &str, differences: &mut Vec<Difference>) {
+    let fixed_addresses = has_fixed_addresses(model);
+    for kind in ["networks", "volumes"] {
+        let Some(table) = model.get_mut(kind).and_then(Value::as_object_mut) else { continue };
+        for (key, value) in table.iter_mut() {
+            if value.is_null() {
+                *value = json!({});
+            }
+            let Some(object) = value.as_object_mut() else { continue };
+            if object.get("external").is_some_and(|external| external == &json!(true)) {
+                continue;
+            }
+            let own = format!("{project}_{key}");
+            let name = object.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+            if name != own {
+                object.insert("name".to_owned(), json!(own));
+                differences.push(Difference {
+                    key: format!("{kind}.{key}.name"),
+                    what: format!("`{name}` would be shared between previews: `{own}`"),
+                });
+            }
+            if kind == "networks"
+                && !fixed_addresses
+                && object.get("ipam").and_then(|ipam| ipam.get("config")).is_some()
+            {
+                object.remove("ipam");
+                differences.push(Difference {
+                    key: format!("networks.{key}.ipam"),
+                    what: "removed: two previews cannot have the same subnet".to_owned(),
+                });
+            }
+        }
+    }
+}
+
+fn has_fixed_addresses(model: &Value) -> bool {
+    super::services(model)
+        .filter_map(|(_, table)| table.get("networks")?.as_object())
+        .flatten()
+        .any(|(_, attachment)| attachment.get("ipv4_address").is_some() || attachment.get("ipv6_address").is_some())
+}
+
+/// A fixed container name is taken by the first preview; other services may use it as a host name, so it stays as an alias.
+pub(super) fn own_container_name(service: &str, table: &mut Map<String, Value>, differences: &mut Vec<Difference>) {
+    let Some(Value::String(name)) = table.remove("container_name") else { return };
+    let networks = table.entry("networks").or_insert_with(|| json!({ "default": null }));
+    for (_, attachment) in networks.as_object_mut().into_iter().flatten() {
+        if attachment.is_null() {
+            *attachment = json!({});
+        }
+        let Some(attachment) = attachment.as_object_mut() else { continue };
+        if let Some(aliases) = attachment.entry("aliases").or_insert_with(|| json!([])).as_array_mut()
+            && !aliases.contains(&json!(name))
+        {
+            aliases.push(json!(name));
+        }
+    }
+    differences.push(Difference {
+        key: format!("services.{service}.container_name"),
+        what: format!("`{name}` would be shared between previews: kept as a name on the preview's network only"),
+    });
+}
+
+/// Labels for a proxy that the file brings are taken off: they could claim an address of others.
+pub(super) fn strip_router_labels(service: &str, table: &mut Map<String, Value>, differences: &mut Vec<Difference>) {
+    let Some(labels) = table.get_mut("labels").and_then(Value::as_object_mut) else { return };
+    let doomed: Vec<String> =
+        labels.keys().filter(|key| ROUTER_LABELS.iter().any(|prefix| key.starts_with(prefix))).cloned().collect();
+    if doomed.is_empty() {
+        return;
+    }
+    for key in &doomed {
+        labels.remove(key);
+    }
+    differences.push(Difference {
+        key: format!("services.{service}.labels"),
+        what: format!("{} removed: routes come from the configuration", doomed.join(", ")),
+    });
+}
+
+/// Behind a proxy nothing is published; without one each port is published on the loopback address, on the preview's own port.
+pub(super) fn ports(
+    service: &str,
+    table: &mut Map<String, Value>,
+    wanted: &BTreeSet<Port>,
+    host_ports: Option<&BTreeMap<String, u16>>,
+    differences: &mut Vec<Difference>,
+) {
+    let before = table.remove("ports").and_then(|ports| ports.as_array().cloned()).unwrap_or_default();
+    let key = format!("services.{service}.ports");
+    let mut published = Vec::new();
+    if let Some(host_ports) = host_ports {
+        for port in wanted.iter().filter(|port| port.service == service) {
+            let Some(host_port) = host_ports.get(&port.key()) else { continue };
+            published.push(json!({
+                "mode": "ingress", "host_ip": "127.0.0.1", "target": port.target,
+                "published": host_port.to_string(), "protocol": port.protocol,
+            }));
+            differences.push(Difference {
+                key: key.clone(),
+                what: format!("{}/{} published on 127.0.0.1:{host_port}", port.target, port.protocol),
+            });
+        }
+    } else if !before.is_empty() {
+        differences
+            .push(Difference { key, what: format!("{} host ports removed: the proxy leads here", before.len()) });
+    }
+    if !published.is_empty() {
+        table.insert("ports".to_owned(), Value::Array(published));
+    }
+}
+
+/// Attaches a routed service to the proxy's network, and only there: with no alias, which would be seen by all previews.
+pub(super) fn join_proxy(service: &str, table: &mut Map<String, Value>, key: &str, differences: &mut Vec<Difference>) {
+    let networks = table.entry("networks").or_insert_with(|| json!({ "default": null }));
+    if let Some(networks) = networks.as_object_mut() {
+        networks.insert(key.to_owned(), json!({}));
+        differences.push(Difference {
+            key: format!("services.{service}.networks"),
+            what: "joins the proxy's network".to_owned(),
+        });
+    }
+}
+
+/// Takes a service off the proxy's network, under whatever names the file knows that; a routed one is attached again by [`join_proxy`].
+pub(super) fn leave_proxy(
+    service: &str,
+    table: &mut Map<String, Value>,
+    keys: &[String],
+    routed: bool,
+    differences: &mut Vec<Difference>,
+) {
+    let Some(networks) = table.get_mut("networks").and_then(Value::as_object_mut) else { return };
+    for key in keys {
+        if networks.remove(key).is_some() && !routed {
+            differences.push(Difference {
+                key: format!("services.{service}.networks"),
+                what: "leaves the proxy's network: it has no route".to_owned(),
+            });
+        }
+    }
+    if networks.is_empty() {
+        networks.insert("default".to_owned(), Value::Null);
+    }
+}

@@ -1,0 +1,589 @@
+//! What a Compose file may not have on a shared host, where the right to start containers is root.
+//!
+//! The check fails closed: a key that this version does not know is refused. What would be shared with another preview
+//! but can be made the preview's own (fixed names, router labels) is not refused here; `render` and `network` change it.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::{entries, services};
+use crate::ownership;
+
+/// One thing that is refused.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+pub struct Violation {
+    /// Where: `services.api.privileged`.
+    pub key: String,
+    /// Why it is refused.
+    pub why: String,
+    /// What to do instead.
+    pub instead: String,
+}
+
+/// Keys of a service that harm nobody else, or that other parts of this module look at.
+const KNOWN: &[&str] = &[
+    "annotations",
+    "attach",
+    "blkio_config",
+    "build",
+    "command",
+    "configs",
+    "container_name",
+    "cpu_count",
+    "cpu_percent",
+    "cpu_period",
+    "cpu_quota",
+    "cpu_shares",
+    "cpus",
+    "cpuset",
+    "cap_drop",
+    "cap_add",
+    "cgroup",
+    "cgroup_parent",
+    "depends_on",
+    "deploy",
+    "develop",
+    "device_cgroup_rules",
+    "devices",
+    "dns",
+    "dns_opt",
+    "dns_search",
+    "domainname",
+    "entrypoint",
+    "env_file",
+    "environment",
+    "expose",
+    "external_links",
+    "extra_hosts",
+    "gpus",
+    "group_add",
+    "healthcheck",
+    "hostname",
+    "image",
+    "init",
+    "ipc",
+    "labels",
+    "label_file",
+    "links",
+    "logging",
+    "mac_address",
+    "mem_limit",
+    "mem_reservation",
+    "mem_swappiness",
+    "memswap_limit",
+    "network_mode",
+    "networks",
+    "oom_score_adj",
+    "pid",
+    "pids_limit",
+    "platform",
+    "ports",
+    "post_start",
+    "pre_stop",
+    "privileged",
+    "profiles",
+    "pull_policy",
+    "read_only",
+    "restart",
+    "scale",
+    "secrets",
+    "security_opt",
+    "shm_size",
+    "stdin_open",
+    "stop_grace_period",
+    "stop_signal",
+    "storage_opt",
+    "sysctls",
+    "tmpfs",
+    "tty",
+    "ulimits",
+    "user",
+    "userns_mode",
+    "uts",
+    "volumes",
+    "volumes_from",
+    "working_dir",
+];
+
+/// Keys that are refused whatever they hold (unless empty or false).
+const REFUSED: &[(&str, &str, &str)] = &[
+    ("privileged", "a privileged container is root on the host", "remove it, or add only what is needed to the image"),
+    ("devices", "devices belong to the host", "remove it from the preview's files"),
+    ("device_cgroup_rules", "devices belong to the host", "remove it from the preview's files"),
+    ("gpus", "devices belong to the host", "remove it from the preview's files"),
+    (
+        "cap_add",
+        "capabilities beyond Docker's default reach outside the container",
+        "remove it from the preview's files",
+    ),
+    ("cgroup_parent", "it takes the container out of its limits", "remove it"),
+    ("external_links", "they reach containers of others", "put the other service into the same Compose files"),
+    ("credential_spec", "it is a credential of the host", "remove it"),
+    ("runtime", "another runtime may not isolate", "remove it"),
+    ("provider", "it runs a program on the machine that deploys", "use a service with an image"),
+    ("use_api_socket", "the Docker socket is root on the host", "remove it"),
+    ("models", "it runs a program on the machine that deploys", "use a service with an image"),
+    ("oom_kill_disable", "the host must be able to end it", "remove it"),
+];
+
+struct Court<'a> {
+    found: Vec<Violation>,
+    place: String,
+    repository: &'a Path,
+}
+
+impl Court<'_> {
+    fn refuse(&mut self, key: &str, why: impl Into<String>, instead: impl Into<String>) {
+        let key = if key.is_empty() { self.place.clone() } else { format!("{}.{key}", self.place) };
+        self.found.push(Violation { key, why: why.into(), instead: instead.into() });
+    }
+
+    fn outside(&self, path: &str) -> bool {
+        !Path::new(path).starts_with(self.repository)
+    }
+}
+
+/// Everything in the model that is refused, in order. `repository` is the canonical directory that the files may come from;
+/// sources of bind mounts in the model must be canonical too.
+#[must_use]
+pub fn violations(model: &Value, repository: &Path, proxy_network: Option<&str>) -> Vec<Violation> {
+    let mut court = Court { found: Vec::new(), place: String::new(), repository };
+    for (name, table) in services(model) {
+        court.place = format!("services.{name}");
+        service(&mut court, table);
+    }
+    for (name, table) in entries(model, "networks") {
+        court.place = format!("networks.{name}");
+        network(&mut court, table, proxy_network);
+        labels(&mut court, table);
+    }
+    for (name, table) in entries(model, "volumes") {
+        court.place = format!("volumes.{name}");
+        volume(&mut court, table);
+        labels(&mut court, table);
+    }
+    for kind in ["configs", "secrets"] {
+        for (name, table) in entries(model, kind) {
+            court.place = format!("{kind}.{name}");
+            if is_on(table.get("external")) {
+                court.refuse(
+                    "external",
+                    "it would come from outside the preview",
+                    "use file:, content: or environment:",
+                );
+            }
+            if let Some(path) = table.get("file").and_then(Value::as_str)
+                && court.outside(path)
+            {
+                court.refuse("file", format!("{path} is outside the repository"), "put the file into the repository");
+            }
+            if table.contains_key("driver") || table.contains_key("template_driver") {
+                court.refuse("driver", "drivers are plugins of the host", "use file:, content: or environment:");
+            }
+        }
+    }
+    if model.get("models").is_some_and(|models| !is_empty(models)) {
+        court.place = "models".to_owned();
+        court.refuse("", "it runs a program on the machine that deploys", "use a service with an image");
+    }
+    court.found.sort();
+    court.found
+}
+
+fn is_on(value: Option<&Value>) -> bool {
+    value.is_some_and(|value| value == &Value::Bool(true) || value.is_object())
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(items) => items.is_empty(),
+        _ => false,
+    }
+}
+
+fn service(court: &mut Court<'_>, table: &Map<String, Value>) {
+    for (key, why, instead) in REFUSED {
+        if table.get(*key).is_some_and(|value| !is_empty(value)) {
+            court.refuse(key, *why, *instead);
+        }
+    }
+    for key in table.keys() {
+        if !KNOWN.contains(&key.as_str())
+            && !REFUSED.iter().any(|(refused, ..)| refused == key)
+            && !key.starts_with("x-")
+        {
+            court.refuse(key, "this version of preview does not know whether it is safe on a shared host", "remove it");
+        }
+    }
+    for (key, safe) in [
+        ("ipc", &["", "private", "shareable", "none"][..]),
+        ("pid", &[""][..]),
+        ("uts", &[""][..]),
+        ("userns_mode", &[""][..]),
+        ("cgroup", &["", "private"][..]),
+        ("network_mode", &["", "none"][..]),
+    ] {
+        let mode = table.get(key).and_then(Value::as_str).unwrap_or_default();
+        if !safe.contains(&mode) && !(mode.starts_with("service:") && matches!(key, "ipc" | "pid" | "network_mode")) {
+            court.refuse(key, format!("`{mode}` shares what belongs to the host or to others"), "remove it");
+        }
+    }
+    for option in strings(table.get("security_opt")) {
+        if !matches!(option.as_str(), "no-new-privileges" | "no-new-privileges:true" | "no-new-privileges=true") {
+            court.refuse(
+                "security_opt",
+                format!("`{option}` loosens the isolation"),
+                "only no-new-privileges:true is allowed",
+            );
+        }
+    }
+    for from in strings(table.get("volumes_from")) {
+        if from.starts_with("container:") {
+            court.refuse(
+                "volumes_from",
+                format!("`{from}` reaches a container of others"),
+                "name a service of these files",
+            );
+        }
+    }
+    for hook in ["post_start", "pre_stop"] {
+        let hooks = table.get(hook).and_then(Value::as_array).cloned().unwrap_or_default();
+        if hooks.iter().any(|hook| is_on(hook.get("privileged"))) {
+            court.refuse(hook, "a privileged process is root on the host", "remove privileged");
+        }
+    }
+    if table.get("oom_score_adj").and_then(Value::as_i64).is_some_and(|value| value < 0) {
+        court.refuse("oom_score_adj", "the host would end others first", "use a value of 0 or more");
+    }
+    if let Some(devices) = table.get("deploy").and_then(|deploy| deploy.pointer("/resources/reservations/devices"))
+        && !is_empty(devices)
+    {
+        court.refuse("deploy.resources.reservations.devices", "devices belong to the host", "remove it");
+    }
+    mounts(court, table);
+    build(court, table);
+    labels(court, table);
+    let logging =
+        table.get("logging").and_then(|logging| logging.get("driver")).and_then(Value::as_str).unwrap_or_default();
+    if !matches!(logging, "" | "json-file" | "local" | "none") {
+        court.refuse(
+            "logging.driver",
+            format!("`{logging}` sends logs elsewhere, and they could not be shown"),
+            "use json-file or local",
+        );
+    }
+}
+
+fn mounts(court: &mut Court<'_>, table: &Map<String, Value>) {
+    let mounts = table.get("volumes").and_then(Value::as_array).cloned().unwrap_or_default();
+    for mount in mounts {
+        let kind = mount.get("type").and_then(Value::as_str).unwrap_or_default();
+        let source = mount.get("source").and_then(Value::as_str).unwrap_or_default();
+        match kind {
+            "volume" | "tmpfs" | "image" => {}
+            "bind" if source.ends_with("docker.sock") || source.ends_with("containerd.sock") => {
+                court.refuse(
+                    "volumes",
+                    format!("{source}: whoever has the Docker socket is root on the host"),
+                    "remove the mount",
+                );
+            }
+            "bind" if court.outside(source) => {
+                court.refuse(
+                    "volumes",
+                    format!("{source} is outside the repository"),
+                    "use a named volume, or a path inside the repository",
+                );
+            }
+            "bind" => {
+                let propagation = mount.pointer("/bind/propagation").and_then(Value::as_str).unwrap_or_default();
+                if !matches!(propagation, "" | "private" | "rprivate" | "slave" | "rslave") {
+                    court.refuse(
+                        "volumes",
+                        format!("propagation `{propagation}` changes the host's mounts"),
+                        "remove it",
+                    );
+                }
+            }
+            other => court.refuse(
+                "volumes",
+                format!("mounts of type `{other}` are not known to be safe"),
+                "use volume, bind or tmpfs",
+            ),
+        }
+    }
+}
+
+fn build(court: &mut Court<'_>, table: &Map<String, Value>) {
+    let Some(build) = table.get("build").and_then(Value::as_object) else { return };
+    for (key, why) in [
+        ("secrets", "what a pull request builds could keep them"),
+        ("ssh", "it lends the agent of the machine that deploys"),
+        ("entitlements", "they loosen the isolation of the build"),
+        ("privileged", "a privileged build is root on the host"),
+        ("cache_to", "it writes outside the preview"),
+        ("cache_from", "it may read outside the preview"),
+        ("provenance", "it is not supported"),
+        ("sbom", "it is not supported"),
+    ] {
+        if build.get(key).is_some_and(|value| !is_empty(value)) {
+            court.refuse(&format!("build.{key}"), why, "remove it");
+        }
+    }
+    let network = build.get("network").and_then(Value::as_str).unwrap_or_default();
+    if !matches!(network, "" | "default" | "none") {
+        court.refuse("build.network", format!("`{network}` reaches the host or others"), "remove it");
+    }
+    let context = build.get("context").and_then(Value::as_str).unwrap_or_default();
+    if is_path(context) {
+        if court.outside(context) {
+            court.refuse(
+                "build.context",
+                format!("{context} is outside the repository"),
+                "build from inside the repository",
+            );
+        }
+        if let Some(file) = build.get("dockerfile").and_then(Value::as_str) {
+            let file = normal(&Path::new(context).join(file));
+            if !file.starts_with(court.repository) {
+                court.refuse(
+                    "build.dockerfile",
+                    format!("{} is outside the repository", file.display()),
+                    "put it into the repository",
+                );
+            }
+        }
+    }
+    let contexts = build.get("additional_contexts").and_then(Value::as_object).cloned().unwrap_or_default();
+    for (name, value) in contexts {
+        let value = value.as_str().unwrap_or_default();
+        if is_path(value) && court.outside(value) {
+            court.refuse(
+                &format!("build.additional_contexts.{name}"),
+                format!("{value} is outside the repository"),
+                "build from inside the repository",
+            );
+        }
+    }
+}
+
+/// Build contexts are absolute paths, or have a scheme (`https://`, `git@`, `service:`, `docker-image://`).
+fn is_path(context: &str) -> bool {
+    context.starts_with('/')
+}
+
+/// The path without `.` and `..`, as text: whether links lead out of it is for those who can look.
+fn normal(path: &Path) -> std::path::PathBuf {
+    let mut normal = std::path::PathBuf::new();
+    for part in path.components() {
+        match part {
+            std::path::Component::CurDir => {}
+            std::path::Component::ParentDir => {
+                normal.pop();
+            }
+            other => normal.push(other),
+        }
+    }
+    normal
+}
+
+fn network(court: &mut Court<'_>, table: &Map<String, Value>, proxy_network: Option<&str>) {
+    let name = table.get("name").and_then(Value::as_str);
+    if is_on(table.get("external")) {
+        if proxy_network.is_none() || name != proxy_network {
+            court.refuse(
+                "external",
+                "a network of others would join the previews",
+                "remove external: each preview has its own network",
+            );
+        }
+        return;
+    }
+    let driver = table.get("driver").and_then(Value::as_str).unwrap_or_default();
+    if !matches!(driver, "" | "bridge") {
+        court.refuse("driver", format!("`{driver}` reaches beyond the preview"), "use bridge, or name no driver");
+    }
+    let options = table.get("driver_opts").and_then(Value::as_object).cloned().unwrap_or_default();
+    for key in options.keys() {
+        if key != "com.docker.network.driver.mtu" && key != "com.docker.network.bridge.enable_icc" {
+            court.refuse(&format!("driver_opts.{key}"), "it may change the host's network", "remove it");
+        }
+    }
+}
+
+fn volume(court: &mut Court<'_>, table: &Map<String, Value>) {
+    if is_on(table.get("external")) {
+        court.refuse(
+            "external",
+            "a volume of others would be shared",
+            "remove external: each preview has its own volumes",
+        );
+        return;
+    }
+    let driver = table.get("driver").and_then(Value::as_str).unwrap_or_default();
+    if !matches!(driver, "" | "local") {
+        court.refuse("driver", format!("`{driver}` is a plugin of the host"), "use local, or name no driver");
+    }
+    let options = table.get("driver_opts").and_then(Value::as_object).cloned().unwrap_or_default();
+    let is_tmpfs = options.get("type").and_then(Value::as_str) == Some("tmpfs");
+    if !options.is_empty() && !is_tmpfs {
+        court.refuse("driver_opts", "the local driver would mount what belongs to the host", "remove driver_opts");
+    }
+}
+
+fn labels(court: &mut Court<'_>, table: &Map<String, Value>) {
+    let labels = table.get("labels").and_then(Value::as_object).cloned().unwrap_or_default();
+    for key in labels.keys() {
+        if [ownership::MANAGED, ownership::APP, ownership::NAME].contains(&key.as_str()) || key.starts_with("preview.")
+        {
+            court.refuse(
+                &format!("labels.{key}"),
+                "labels that begin with `preview.` say what is ours",
+                "use another name",
+            );
+        }
+        if key.starts_with("com.docker.compose.") {
+            court.refuse(&format!("labels.{key}"), "Compose sets these labels itself", "use another name");
+        }
+    }
+}
+
+fn strings(value: Option<&Value>) -> Vec<String> {
+    value
+        .and_then(Value::as_array)
+        .map(|items| items.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn refused(service: Value) -> Vec<String> {
+        let model = json!({"services": {"api": service}});
+        keys(&model)
+    }
+
+    fn keys(model: &Value) -> Vec<String> {
+        violations(model, Path::new("/repo"), Some("preview-proxy")).into_iter().map(|v| v.key).collect()
+    }
+
+    #[test]
+    fn an_ordinary_service_passes() {
+        let service = json!({
+            "image": "x", "command": null, "privileged": false, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"],
+            "build": {"context": "/repo/api", "dockerfile": "Dockerfile", "additional_contexts": {"base": "docker-image://debian"}},
+            "volumes": [{"type": "bind", "source": "/repo/conf"}, {"type": "volume", "source": "data"}, {"type": "tmpfs"}],
+            "network_mode": "service:db", "ipc": "private", "labels": {"app": "x"}, "x-more": 1
+        });
+        assert_eq!(refused(service), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_way_to_the_host_is_refused_by_name() {
+        for (key, value) in [
+            ("privileged", json!(true)),
+            ("devices", json!([{"source": "/dev/kvm"}])),
+            ("cap_add", json!(["SYS_ADMIN"])),
+            ("pid", json!("host")),
+            ("ipc", json!("host")),
+            ("ipc", json!("container:other")),
+            ("uts", json!("host")),
+            ("userns_mode", json!("host")),
+            ("cgroup", json!("host")),
+            ("cgroup_parent", json!("/")),
+            ("network_mode", json!("host")),
+            ("network_mode", json!("bridge")),
+            ("network_mode", json!("container:other")),
+            ("security_opt", json!(["seccomp:unconfined"])),
+            ("volumes_from", json!(["container:other"])),
+            ("provider", json!({"type": "x"})),
+            ("use_api_socket", json!(true)),
+            ("runtime", json!("runc2")),
+            ("gpus", json!([{"count": -1}])),
+            ("external_links", json!(["other"])),
+            ("oom_score_adj", json!(-500)),
+            ("post_start", json!([{"command": "x", "privileged": true}])),
+            ("a_key_of_tomorrow", json!(1)),
+        ] {
+            assert_eq!(refused(json!({ key: value })), vec![format!("services.api.{key}")]);
+        }
+    }
+
+    #[test]
+    fn mounts_from_outside_and_the_docker_socket_are_refused() {
+        for source in ["/etc", "/", "/repository", "/var/run/docker.sock", "/repo/docker.sock"] {
+            assert_eq!(
+                refused(json!({"volumes": [{"type": "bind", "source": source}]})),
+                ["services.api.volumes"],
+                "{source}"
+            );
+        }
+        let shared = json!({"volumes": [{"type": "bind", "source": "/repo/x", "bind": {"propagation": "rshared"}}]});
+        assert_eq!(refused(shared), ["services.api.volumes"]);
+    }
+
+    #[test]
+    fn builds_that_reach_outside_are_refused() {
+        for (key, value) in [
+            ("context", json!("/etc")),
+            ("dockerfile", json!("../../etc/passwd")),
+            ("dockerfile", json!("/etc/passwd")),
+            ("secrets", json!([{"source": "x"}])),
+            ("ssh", json!(["default"])),
+            ("entitlements", json!(["network.host"])),
+            ("network", json!("host")),
+            ("privileged", json!(true)),
+            ("cache_to", json!(["type=local,dest=/x"])),
+        ] {
+            let mut build = json!({"context": "/repo/api"});
+            build[key] = value;
+            assert_eq!(refused(json!({ "build": build })), vec![format!("services.api.build.{key}")]);
+        }
+        let named = json!({"build": {"context": "/repo", "additional_contexts": {"x": "/root"}}});
+        assert_eq!(refused(named), ["services.api.build.additional_contexts.x"]);
+    }
+
+    #[test]
+    fn what_belongs_to_others_is_refused_except_the_proxys_network() {
+        let model = json!({
+            "networks": {
+                "proxy": {"name": "preview-proxy", "external": true},
+                "other": {"name": "prod", "external": true},
+                "lan": {"driver": "macvlan"},
+            },
+            "volumes": {
+                "prod": {"name": "prod", "external": true},
+                "etc": {"driver": "local", "driver_opts": {"type": "none", "o": "bind", "device": "/etc"}},
+                "fast": {"driver_opts": {"type": "tmpfs", "device": "tmpfs"}},
+            },
+            "secrets": {"s": {"file": "/root/.ssh/id_rsa"}, "ext": {"external": true, "name": "s"}},
+        });
+        assert_eq!(
+            keys(&model),
+            [
+                "networks.lan.driver",
+                "networks.other.external",
+                "secrets.ext.external",
+                "secrets.s.file",
+                "volumes.etc.driver_opts",
+                "volumes.prod.external"
+            ]
+        );
+    }
+
+    #[test]
+    fn ownership_labels_of_the_file_are_refused() {
+        assert_eq!(refused(json!({"labels": {"preview.managed": "true"}})), ["services.api.labels.preview.managed"]);
+        assert_eq!(
+            keys(&json!({"volumes": {"v": {"labels": {"preview.app": "x"}}}})),
+            ["volumes.v.labels.preview.app"]
+        );
+    }
+}

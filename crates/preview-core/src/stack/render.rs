@@ -1,0 +1,323 @@
+//! The whole transformation, in one place and one order.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value, json};
+
+use super::{Difference, Guardrails, Port, awaited, built, file_uses, limits, network};
+use crate::ownership::Selector;
+use crate::runtime::Variables;
+
+/// The key of the proxy's network in a rendered model.
+const PROXY_KEY: &str = "preview_proxy";
+
+/// What a stack is rendered from.
+#[derive(Clone, Debug)]
+pub struct Input<'a> {
+    /// The resolved model, its paths canonical, without [`violations`](super::violations).
+    pub model: &'a Value,
+    /// The application.
+    pub app: &'a str,
+    /// The preview.
+    pub name: &'a str,
+    /// Limits.
+    pub guardrails: &'a Guardrails,
+    /// Where each file of this machine (mounts, configs, secrets) is on the host.
+    pub files: &'a BTreeMap<String, String>,
+    /// Ports to publish where there is no proxy.
+    pub wanted: &'a BTreeSet<Port>,
+    /// The host port of each wanted port, by [`Port::key`]; `None` behind a proxy.
+    pub host_ports: Option<&'a BTreeMap<String, u16>>,
+    /// The proxy's network, and the router labels of each routed service.
+    pub proxy: Option<(&'a str, &'a BTreeMap<String, BTreeMap<String, String>>)>,
+    /// Services that get all variables as environment.
+    pub inject_into: &'a [String],
+    /// Those variables.
+    pub variables: &'a Variables,
+}
+
+/// The preview's stack.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rendered {
+    /// The model to hand to Compose. May hold secrets.
+    pub model: Value,
+    /// What differs from the user's files, in order.
+    pub differences: Vec<Difference>,
+}
+
+/// Renders the preview's stack.
+#[must_use]
+pub fn render(input: &Input<'_>) -> Rendered {
+    let mut model = input.model.clone();
+    let mut differences = Vec::new();
+    let project = model.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let owner = Selector::preview(input.app, input.name).labels();
+    let no_end = awaited(input.model);
+
+    move_files(&mut model, input.files, &mut differences);
+    network::own_names(&mut model, &project, &mut differences);
+    own_images(&mut model, &project, &mut differences);
+    let proxy_keys = proxy_keys(&model, input.proxy.map(|(name, _)| name));
+
+    let names: Vec<String> = super::service_names(&model).into_iter().collect();
+    for service in &names {
+        let Some(table) = model.get_mut("services").and_then(|s| s.get_mut(service)).and_then(Value::as_object_mut)
+        else {
+            continue;
+        };
+        network::own_container_name(service, table, &mut differences);
+        network::strip_router_labels(service, table, &mut differences);
+        network::ports(service, table, input.wanted, input.host_ports, &mut differences);
+        let routed = input.proxy.and_then(|(_, labels)| labels.get(service));
+        network::leave_proxy(service, table, &proxy_keys, routed.is_some(), &mut differences);
+        if routed.is_some() {
+            network::join_proxy(service, table, PROXY_KEY, &mut differences);
+        }
+        limits::guard(service, table, input.guardrails, no_end.contains(service), &mut differences);
+        if input.inject_into.contains(service) {
+            inject(service, table, input.variables, &mut differences);
+        }
+        add_labels(table, &owner);
+        if let Some(labels) = routed {
+            add_labels(table, labels);
+        }
+        if let Some(build) = table.get_mut("build").and_then(Value::as_object_mut) {
+            add_labels(build, &owner);
+            if build.remove("tags").is_some() {
+                differences.push(Difference {
+                    key: format!("services.{service}.build.tags"),
+                    what: "removed: they would be shared between previews".to_owned(),
+                });
+            }
+        }
+    }
+    for kind in ["networks", "volumes"] {
+        for (_, value) in model.get_mut(kind).and_then(Value::as_object_mut).into_iter().flatten() {
+            if let Some(object) = value.as_object_mut()
+                && object.get("external").is_none_or(|external| external != &json!(true))
+            {
+                add_labels(object, &owner);
+            }
+        }
+    }
+    if let Some((name, routed)) = input.proxy
+        && let Some(top) = model.as_object_mut()
+    {
+        let networks = top.entry("networks").or_insert_with(|| json!({}));
+        if let Some(networks) = networks.as_object_mut() {
+            for key in &proxy_keys {
+                networks.remove(key);
+            }
+            if !routed.is_empty() {
+                networks.insert(PROXY_KEY.to_owned(), json!({"name": name, "external": true}));
+            }
+        }
+    }
+    ensure_default_network(&mut model, &project, &owner);
+    differences.sort();
+    differences.dedup();
+    Rendered { model, differences }
+}
+
+/// Names under which the file knows the proxy's network.
+fn proxy_keys(model: &Value, proxy_network: Option<&str>) -> Vec<String> {
+    super::entries(model, "networks")
+        .filter(|(_, table)| {
+            table.get("external") == Some(&json!(true)) && table.get("name").and_then(Value::as_str) == proxy_network
+        })
+        .map(|(key, _)| key.clone())
+        .collect()
+}
+
+/// `docker compose config` leaves the default network out when no service uses it; taking the proxy's away may bring it back.
+fn ensure_default_network(model: &mut Value, project: &str, owner: &BTreeMap<String, String>) {
+    let used = super::services(model).any(|(_, table)| {
+        table.get("networks").and_then(Value::as_object).is_some_and(|networks| networks.contains_key("default"))
+    });
+    if !used {
+        return;
+    }
+    let Some(top) = model.as_object_mut() else { return };
+    let networks = top.entry("networks").or_insert_with(|| json!({}));
+    if let Some(networks) = networks.as_object_mut()
+        && !networks.contains_key("default")
+    {
+        networks.insert("default".to_owned(), json!({"name": format!("{project}_default"), "labels": owner}));
+    }
+}
+
+fn move_files(model: &mut Value, files: &BTreeMap<String, String>, differences: &mut Vec<Difference>) {
+    for file in file_uses(model) {
+        let Some(target) = file.source.to_str().and_then(|source| files.get(source)) else { continue };
+        if let Some(place) = model.pointer_mut(&file.pointer) {
+            *place = json!(target);
+            differences
+                .push(Difference { key: file.key, what: "the repository's file, uploaded to the host".to_owned() });
+        }
+    }
+}
+
+/// A built image under the user's name would be taken by the next preview that builds; each gets its own name.
+fn own_images(model: &mut Value, project: &str, differences: &mut Vec<Difference>) {
+    let mut renamed = BTreeMap::new();
+    for service in built(model) {
+        let Some(table) = model.get_mut("services").and_then(|s| s.get_mut(&service)).and_then(Value::as_object_mut)
+        else {
+            continue;
+        };
+        let own = format!("{project}-{service}");
+        let before = table.insert("image".to_owned(), json!(own));
+        if let Some(Value::String(before)) = before
+            && before != own
+        {
+            differences.push(Difference {
+                key: format!("services.{service}.image"),
+                what: format!("`{before}` would be shared between previews: `{own}`"),
+            });
+            renamed.entry(before).or_insert(own);
+        }
+    }
+    // Services that run what another one builds follow it.
+    let users: Vec<String> = super::services(model)
+        .filter(|(_, table)| table.get("build").is_none_or(Value::is_null))
+        .map(|(name, _)| name.clone())
+        .collect();
+    for service in users {
+        let Some(image) = model.get_mut("services").and_then(|s| s.get_mut(&service)).and_then(|t| t.get_mut("image"))
+        else {
+            continue;
+        };
+        if let Some(own) = image.as_str().and_then(|image| renamed.get(image)) {
+            differences.push(Difference {
+                key: format!("services.{service}.image"),
+                what: format!("`{own}`, as it is built here"),
+            });
+            *image = json!(own);
+        }
+    }
+}
+
+fn inject(service: &str, table: &mut Map<String, Value>, variables: &Variables, differences: &mut Vec<Difference>) {
+    let environment = table.entry("environment").or_insert_with(|| json!({}));
+    if environment.is_null() {
+        *environment = json!({});
+    }
+    let Some(environment) = environment.as_object_mut() else { return };
+    for (key, value) in variables {
+        // Compose interpolates the model once more, so a dollar sign has to be doubled.
+        environment.insert(key.clone(), json!(value.expose().replace('$', "$$")));
+    }
+    if !variables.is_empty() {
+        differences.push(Difference {
+            key: format!("services.{service}.environment"),
+            what: format!("{} set", variables.keys().cloned().collect::<Vec<_>>().join(", ")),
+        });
+    }
+}
+
+fn add_labels(table: &mut Map<String, Value>, labels: &BTreeMap<String, String>) {
+    let place = table.entry("labels").or_insert_with(|| json!({}));
+    if place.is_null() {
+        *place = json!({});
+    }
+    if let Some(place) = place.as_object_mut() {
+        for (key, value) in labels {
+            place.insert(key.clone(), json!(value.replace('$', "$$")));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+
+    fn model() -> Value {
+        json!({
+            "name": "shop_pr-7",
+            "services": {
+                "api": {
+                    "image": "shop:dev", "build": {"context": "/repo/api", "tags": ["shop:x"]}, "container_name": "shop-api",
+                    "command": ["serve", "--price", "5$$"],
+                    "ports": [{"mode": "ingress", "target": 8000, "published": "8000", "protocol": "tcp"}],
+                    "networks": {"default": null, "edge": null},
+                    "labels": {"traefik.enable": "true", "team": "shop"},
+                    "volumes": [{"type": "bind", "source": "/repo/conf", "target": "/conf", "bind": {"create_host_path": true}}],
+                    "environment": {"A": "1"},
+                    "depends_on": {"migrate": {"condition": "service_completed_successfully", "required": true}},
+                },
+                "worker": {"image": "shop:dev", "networks": {"default": null, "edge": null}},
+                "migrate": {"image": "shop:dev", "networks": {"default": null}},
+                "db": {"image": "postgres:16", "networks": {"default": null}, "restart": "always",
+                       "volumes": [{"type": "volume", "source": "data", "target": "/var/lib/postgresql/data"}]},
+            },
+            "networks": {"default": {"name": "shop_pr-7_default", "ipam": {"config": [{"subnet": "10.1.0.0/24"}]}}, "edge": {"name": "preview-proxy", "external": true}},
+            "volumes": {"data": {"name": "shopdata"}},
+            "configs": {"c": {"name": "shop_pr-7_c", "file": "/repo/c.conf"}},
+            "x-note": {"kept": true},
+        })
+    }
+
+    fn rendered(proxy: bool) -> Rendered {
+        let model = model();
+        let files = BTreeMap::from([
+            ("/repo/conf".to_owned(), "/opt/previews/shop/pr-7/files/abc/conf".to_owned()),
+            ("/repo/c.conf".to_owned(), "/opt/previews/shop/pr-7/files/def/c.conf".to_owned()),
+        ]);
+        let wanted = BTreeSet::from([Port { service: "api".into(), target: 8000, protocol: "tcp".into() }]);
+        let host_ports = BTreeMap::from([("api:8000/tcp".to_owned(), 23456)]);
+        let labels = BTreeMap::from([(
+            "api".to_owned(),
+            BTreeMap::from([("traefik.http.routers.shop_pr-7.rule".to_owned(), "Host(`x`)".to_owned())]),
+        )]);
+        let variables = Variables::from([("TOKEN".to_owned(), Secret::new("a$b".to_owned()))]);
+        render(&Input {
+            model: &model,
+            app: "shop",
+            name: "pr-7",
+            guardrails: &Guardrails::default(),
+            files: &files,
+            wanted: &wanted,
+            host_ports: (!proxy).then_some(&host_ports),
+            proxy: proxy.then_some(("preview-proxy", &labels)),
+            inject_into: &["api".to_owned()],
+            variables: &variables,
+        })
+    }
+
+    #[test]
+    fn behind_a_proxy() {
+        insta::assert_json_snapshot!(rendered(true).model);
+    }
+
+    #[test]
+    fn on_loopback_ports() {
+        insta::assert_json_snapshot!(rendered(false).model);
+    }
+
+    #[test]
+    fn every_difference_is_told() {
+        insta::assert_json_snapshot!(rendered(true).differences);
+    }
+
+    #[test]
+    fn rendering_is_stable() {
+        assert_eq!(rendered(true), rendered(true));
+    }
+
+    #[test]
+    fn what_is_not_declared_does_not_differ() {
+        let out = rendered(false).model;
+        let before = model();
+        for pointer in [
+            "/services/api/command",
+            "/services/api/depends_on",
+            "/services/db/volumes",
+            "/services/db/restart",
+            "/x-note",
+            "/services/api/build/context",
+        ] {
+            assert_eq!(out.pointer(pointer), before.pointer(pointer), "{pointer}");
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! Where a preview is in its life, what may follow, and the schema of the state file (which holds no secret).
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Version of the state file's schema that this build writes and reads.
+pub const SCHEMA: u32 = 1;
+
+/// Where a preview is in its life.
+///
+/// ```text
+/// queued → preparing → building → pulling → starting → verifying → ready
+/// any of these → failed | timed_out | aborted;  ready → preparing is an update;  destroying ends in absence
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Waits for a place.
+    Queued,
+    /// Reads, checks, uploads.
+    Preparing,
+    /// Builds images.
+    Building,
+    /// Pulls images.
+    Pulling,
+    /// Brings the stack up.
+    Starting,
+    /// Waits for health, runs steps, probes.
+    Verifying,
+    /// Answers.
+    Ready,
+    /// A run failed; what ran before it runs again, or nothing does.
+    Failed,
+    /// A run exceeded its time.
+    TimedOut,
+    /// A run was interrupted.
+    Aborted,
+    /// Is being removed.
+    Destroying,
+}
+
+/// A step that the state machine does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a preview that is {from} cannot become {to}")]
+pub struct IllegalTransition {
+    /// Where it is.
+    pub from: Phase,
+    /// Where it was to go.
+    pub to: Phase,
+}
+
+impl Phase {
+    /// Every phase, in order.
+    pub const ALL: [Self; 11] = [
+        Self::Queued,
+        Self::Preparing,
+        Self::Building,
+        Self::Pulling,
+        Self::Starting,
+        Self::Verifying,
+        Self::Ready,
+        Self::Failed,
+        Self::TimedOut,
+        Self::Aborted,
+        Self::Destroying,
+    ];
+
+    /// Whether a run is at work. Such a phase with a free lock means that the run died.
+    #[must_use]
+    pub const fn in_flight(self) -> bool {
+        matches!(
+            self,
+            Self::Queued
+                | Self::Preparing
+                | Self::Building
+                | Self::Pulling
+                | Self::Starting
+                | Self::Verifying
+                | Self::Destroying
+        )
+    }
+
+    /// The next phase, if that step is legal.
+    ///
+    /// A new run may begin (`preparing`, `destroying`) from every phase: it holds the lock, so whoever left a phase in flight is dead.
+    /// Stages that have nothing to do are skipped, never run backwards.
+    pub fn to(self, next: Self) -> Result<Self, IllegalTransition> {
+        use Phase::{Aborted, Destroying, Failed, Preparing, Queued, Ready, TimedOut};
+        let legal = match next {
+            Preparing | Destroying => true,
+            Queued => !self.in_flight(),
+            Failed | TimedOut | Aborted => self.in_flight(),
+            // `ready` right from `preparing`: nothing differed.
+            Ready => self.in_flight() && self != Destroying && self != Queued,
+            _ => self.in_flight() && self != Destroying && self < next && self != Queued,
+        };
+        if legal { Ok(next) } else { Err(IllegalTransition { from: self, to: next }) }
+    }
+
+    /// The word in state files and reports.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Preparing => "preparing",
+            Self::Building => "building",
+            Self::Pulling => "pulling",
+            Self::Starting => "starting",
+            Self::Verifying => "verifying",
+            Self::Ready => "ready",
+            Self::Failed => "failed",
+            Self::TimedOut => "timed_out",
+            Self::Aborted => "aborted",
+            Self::Destroying => "destroying",
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What a preview is of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Subject {
+    /// A pull or merge request.
+    Pull(u64),
+    /// A branch.
+    Branch(String),
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pull(number) => write!(f, "pull request {number}"),
+            Self::Branch(branch) => write!(f, "branch {branch}"),
+        }
+    }
+}
+
+/// A public address of a preview.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address {
+    /// The service that answers.
+    pub service: String,
+    /// The service's port.
+    pub port: u16,
+    /// The address.
+    pub url: String,
+}
+
+/// The stack that last became ready: what an update that fails goes back to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Good {
+    /// SHA-256 of the rendered stack and of the steps that follow it.
+    pub digest: String,
+    /// Ids of the containers by service, sorted.
+    pub containers: BTreeMap<String, Vec<String>>,
+    /// Ids of the images by the name in the stack.
+    pub images: BTreeMap<String, String>,
+    /// Directories of uploaded files in use, by name.
+    pub files: Vec<String>,
+    /// The commit, if it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// When it became ready.
+    pub at: Timestamp,
+}
+
+/// Why the last run did not get to `ready`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What the run was doing.
+    pub phase: Phase,
+    /// What went wrong, for people; without secrets.
+    pub message: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// The state file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The application.
+    pub app: String,
+    /// The preview's name.
+    pub name: String,
+    /// The Compose project.
+    pub project: String,
+    /// What it is of.
+    pub subject: Subject,
+    /// The repository, where known: `acme/shop`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
+    /// Who asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// Where it is.
+    pub phase: Phase,
+    /// When it was made; survives updates.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// The commit that the last run brought.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// Public addresses.
+    #[serde(default)]
+    pub addresses: Vec<Address>,
+    /// Host ports that belong to this preview for its whole life, by `service:port/protocol`.
+    #[serde(default)]
+    pub ports: BTreeMap<String, u16>,
+    /// The last stack that became ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub good: Option<Good>,
+    /// Why the last run failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+}
+
+/// A state file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Not of the schema.
+    #[error("the state file {path} is damaged")]
+    Damaged {
+        /// Where it is on the host.
+        path: String,
+        /// The reader's word.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Written by a newer version.
+    #[error("the state file {path} has schema {found}, this version of preview knows up to {SCHEMA}: use a newer one")]
+    Newer {
+        /// Where it is on the host.
+        path: String,
+        /// Its schema.
+        found: u32,
+    },
+}
+
+impl State {
+    /// Reads a state file's content.
+    pub fn parse(path: &str, text: &str) -> Result<Self, StateError> {
+        #[derive(Deserialize)]
+        struct Version {
+            schema: u32,
+        }
+        let damaged = |source| StateError::Damaged { path: path.to_owned(), source };
+        let version: Version = serde_json::from_str(text).map_err(damaged)?;
+        if version.schema > SCHEMA {
+            return Err(StateError::Newer { path: path.to_owned(), found: version.schema });
+        }
+        serde_json::from_str(text).map_err(damaged)
+    }
+
+    /// The state file's content.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        // A struct of strings, numbers and maps with string keys always serialises.
+        let mut text = serde_json::to_vec_pretty(self).unwrap_or_default();
+        text.push(b'\n');
+        text
+    }
+
+    /// Moves on.
+    pub fn advance(&mut self, next: Phase, now: Timestamp) -> Result<(), IllegalTransition> {
+        self.phase = self.phase.to(next)?;
+        self.updated_at = now;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_deploy_walks_through_all_phases() {
+        let mut phase = Phase::Preparing;
+        for next in [Phase::Building, Phase::Pulling, Phase::Starting, Phase::Verifying, Phase::Ready, Phase::Preparing]
+        {
+            phase = phase.to(next).unwrap();
+        }
+        assert_eq!(phase, Phase::Preparing);
+    }
+
+    #[test]
+    fn stages_are_skipped_but_never_run_backwards() {
+        assert!(Phase::Preparing.to(Phase::Starting).is_ok());
+        assert!(Phase::Starting.to(Phase::Building).is_err());
+        assert!(Phase::Verifying.to(Phase::Starting).is_err());
+        assert!(Phase::Ready.to(Phase::Starting).is_err());
+        assert!(Phase::Failed.to(Phase::Ready).is_err());
+        assert!(Phase::Destroying.to(Phase::Ready).is_err());
+        assert!(Phase::Destroying.to(Phase::Building).is_err());
+    }
+
+    #[test]
+    fn every_flight_can_end_badly_and_nothing_else_can() {
+        for phase in Phase::ALL {
+            for end in [Phase::Failed, Phase::TimedOut, Phase::Aborted] {
+                assert_eq!(phase.to(end).is_ok(), phase.in_flight(), "{phase} to {end}");
+            }
+            assert!(phase.to(Phase::Preparing).is_ok());
+            assert!(phase.to(Phase::Destroying).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_newer_schema_is_refused_by_name_and_damage_is_told_apart() {
+        let error = State::parse("/x/state.json", r#"{"schema": 9}"#).unwrap_err();
+        assert!(matches!(error, StateError::Newer { found: 9, .. }), "{error}");
+        assert!(matches!(State::parse("/x", "{").unwrap_err(), StateError::Damaged { .. }));
+    }
+
+    #[test]
+    fn the_word_in_json_is_the_word_for_people() {
+        for phase in Phase::ALL {
+            assert_eq!(serde_json::to_string(&phase).unwrap(), format!("\"{phase}\""));
+        }
+    }
+}

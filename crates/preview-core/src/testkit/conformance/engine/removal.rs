@@ -1,0 +1,148 @@
+//! What goes away, and above all what does not.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{Spec, Suite, fails, ok};
+use crate::engine::{Inventory, Prune, Removed};
+use crate::fault::FaultKind;
+
+/// Older than anything on any engine: pruning with it must free nothing.
+const AGES: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
+
+impl Suite<'_> {
+    pub(super) async fn removal(&self) {
+        self.networks_are_made_once().await;
+        self.all_that_is_meant_goes_and_nothing_else().await;
+        self.removing_twice_at_the_same_time_is_no_error().await;
+        self.what_others_hold_on_to_is_a_conflict_that_names_them().await;
+        self.images_that_others_use_stay().await;
+        self.only_untagged_images_of_ours_are_pruned().await;
+    }
+
+    async fn networks_are_made_once(&self) {
+        let name = self.name("made-once");
+        let labels = self.preview("networks").labels();
+        assert!(ok(self.engine.ensure_network(&name, &labels).await, "a network is made"), "made now");
+        let others = BTreeMap::from([("other".to_owned(), "labels".to_owned())]);
+        assert!(!ok(self.engine.ensure_network(&name, &others).await, "a network is there"), "not made again");
+        let found = ok(self.engine.inventory(&self.preview("networks")).await, "an inventory");
+        assert_eq!(found.networks.len(), 1, "there is one network of that name: {found:#?}");
+        assert_eq!((&found.networks[0].name, &found.networks[0].labels), (&name, &labels), "it is left as it was");
+        self.clear("networks").await;
+    }
+
+    /// A preview with one object of each kind.
+    async fn whole_preview(&self, preview: &str) {
+        let labels = self.preview(preview).labels();
+        let name = self.name(&format!("{preview}-object"));
+        self.fixture.network(&name, labels.clone()).await;
+        self.fixture.volume(&name, labels.clone()).await;
+        let image = format!("{name}:1");
+        self.fixture.build(Some(&image), labels).await;
+        ok(self.engine.tag(&image, &format!("{name}:last-good")).await, "an image gets one more name");
+        let spec = self.spec(preview, &format!("{preview}-object"));
+        let (network, volume, image) = (Some(name.clone()), Some(name), Some(image));
+        self.fixture.container(Spec { network, volume, image, restarts: true, ..spec }).await;
+    }
+
+    async fn all_that_is_meant_goes_and_nothing_else(&self) {
+        self.whole_preview("gone").await;
+        self.whole_preview("stays").await;
+        let foreign = self.fixture.container(self.foreign("gone", "foreign")).await;
+        let before = ok(self.engine.inventory(&self.preview("stays")).await, "an inventory");
+        let kinds = (before.containers.len(), before.networks.len(), before.volumes.len(), before.images.len());
+        assert_eq!(kinds, (1, 1, 1, 1), "an inventory has all kinds: {before:#?}");
+        assert_eq!(before.volumes[0].name, self.name("stays-object"), "volumes have their name");
+        assert_eq!(before.images[0].name, self.name("stays-object:1"), "images have their first name");
+
+        let removed = ok(self.engine.remove(&self.preview("gone")).await, "a preview is removed");
+        assert_eq!(removed, Removed { containers: 1, networks: 1, volumes: 1, images: 1 }, "an image counts once");
+        let left = ok(self.engine.inventory(&self.preview("gone")).await, "an inventory");
+        assert_eq!(left, Inventory::default(), "nothing is left");
+        let after = ok(self.engine.inventory(&self.preview("stays")).await, "an inventory");
+        assert_eq!(after, before, "another preview is as it was");
+        ok(self.engine.inspect(&foreign).await, "what is not marked as ours stays");
+        let again = ok(self.engine.remove(&self.preview("gone")).await, "removing again is no error");
+        assert_eq!(again, Removed::default(), "nothing was there to remove");
+        self.fixture.take(&foreign).await;
+        self.clear("stays").await;
+    }
+
+    async fn removing_twice_at_the_same_time_is_no_error(&self) {
+        self.whole_preview("twice").await;
+        let preview = self.preview("twice");
+        let (first, second) = tokio::join!(self.engine.remove(&preview), self.engine.remove(&preview));
+        let (first, second) = (ok(first, "one of two removals"), ok(second, "the other of two removals"));
+        assert!(first.containers + second.containers <= 1, "nobody counts what another removed");
+        let left = ok(self.engine.inventory(&preview).await, "an inventory");
+        assert_eq!(left, Inventory::default(), "nothing is left");
+    }
+
+    async fn what_others_hold_on_to_is_a_conflict_that_names_them(&self) {
+        self.whole_preview("held").await;
+        let name = self.name("held-object");
+        for (what, network, volume) in
+            [("network", Some(name.clone()), None::<String>), ("volume", None, Some(name.clone()))]
+        {
+            if what == "volume" {
+                self.fixture.volume(&name, self.preview("held").labels()).await;
+            }
+            let foreign = Spec { network, volume, ..self.foreign("held", "holder") };
+            let foreign = self.fixture.container(foreign).await;
+            let fault =
+                fails(self.engine.remove(&self.preview("held")).await, FaultKind::Conflict, "a foreign container");
+            assert!(fault.context.contains(&self.name("holder")), "the conflict names who holds on: {fault}");
+            assert!(fault.context.contains(&name), "the conflict names what is held: {fault}");
+            ok(self.engine.inspect(&foreign).await, "the foreign container stays");
+            self.fixture.take(&foreign).await;
+            let rest = ok(self.engine.remove(&self.preview("held")).await, "removal goes on where it stopped");
+            assert_eq!(
+                (rest.containers, rest.networks + rest.volumes),
+                (0, 1),
+                "all else was removed: {what}, {rest:?}"
+            );
+        }
+    }
+
+    async fn images_that_others_use_stay(&self) {
+        let labels = self.preview("used").labels();
+        let name = self.name("used:1");
+        self.fixture.build(Some(&name), labels.clone()).await;
+        ok(self.engine.tag(&name, &self.name("used:2")).await, "an image gets one more name");
+        self.fixture.build(Some(&self.name("unused:1")), labels).await;
+        for only_made in [false, true] {
+            let user = Spec { image: Some(name.clone()), only_made, ..self.foreign("used", "user") };
+            let user = self.fixture.container(user).await;
+            let removed = ok(self.engine.remove(&self.preview("used")).await, "an image in use is no error");
+            assert_eq!(removed.images, usize::from(!only_made), "only what is unused is removed");
+            let left = ok(self.engine.inventory(&self.preview("used")).await, "an inventory");
+            assert_eq!(left.images.len(), 1, "an image that a foreign container uses stays");
+            assert_eq!(left.images[0].name, name, "with its names");
+            self.fixture.take(&user).await;
+        }
+        let removed = ok(self.engine.remove(&self.preview("used")).await, "a preview is removed");
+        assert_eq!(removed.images, 1, "an image that is not used any more goes");
+    }
+
+    async fn only_untagged_images_of_ours_are_pruned(&self) {
+        let labels = self.preview("prune").labels();
+        self.fixture.build(Some(&self.name("tagged:1")), labels.clone()).await;
+        self.fixture.build(None, labels).await;
+        self.fixture.build(None, self.preview("other").labels()).await;
+        ok(self.engine.prune(&Prune::DanglingImages(self.preview("prune"))).await, "untagged images are pruned");
+        let left = ok(self.engine.inventory(&self.preview("prune")).await, "an inventory");
+        assert_eq!(left.images.len(), 1, "the untagged image is gone: {left:#?}");
+        assert_eq!(left.images[0].name, self.name("tagged:1"), "the tagged one is not");
+        let other = ok(self.engine.inventory(&self.preview("other")).await, "an inventory");
+        assert_eq!(other.images.len(), 1, "untagged images of others are not");
+        assert!(other.images[0].name.starts_with("sha256:"), "an image without a name has its id as name");
+        for ages in [Prune::UnusedImages(AGES), Prune::BuildCache(AGES)] {
+            assert_eq!(ok(self.engine.prune(&ages).await, "pruning what is too old"), 0, "nothing is that old");
+        }
+        let left = ok(self.engine.inventory(&self.preview("prune")).await, "an inventory");
+        assert_eq!(left.images.len(), 1, "what is young stays");
+        self.clear("prune").await;
+        self.clear("other").await;
+    }
+}

@@ -1,0 +1,202 @@
+//! The lab: an engine, the Compose and buildx plugins, images without a registry, and VMs that are containers.
+//!
+//! A machine that has Docker, the plugins and a registry is used as it is; what it lacks is made on it.
+//! Everything that the lab keeps is in `target/lab`, and everything that it puts into the engine has the
+//! label `preview.lab`.
+
+mod engine;
+mod images;
+mod install;
+mod packages;
+mod vm;
+mod vm_image;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, bail};
+
+use crate::sh;
+
+pub use engine::Stopped;
+pub use vm::{Vm, VmEngine, VmOptions};
+
+/// The label of everything that the lab puts into an engine.
+pub const LABEL: &str = "preview.lab";
+
+/// How much of the lab is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Needs {
+    /// An engine, the Compose and buildx plugins, `busybox:1.36` and `debian:bookworm-slim`.
+    Basics,
+    /// And the images of the VMs, and an SSH key for them.
+    Vms,
+}
+
+/// A lab that is up.
+#[derive(Debug, Clone)]
+pub struct Lab {
+    /// The `docker` client.
+    pub docker: PathBuf,
+    /// The Docker configuration that has the plugins, where it is not the user's own; to be passed on as `DOCKER_CONFIG`.
+    pub docker_config: Option<PathBuf>,
+    dir: PathBuf,
+}
+
+impl Lab {
+    /// Makes everything ready that is not; a second call is quick (about half a second).
+    ///
+    /// Other processes that do the same wait for this one. What is made takes its time and is told on standard error.
+    ///
+    /// # Errors
+    /// When something is missing that cannot be made here; the message says what to install.
+    pub fn up(needs: Needs) -> Result<Self> {
+        let dir = dir();
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let lock = File::create(dir.join("lock"))?;
+        lock.lock().context("cannot lock target/lab/lock")?;
+
+        let docker = engine::ensure(&dir)?;
+        let mut lab = Self { docker, docker_config: packages::own_config(&dir), dir };
+        images::ensure(&lab)?;
+        lab.docker_config = packages::ensure_plugins(&lab)?;
+        if needs >= Needs::Vms {
+            vm_image::ensure(&lab)?;
+        }
+        Ok(lab)
+    }
+
+    /// The lab with VMs, made ready at the first call in a process: what tests want.
+    ///
+    /// # Errors
+    /// Those of [`Lab::up`]; they are kept and told to each caller.
+    pub fn get() -> Result<&'static Self> {
+        static LAB: OnceLock<Result<Lab, String>> = OnceLock::new();
+        match LAB.get_or_init(|| Self::up(Needs::Vms).map_err(|error| format!("{error:#}"))) {
+            Ok(lab) => Ok(lab),
+            Err(error) => bail!("no lab: {error}"),
+        }
+    }
+
+    /// The lab as it is now, if its engine answers: nothing is made or started.
+    #[must_use]
+    pub fn current() -> Option<Self> {
+        let dir = dir();
+        let docker = sh::which("docker").filter(|docker| engine::version(docker).is_some())?;
+        Some(Self { docker, docker_config: packages::own_config(&dir), dir })
+    }
+
+    /// A `docker` command with the lab's configuration.
+    pub fn docker<I, S>(&self, args: I) -> Command
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<std::ffi::OsStr>,
+    {
+        let mut command = sh::cmd(&self.docker, args);
+        if let Some(config) = &self.docker_config {
+            command.env("DOCKER_CONFIG", config);
+        }
+        command
+    }
+
+    /// The folder of what the lab keeps, `target/lab`.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Removes the VMs of processes that ended without doing so; returns their names.
+    ///
+    /// # Errors
+    /// When the engine does not answer.
+    pub fn sweep_vms(&self) -> Result<Vec<String>> {
+        vm::sweep(self)
+    }
+
+    /// Removes the VMs that [`Vm::shared`] started for this copy of the repository.
+    ///
+    /// # Errors
+    /// When the engine does not answer.
+    pub fn remove_shared_vms(&self) -> Result<()> {
+        vm::remove_shared(self)
+    }
+
+    /// Copies images of this machine's engine into a running VM's.
+    ///
+    /// # Errors
+    /// When there is no such image or VM.
+    pub fn load_image(&self, vm: &str, images: &[&str]) -> Result<()> {
+        vm::load(self, vm, images)
+    }
+
+    /// Removes all that the lab put into the engine: VMs, shared ones too, networks, volumes and images.
+    /// Returns the images that stay because containers use them.
+    ///
+    /// # Errors
+    /// When the engine does not answer, or refuses.
+    pub fn clear(&self) -> Result<Vec<String>> {
+        // Containers take over the labels of their image: only that of the VMs tells whose a container is.
+        let vms = format!("label={LABEL}.vm");
+        let all = format!("label={LABEL}");
+        let lists: [(&[&str], &str, &[&str]); 3] = [
+            (&["ps", "-aq"], &vms, &["rm", "-f", "-v"]),
+            (&["network", "ls", "-q"], &all, &["network", "rm"]),
+            (&["volume", "ls", "-q"], &all, &["volume", "rm"]),
+        ];
+        for (list, filter, remove) in lists {
+            let ids = sh::text(self.docker(list).args(["--filter", filter]))?;
+            if !ids.is_empty() {
+                sh::text(self.docker(remove).args(ids.split_whitespace()))?;
+            }
+        }
+        let ids = sh::text(&mut self.docker(["images", "-q", "--no-trunc", "--filter", &all]))?;
+        let in_use = |id: &&str| !sh::succeeds(&mut self.docker(["rmi", "-f", id]));
+        let stay = unique(&ids).into_iter().filter(in_use).map(str::to_owned).collect();
+        for made in ["registry", "privileged"] {
+            remove_if_there(fs::remove_file(self.dir.join(made)))?;
+        }
+        for made in ["images", "vms", "work"] {
+            remove_if_there(fs::remove_dir_all(self.dir.join(made)))?;
+        }
+        Ok(stay)
+    }
+
+    /// Stops the engine if the lab started it and nothing is running on it.
+    ///
+    /// # Errors
+    /// When it does not stop.
+    pub fn stop_engine(&self) -> Result<Stopped> {
+        engine::stop(self)
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.dir.join("logs").join(format!("{name}.log"))
+    }
+}
+
+/// The top folder of the workspace.
+#[must_use]
+pub fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}
+
+fn dir() -> PathBuf {
+    root().join("target/lab")
+}
+
+fn unique(words: &str) -> Vec<&str> {
+    let mut words: Vec<&str> = words.split_whitespace().collect();
+    words.sort_unstable();
+    words.dedup();
+    words
+}
+
+fn remove_if_there(removed: std::io::Result<()>) -> Result<()> {
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,493 @@
+//! A VM that is a container: started, cut off, killed and restarted by tests, and gone when its value is dropped.
+
+use std::fs::{self, File};
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::{LABEL, Lab, vm_image};
+use crate::sh;
+
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// Outside the range from which a Linux kernel takes the ports of outgoing connections.
+const PORTS: std::ops::Range<u16> = 22_000..32_000;
+/// What `--privileged` would give, on hosts that refuse that.
+const CAPABLE: [&str; 15] = [
+    "--cap-add",
+    "ALL",
+    "--cap-drop",
+    "SYS_RESOURCE",
+    "--security-opt",
+    "seccomp=unconfined",
+    "--security-opt",
+    "apparmor=unconfined",
+    "--security-opt",
+    "systempaths=unconfined",
+    "--cgroupns",
+    "host",
+    "--volume=/sys/fs/cgroup:/sys/fs/cgroup:rw",
+    "--device-cgroup-rule",
+    "a *:* rwm",
+];
+
+/// The Docker engine that runs inside a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VmEngine {
+    /// Debian 12's: 20.10.
+    V20,
+    /// A current one: 28.
+    V28,
+}
+
+impl VmEngine {
+    pub(super) fn image(self) -> &'static str {
+        match self {
+            Self::V20 => "preview-lab/vm:20.10",
+            Self::V28 => "preview-lab/vm:28",
+        }
+    }
+
+    pub(super) fn target(self) -> &'static str {
+        match self {
+            Self::V20 => "v20",
+            Self::V28 => "v28",
+        }
+    }
+}
+
+/// What may differ from one VM to another.
+#[derive(Debug, Clone, Default)]
+pub struct VmOptions {
+    /// The size of the engine's disk, such as `"200m"`, to fill it: held in memory, and empty again after a
+    /// restart. Otherwise the disk is a volume of the host's engine.
+    pub data_size: Option<String>,
+    /// The memory that the VM and all of its containers have together, such as `"1g"`.
+    pub memory: Option<String>,
+    /// Public keys that may log in as `deploy`, beside the lab's own.
+    pub authorized_keys: Vec<String>,
+}
+
+/// A VM: `sshd` on a port of 127.0.0.1, and a Docker engine of its own. Removed when dropped.
+#[derive(Debug)]
+pub struct Vm {
+    lab: Lab,
+    name: String,
+    port: u16,
+    host_key: String,
+    dir: PathBuf,
+    keep: bool,
+}
+
+impl Vm {
+    /// Starts a VM and waits until a login finds its engine ready (60 s at most).
+    ///
+    /// # Errors
+    /// When it does not start or does not become ready; the end of its logs is in the message.
+    pub fn start(lab: &Lab, engine: VmEngine, options: &VmOptions) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("preview-lab-vm-{}-{number}", std::process::id());
+        Self::create(lab, engine, options, name, Some(owner()), false)
+    }
+
+    /// The VM that all tests of an engine may use together, started by the first that asks.
+    ///
+    /// It outlives the process, so that the next run finds it ready; `cargo xtask test` and `cargo xtask lab down`
+    /// remove it. What a test puts into it, the test removes, and it neither fills nor stops it.
+    ///
+    /// # Errors
+    /// Those of [`Vm::start`].
+    pub fn shared(lab: &Lab, engine: VmEngine) -> Result<Self> {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _here = ONE_AT_A_TIME.lock();
+        let lock = File::create(lab.dir.join(format!("lock-{}", engine.target())))?;
+        lock.lock()?;
+        let name = shared_name(lab, engine);
+        if let Some(vm) = Self::attach(lab, &name, engine) {
+            return Ok(vm);
+        }
+        remove(lab, &name);
+        Self::create(lab, engine, &VmOptions::default(), name, None, true)
+    }
+
+    /// The container's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The port of 127.0.0.1 on which `sshd` listens; the same for the VM's whole life.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `ssh://deploy@127.0.0.1:PORT`
+    #[must_use]
+    pub fn ssh_url(&self) -> String {
+        format!("ssh://deploy@127.0.0.1:{}", self.port)
+    }
+
+    /// The private key that opens the VM.
+    #[must_use]
+    pub fn identity_file(&self) -> PathBuf {
+        vm_image::key_file(&self.lab)
+    }
+
+    /// The line of a `known_hosts` file that pins this VM's key.
+    #[must_use]
+    pub fn known_hosts(&self) -> String {
+        format!("[127.0.0.1]:{} {}\n", self.port, self.host_key)
+    }
+
+    /// A file with [`Vm::known_hosts`] in it.
+    #[must_use]
+    pub fn known_hosts_file(&self) -> PathBuf {
+        self.dir.join("known_hosts")
+    }
+
+    /// An `ssh` command to the VM as `deploy`, strict about its key; the caller adds the remote command.
+    #[must_use]
+    pub fn ssh(&self) -> Command {
+        let mut ssh = sh::cmd("ssh", ["-F", "/dev/null", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes"]);
+        ssh.args(["-o", "IdentitiesOnly=yes", "-o", "GlobalKnownHostsFile=/dev/null", "-o", "ConnectTimeout=10"])
+            .arg("-o")
+            .arg(format!("UserKnownHostsFile={}", self.known_hosts_file().display()))
+            .arg("-i")
+            .arg(self.identity_file())
+            .arg(self.ssh_url());
+        ssh
+    }
+
+    /// Runs a program in the VM as root, not through SSH.
+    ///
+    /// # Errors
+    /// When the container is not there; a failing program is no error.
+    pub fn exec(&self, args: &[&str]) -> Result<Output> {
+        self.lab
+            .docker(["exec", self.name.as_str()])
+            .args(args)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("cannot run {args:?} in {}", self.name))
+    }
+
+    /// Runs a program in the VM as root, and returns its trimmed standard output.
+    ///
+    /// # Errors
+    /// When it fails; its standard error is in the message.
+    pub fn text(&self, args: &[&str]) -> Result<String> {
+        sh::text(self.lab.docker(["exec", self.name.as_str()]).args(args))
+    }
+
+    /// Copies images of the host's engine into the VM's. Each is saved once, and kept in `target/lab/images`.
+    ///
+    /// # Errors
+    /// When the host has no such image, or the VM has no room for it.
+    pub fn load_image(&self, images: &[&str]) -> Result<()> {
+        load(&self.lab, &self.name, images)
+    }
+
+    /// Kills the VM's `dockerd` (SIGKILL); nothing starts it again.
+    ///
+    /// # Errors
+    /// When none is running.
+    pub fn kill_dockerd(&self) -> Result<()> {
+        self.text(&["pkill", "-KILL", "-x", "dockerd"])?;
+        sh::wait_until("dockerd's end", READY_WITHIN, || self.text(&["pgrep", "-x", "dockerd"]).is_err())
+    }
+
+    /// Starts the VM's `dockerd` again, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn start_dockerd(&self) -> Result<()> {
+        self.text(&["lab-dockerd"])?;
+        sh::wait_until("the VM's engine", READY_WITHIN, || self.text(&["docker", "version"]).is_ok())
+            .with_context(|| self.logs())
+    }
+
+    /// Reboots the VM in an orderly way, and waits until it is ready. Containers come back as their restart policy says.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn restart(&self) -> Result<()> {
+        sh::text(&mut self.lab.docker(["restart", "-t", "15", &self.name]))?;
+        self.wait_ready()
+    }
+
+    /// Switches the VM off as a power cut does.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn power_off(&self) -> Result<()> {
+        sh::text(&mut self.lab.docker(["kill", self.name.as_str()])).map(drop)
+    }
+
+    /// Switches the VM on, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn power_on(&self) -> Result<()> {
+        sh::text(&mut self.lab.docker(["start", self.name.as_str()]))?;
+        self.wait_ready()
+    }
+
+    /// From now on the VM answers no SSH packet: connections hang, as they do when a link drops.
+    ///
+    /// # Errors
+    /// When the VM is not running.
+    pub fn cut_off(&self) -> Result<()> {
+        for chain in [["INPUT", "--dport"], ["OUTPUT", "--sport"]] {
+            self.text(&["iptables", "-I", chain[0], "-p", "tcp", chain[1], "22", "-j", "DROP"])?;
+        }
+        Ok(())
+    }
+
+    /// Undoes [`Vm::cut_off`].
+    ///
+    /// # Errors
+    /// When the VM was not cut off.
+    pub fn reconnect(&self) -> Result<()> {
+        for chain in [["INPUT", "--dport"], ["OUTPUT", "--sport"]] {
+            self.text(&["iptables", "-D", chain[0], "-p", "tcp", chain[1], "22", "-j", "DROP"])?;
+        }
+        Ok(())
+    }
+
+    /// What the VM's `sshd` wrote (at level VERBOSE: every login, with its key).
+    ///
+    /// # Errors
+    /// When the VM is not running.
+    pub fn sshd_log(&self) -> Result<String> {
+        self.text(&["cat", "/var/log/sshd.log"])
+    }
+
+    /// What the VM's `dockerd` wrote.
+    ///
+    /// # Errors
+    /// When the VM is not running.
+    pub fn dockerd_log(&self) -> Result<String> {
+        self.text(&["cat", "/var/log/dockerd.log"])
+    }
+
+    /// Removes the VM, its disk too, even a shared one.
+    pub fn stop(mut self) {
+        self.keep = false;
+    }
+
+    fn create(
+        lab: &Lab,
+        engine: VmEngine,
+        options: &VmOptions,
+        name: String,
+        owner: Option<String>,
+        keep: bool,
+    ) -> Result<Self> {
+        let public = fs::read_to_string(vm_image::key_file(lab).with_extension("pub"))
+            .context("no key for the VMs: run `cargo xtask lab up`")?;
+        let mut keys = vec![public.trim().to_owned()];
+        keys.extend(options.authorized_keys.iter().cloned());
+
+        let mut run = lab.docker(["run", "-d", "--name", &name, "--hostname", &name]);
+        run.args(["--label", &format!("{LABEL}=1"), "--label", &format!("{LABEL}.vm={}", engine.target())]);
+        if let Some(owner) = owner {
+            run.args(["--label", &format!("{LABEL}.owner={owner}")]);
+        }
+        if let Some(size) = &options.data_size {
+            run.args(["--tmpfs", &format!("/var/lib/docker:rw,exec,suid,dev,size={size}")]);
+        }
+        if let Some(memory) = &options.memory {
+            run.args(["--memory", memory]);
+        }
+        run.env("AUTHORIZED_KEYS", keys.join("\n")).args(["-e", "AUTHORIZED_KEYS"]);
+        if privileged(lab)? {
+            run.arg("--privileged");
+        } else {
+            run.args(CAPABLE);
+        }
+        let port = free_port()?;
+        run.args(["-p", &format!("127.0.0.1:{port}:22"), engine.image()]);
+        let dir = lab.dir.join("vms").join(&name);
+        fs::create_dir_all(&dir)?;
+        // From here on the drop removes what there is, whatever fails.
+        let mut vm = Self { lab: lab.clone(), name, port, host_key: String::new(), dir, keep: false };
+        sh::text(&mut run).context("cannot start a VM")?;
+        vm.read_host_key()?;
+        vm.wait_ready()?;
+        vm.keep = keep;
+        Ok(vm)
+    }
+
+    /// A VM that another process started, if it is ready and made from the image that would be used now.
+    fn attach(lab: &Lab, name: &str, engine: VmEngine) -> Option<Self> {
+        let format = "{{.Image}} {{(index (index .HostConfig.PortBindings \"22/tcp\") 0).HostPort}}";
+        let found = sh::text(&mut lab.docker(["inspect", "--format", format, name])).ok()?;
+        let (image, port) = found.split_once(' ')?;
+        let wanted = sh::text(&mut lab.docker(["image", "inspect", "--format", "{{.Id}}", engine.image()])).ok()?;
+        if image != wanted {
+            return None;
+        }
+        let mut vm = Self {
+            lab: lab.clone(),
+            name: name.to_owned(),
+            port: port.parse().ok()?,
+            host_key: String::new(),
+            dir: lab.dir.join("vms").join(name),
+            keep: true,
+        };
+        fs::create_dir_all(&vm.dir).ok()?;
+        vm.read_host_key().ok()?;
+        sh::succeeds(vm.ssh().args(["docker", "version"])).then_some(vm)
+    }
+
+    fn read_host_key(&mut self) -> Result<()> {
+        let file = "/etc/ssh/ssh_host_ed25519_key.pub";
+        sh::wait_until("the VM's host key", READY_WITHIN, || self.text(&["test", "-s", file]).is_ok())
+            .with_context(|| self.logs())?;
+        let key = self.text(&["cat", file])?;
+        self.host_key = key.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
+        fs::write(self.known_hosts_file(), self.known_hosts())?;
+        Ok(())
+    }
+
+    fn wait_ready(&self) -> Result<()> {
+        sh::wait_until("the VM", READY_WITHIN, || sh::succeeds(self.ssh().args(["docker", "version"])))
+            .with_context(|| self.logs())
+    }
+
+    fn logs(&self) -> String {
+        let said = self.lab.docker(["logs", "--tail", "20", self.name.as_str()]).output();
+        let said = said.map(|out| String::from_utf8_lossy(&out.stderr).into_owned()).unwrap_or_default();
+        let dockerd = self.dockerd_log().unwrap_or_default();
+        format!("{}: {}\n{}", self.name, said.trim(), sh::tail(&dockerd, 15))
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if !self.keep {
+            remove(&self.lab, &self.name);
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+pub(super) fn remove_shared(lab: &Lab) -> Result<()> {
+    for engine in [VmEngine::V20, VmEngine::V28] {
+        let name = shared_name(lab, engine);
+        sh::text(&mut lab.docker(["rm", "-f", "-v", &name]))?;
+        let _ = fs::remove_dir_all(lab.dir.join("vms").join(name));
+    }
+    Ok(())
+}
+
+/// Each copy of the repository has shared VMs of its own: its key opens them, and its runs end them.
+fn shared_name(lab: &Lab, engine: VmEngine) -> String {
+    let mut hasher = DefaultHasher::new();
+    lab.dir.hash(&mut hasher);
+    format!("preview-lab-shared-{}-{:08x}", engine.target(), hasher.finish() >> 32)
+}
+
+/// Copies images into the VM of that name.
+pub(super) fn load(lab: &Lab, vm: &str, images: &[&str]) -> Result<()> {
+    for image in images {
+        let tar = File::open(saved(lab, image)?)?;
+        let out = lab.docker(["exec", "-i", vm, "docker", "load", "-q"]).stdin(tar).output()?;
+        if !out.status.success() {
+            bail!("cannot load {image} into {vm}: {}", String::from_utf8_lossy(&out.stderr).trim());
+        }
+    }
+    Ok(())
+}
+
+/// Removes the VMs whose process has ended.
+pub(super) fn sweep(lab: &Lab) -> Result<Vec<String>> {
+    let label = format!("{LABEL}.owner");
+    let format = format!("{{{{.Names}}}} {{{{.Label \"{label}\"}}}}");
+    let list = sh::text(&mut lab.docker(["ps", "-a", "--filter", &format!("label={label}"), "--format", &format]))?;
+    let left: Vec<String> = list
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .filter(|(_, owner)| !lives(owner))
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    for name in &left {
+        remove(lab, name);
+        let _ = fs::remove_dir_all(lab.dir.join("vms").join(name));
+    }
+    Ok(left)
+}
+
+fn remove(lab: &Lab, name: &str) {
+    // In a drop there is nobody to tell; `cargo xtask test` finds what stayed.
+    let _ = sh::succeeds(&mut lab.docker(["rm", "-f", "-v", name]));
+}
+
+/// Whether the host allows `--privileged`; asked once, and remembered for the engine that answered.
+fn privileged(lab: &Lab) -> Result<bool> {
+    let engine = sh::text(&mut lab.docker(["info", "--format", "{{.ID}}"]))?;
+    let file = lab.dir.join("privileged");
+    if let Ok(known) = fs::read_to_string(&file)
+        && let Some(answer) = known.trim().strip_prefix(&format!("{engine} "))
+    {
+        return Ok(answer == "yes");
+    }
+    let allowed = sh::succeeds(&mut lab.docker(["run", "--rm", "--privileged", super::images::BUSYBOX, "true"]));
+    fs::write(file, format!("{engine} {}\n", if allowed { "yes" } else { "no" }))?;
+    Ok(allowed)
+}
+
+/// The tar file of an image, saved now if it is not there.
+fn saved(lab: &Lab, image: &str) -> Result<PathBuf> {
+    let id = sh::text(&mut lab.docker(["image", "inspect", "--format", "{{.Id}}", image]))?;
+    let id = id.trim_start_matches("sha256:");
+    let dir = lab.dir.join("images");
+    let file = dir.join(format!("{}-{}.tar", image.replace(['/', ':'], "-"), id.get(..12).unwrap_or(id)));
+    if !file.is_file() {
+        fs::create_dir_all(&dir)?;
+        let part = dir.join(format!("{}.part", owner().replace(':', "-") + &random().to_string()));
+        sh::text(lab.docker(["save", image, "-o"]).arg(&part))?;
+        fs::rename(part, &file)?;
+    }
+    Ok(file)
+}
+
+/// A port that nobody uses now, and that no outgoing connection takes while the VM is rebooting.
+fn free_port() -> Result<u16> {
+    let width = u64::from(PORTS.end - PORTS.start);
+    for _ in 0..50 {
+        let port = PORTS.start + u16::try_from(random() % width)?;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no free port from {} to {}", PORTS.start, PORTS.end)
+}
+
+fn random() -> u64 {
+    RandomState::new().hash_one(0_u8)
+}
+
+/// This process: its number, and its start time, because numbers are used again.
+fn owner() -> String {
+    let pid = std::process::id();
+    format!("{pid}:{}", start_time(pid).unwrap_or_default())
+}
+
+fn lives(owner: &str) -> bool {
+    let Some((pid, started)) = owner.split_once(':') else { return false };
+    pid.parse().ok().and_then(start_time).is_some_and(|now| now == started)
+}
+
+fn start_time(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in the second field may hold anything; fields are counted after it.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19).map(str::to_owned)
+}

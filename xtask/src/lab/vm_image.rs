@@ -1,0 +1,92 @@
+//! The images of the VMs, built from the files in `lab/vm/`, and the key that opens the VMs.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::{LABEL, Lab, VmEngine, install, packages};
+use crate::sh;
+
+const DOCKERFILE: &str = include_str!("vm/Dockerfile");
+const ENTRYPOINT: &str = include_str!("vm/entrypoint");
+const LAB_DOCKERD: &str = include_str!("vm/lab-dockerd");
+
+pub(super) fn ensure(lab: &Lab) -> Result<()> {
+    key(lab)?;
+    for engine in [VmEngine::V20, VmEngine::V28] {
+        sh::step(engine.image(), || {
+            let hash = hash();
+            if current(lab, engine).as_ref() == Some(&hash) {
+                return Ok(((), "there".to_owned()));
+            }
+            build(lab, engine, &hash)?;
+            Ok(((), "built".to_owned()))
+        })?;
+    }
+    Ok(())
+}
+
+/// The private key for the VMs.
+pub(super) fn key_file(lab: &Lab) -> PathBuf {
+    lab.dir.join("ssh/id_ed25519")
+}
+
+fn key(lab: &Lab) -> Result<()> {
+    let file = key_file(lab);
+    if file.is_file() {
+        return Ok(());
+    }
+    install::need(&lab.dir, &[("ssh", "openssh-client"), ("ssh-keygen", "openssh-client")])?;
+    fs::create_dir_all(file.parent().unwrap_or(&lab.dir))?;
+    let mut keygen = sh::cmd("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-C", "preview-lab", "-f"]);
+    sh::text(keygen.arg(&file)).map(drop)
+}
+
+/// The hash of what the image was built from, as its label says.
+fn current(lab: &Lab, engine: VmEngine) -> Option<String> {
+    let format = format!("{{{{index .Config.Labels \"{LABEL}.hash\"}}}}");
+    sh::text(&mut lab.docker(["image", "inspect", "--format", &format, engine.image()])).ok()
+}
+
+fn hash() -> String {
+    let mut hasher = DefaultHasher::new();
+    (DOCKERFILE, ENTRYPOINT, LAB_DOCKERD).hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+fn build(lab: &Lab, engine: VmEngine, hash: &str) -> Result<()> {
+    packages::fetch_plugins(lab)?;
+    let context = lab.dir.join("work/vm");
+    if context.is_dir() {
+        fs::remove_dir_all(&context)?;
+    }
+    fs::create_dir_all(context.join("engine"))?;
+    fs::write(context.join("Dockerfile"), DOCKERFILE)?;
+    fs::write(context.join("entrypoint"), ENTRYPOINT)?;
+    fs::write(context.join("lab-dockerd"), LAB_DOCKERD)?;
+    link_all(&packages::plugins_dir(lab), &context.join("plugins"))?;
+    if engine == VmEngine::V28 {
+        link_all(&packages::fetch_engine(lab)?, &context.join("engine"))?;
+    }
+    let mut build = lab.docker(["buildx", "build", "--load", "--progress", "plain", "--target", engine.target()]);
+    build
+        .args(["--label", &format!("{LABEL}=1"), "--label", &format!("{LABEL}.hash={hash}")])
+        .args(["--tag", engine.image()])
+        .arg(&context);
+    sh::logged(&mut build, &lab.log(&format!("build-vm-{}", engine.target())))?;
+    fs::remove_dir_all(&context)?;
+    Ok(())
+}
+
+/// Hard links: a build context of 300 MB that costs nothing.
+fn link_all(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        fs::hard_link(entry.path(), &target).or_else(|_| fs::copy(entry.path(), &target).map(drop))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! `cargo xtask …`: set-up and habits of this workspace.
+
+mod checks;
+mod demo;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use xtask::lab::{Lab, Needs, Stopped};
+
+const USAGE: &str = "\
+usage: cargo xtask <command>
+
+  demo [--down]           deploy examples/hello on this machine and fetch its page; --down removes it
+  test [-- ARGS]          every check and every test, on a real engine and real VMs; ARGS go to `cargo test`
+  lab up|down|env         the lab alone: make it ready, remove it, print its environment for a shell
+  lab load IMAGE VM       copy an image of this machine's engine into a running VM
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["demo"] => demo::up(),
+        ["demo", "--down"] => demo::down(),
+        ["test"] => test::all(&[]),
+        ["test", "--", rest @ ..] => test::all(rest),
+        ["lab", "up"] => lab_up(),
+        ["lab", "down"] => lab_down(),
+        ["lab", "env"] => lab_env(),
+        ["lab", "load", image, vm] => lab_load(image, vm),
+        [] | ["help" | "--help" | "-h"] => {
+            eprint!("{USAGE}");
+            Ok(())
+        }
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn lab_up() -> Result<()> {
+    let lab = Lab::up(Needs::Vms)?;
+    for name in lab.sweep_vms()? {
+        eprintln!("removed {name}: its process is gone");
+    }
+    if lab.docker_config.is_some() {
+        eprintln!("for a shell: eval \"$(cargo xtask lab env)\"");
+    }
+    Ok(())
+}
+
+fn lab_down() -> Result<()> {
+    let Some(lab) = Lab::current() else {
+        eprintln!("no engine answers: there is nothing to remove");
+        return Ok(());
+    };
+    let stay = lab.clear()?;
+    eprintln!("removed the lab's VMs and images");
+    if !stay.is_empty() {
+        eprintln!("these images stay, containers use them: {}", stay.join(", "));
+    }
+    say_stopped(&lab.stop_engine()?);
+    Ok(())
+}
+
+fn lab_env() -> Result<()> {
+    let Some(lab) = Lab::current() else {
+        bail!("no engine answers; run `cargo xtask lab up` first");
+    };
+    if let Some(config) = &lab.docker_config {
+        println!("export DOCKER_CONFIG='{}'", config.display());
+    }
+    println!("export PREVIEW_LAB=1");
+    Ok(())
+}
+
+fn lab_load(image: &str, vm: &str) -> Result<()> {
+    let Some(lab) = Lab::current() else {
+        bail!("no engine answers; run `cargo xtask lab up` first");
+    };
+    lab.load_image(vm, &[image])
+}
+
+fn say_stopped(stopped: &Stopped) {
+    match stopped {
+        Stopped::Yes => eprintln!("stopped the engine that the lab had started"),
+        Stopped::NotOurs => eprintln!("the engine stays: the lab did not start it"),
+        Stopped::InUse(names) => {
+            eprintln!("the engine stays: it runs {}", names.join(", "));
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! `cargo xtask test`: every check and every test, then proof that nothing was left behind.
+
+use std::ffi::OsString;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use xtask::lab::{Lab, Needs, Stopped, root};
+use xtask::sh;
+
+use crate::checks::Before;
+
+/// Runs it all; `rest` goes to `cargo test`.
+pub(crate) fn all(rest: &[&str]) -> Result<()> {
+    let start = Instant::now();
+    let lab = Lab::up(Needs::Vms)?;
+    let checked = checks().and_then(|()| tests(&lab, rest));
+    // Whatever came of the tests, what is in the engine goes, and the engine stops.
+    let cleaned = lab.remove_shared_vms().and_then(|()| lab.stop_engine());
+    match &cleaned {
+        Ok(Stopped::InUse(names)) => {
+            eprintln!("the engine that the lab started stays, it runs {}", names.join(", "));
+        }
+        Ok(Stopped::Yes) => eprintln!("stopped the engine that the lab had started"),
+        _ => {}
+    }
+    checked?;
+    cleaned?;
+    eprintln!("all of it: {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn checks() -> Result<()> {
+    stage("cargo fmt", cargo(["fmt", "--all", "--check"]))?;
+    stage("cargo clippy", cargo(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
+    let mut doc = cargo(["doc", "--workspace", "--no-deps", "--quiet"]);
+    doc.env("RUSTDOCFLAGS", "-D warnings");
+    stage("cargo doc", doc)?;
+    deny()
+}
+
+/// Licences, sources and duplicates need nothing from outside; the advisories need their database.
+fn deny() -> Result<()> {
+    if sh::which("cargo-deny").is_none() {
+        eprintln!("== cargo deny: skipped, cargo-deny is not installed (cargo install cargo-deny --locked)");
+        return Ok(());
+    }
+    let parts = ["deny", "--log-level", "error", "check", "bans", "licenses", "sources"];
+    stage("cargo deny check bans licenses sources", cargo(parts))?;
+    if !sh::succeeds(&mut cargo(["deny", "fetch", "db"])) {
+        eprintln!("== cargo deny check advisories: skipped, the advisory database cannot be fetched here");
+        return Ok(());
+    }
+    stage("cargo deny check advisories", cargo(["deny", "check", "advisories"]))
+}
+
+fn tests(lab: &Lab, rest: &[&str]) -> Result<()> {
+    for name in lab.sweep_vms()? {
+        eprintln!("removed {name}: left by an earlier run that was killed");
+    }
+    let before = Before::look(lab)?;
+    let mut test = cargo(["test", "--workspace"]);
+    test.args(rest).env("PREVIEW_LAB", "1").envs(before.environment());
+    if let Some(config) = &lab.docker_config {
+        test.env("DOCKER_CONFIG", config);
+    }
+    let tested = stage("cargo test", test);
+    lab.remove_shared_vms()?;
+    let left = before.leftovers(lab)?;
+    if !left.is_empty() {
+        eprintln!("the tests left this behind (removed now):\n  {}", left.join("\n  "));
+        tested?;
+        bail!("the tests left {} things behind", left.len());
+    }
+    tested
+}
+
+fn stage(name: &str, mut command: Command) -> Result<()> {
+    eprintln!("== {name}");
+    let start = Instant::now();
+    let done = sh::run(&mut command);
+    eprintln!(
+        "== {name}: {} after {:.1} s",
+        if done.is_ok() { "passed" } else { "failed" },
+        start.elapsed().as_secs_f64()
+    );
+    done
+}
+
+pub(crate) fn cargo<const N: usize>(args: [&str; N]) -> Command {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let mut command = sh::cmd(program, args);
+    command.current_dir(root());
+    command
+}
