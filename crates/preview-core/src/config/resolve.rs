@@ -102,7 +102,7 @@ impl Config {
         self.origin.at(key, message)
     }
 
-    /// Where a key is set, for messages: `preview.toml:12: route[0]`, `PREVIEW_URL`.
+    /// Where a key is set, for messages: `preview.toml:12: route[0]`, `PREVIEW_URL_TEMPLATE`.
     #[must_use]
     pub fn place(&self, key: &str) -> String {
         self.origin.place(key)

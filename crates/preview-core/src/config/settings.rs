@@ -49,7 +49,8 @@ pub struct Settings {
 }
 
 /// Variables of ours that are read before or beside the configuration.
-const ELSEWHERE: [&str; 3] = ["PREVIEW_CONFIG", "PREVIEW_PROJECT_DIR", "PREVIEW_FORMAT"];
+const ELSEWHERE: [&str; 6] =
+    ["PREVIEW_CONFIG", "PREVIEW_PROJECT_DIR", "PREVIEW_FORMAT", "PREVIEW_IDENTITY_KEY", "PREVIEW_NAME", "PREVIEW_URL"];
 
 /// One key that flags and variables may set.
 struct Setting {
@@ -180,7 +181,7 @@ const SETTINGS: [Setting; 12] = [
     Setting {
         key: "url",
         flag: "--url",
-        variable: "PREVIEW_URL",
+        variable: "PREVIEW_URL_TEMPLATE",
         list: true,
         flags: |flags| flags.url.clone(),
         apply: |file, values| {

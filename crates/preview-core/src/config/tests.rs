@@ -312,8 +312,8 @@ fn errors_of_flags_and_variables_name_them() {
         "PREVIEW_PULL: `never` is not known here; there are: `missing`, `always`"
     );
     assert_eq!(
-        variable("PREVIEW_URL", "https://{name}.a,https://{name}.b"),
-        "PREVIEW_URL: 2 addresses need as many `[[route]]` tables"
+        variable("PREVIEW_URL_TEMPLATE", "https://{name}.a,https://{name}.b"),
+        "PREVIEW_URL_TEMPLATE: 2 addresses need as many `[[route]]` tables"
     );
     assert_eq!(
         variable("PREVIEW_BASE_DIR", "x"),
