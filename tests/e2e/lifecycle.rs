@@ -26,7 +26,8 @@ fn main_path(place: Where) {
     assert_eq!(status["services"].as_array().map(Vec::len), Some(3));
     assert!(site.run(&["list"]).expect(0).out.contains(&url));
     assert!(site.run(&["status", "--pr", "7"]).expect(0).out.contains("healthy"));
-    let exec = site.run(&["exec", "--pr", "7", "data", "--", "sh", "-c", "echo kept > /data/mine; echo \"$0\"; exit 3"]);
+    let exec =
+        site.run(&["exec", "--pr", "7", "data", "--", "sh", "-c", "echo kept > /data/mine; echo \"$0\"; exit 3"]);
     assert_eq!((exec.code, exec.out.as_str()), (3, "sh\n"), "{}", exec.err);
     let log = site.run(&["logs", "--pr", "7", "web"]).expect(0);
     assert!(log.out.is_empty() || log.out.starts_with("web"), "{}", log.out);

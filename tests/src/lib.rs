@@ -12,8 +12,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-pub use xtask::lab::vm::{Vm, VmEngine, VmOptions};
 pub use xtask::lab::Lab;
+pub use xtask::lab::{Vm, VmEngine, VmOptions};
 
 /// The lab, made ready once. Ends the test with a word where there is none.
 ///
@@ -266,7 +266,17 @@ impl Site {
     pub fn containers(&self, name: &str) -> BTreeMap<String, String> {
         let filter = [format!("label=preview.app={}", self.app), format!("label=preview.name={name}")];
         let format = "{{.Label \"com.docker.compose.service\"}} {{.ID}}";
-        let text = self.docker(&["ps", "-a", "--no-trunc", "--filter", &filter[0], "--filter", &filter[1], "--format", format]);
+        let text = self.docker(&[
+            "ps",
+            "-a",
+            "--no-trunc",
+            "--filter",
+            &filter[0],
+            "--filter",
+            &filter[1],
+            "--format",
+            format,
+        ]);
         text.lines().filter_map(|line| line.split_once(' ')).map(|(a, b)| (a.to_owned(), b.to_owned())).collect()
     }
 
@@ -297,7 +307,9 @@ impl Site {
     pub fn get(&self, url: &str) -> String {
         match &self.vm {
             None => http_get(url).unwrap_or_else(|error| panic!("{url}: {error}")),
-            Some(vm) => vm.text(&["curl", "-sS", "-i", "--max-time", "10", url]).expect("curl in the VM gets an answer"),
+            Some(vm) => {
+                vm.text(&["curl", "-sS", "-i", "--max-time", "10", url]).expect("curl in the VM gets an answer")
+            }
         }
     }
 }

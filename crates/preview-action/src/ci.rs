@@ -11,16 +11,11 @@ pub(crate) enum Wish {
     /// Deploy or update.
     Deploy(Wanted),
     /// Destroy.
-    Destroy {
-        number: u64,
-    },
+    Destroy { number: u64 },
     /// Nothing; why.
     Nothing(String),
     /// Refuse: a fork.
-    Fork {
-        number: u64,
-        fork: String,
-    },
+    Fork { number: u64, fork: String },
 }
 
 /// A deploy.
@@ -45,8 +40,7 @@ pub(crate) fn wish(environment: &Environment, payload: Option<&str>) -> Result<W
 fn github(environment: &Environment, payload: Option<&str>) -> Result<Wish, String> {
     let name = environment.get("GITHUB_EVENT_NAME").map(String::as_str).unwrap_or_default();
     let payload = payload.ok_or("GITHUB_EVENT_PATH is not set, or its file cannot be read")?;
-    let event: Value =
-        serde_json::from_str(payload).map_err(|error| format!("the event file is not JSON: {error}"))?;
+    let event: Value = serde_json::from_str(payload).map_err(|error| format!("the event file is not JSON: {error}"))?;
     let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
     match name {
         "pull_request" | "pull_request_target" => {
@@ -69,7 +63,7 @@ fn github(environment: &Environment, payload: Option<&str>) -> Result<Wish, Stri
                         // GITHUB_SHA is a merge commit that nobody pushed.
                         commit: text("/pull_request/head/sha"),
                         owner: text("/pull_request/user/login"),
-                                    }))
+                    }))
                 }
                 other => Ok(Wish::Nothing(format!("`{other}` of a pull request changes no preview"))),
             }
@@ -88,16 +82,15 @@ fn gitlab(environment: &Environment) -> Result<Wish, String> {
     if stop {
         return Ok(Wish::Destroy { number });
     }
-    let (source, target) = (get("CI_MERGE_REQUEST_SOURCE_PROJECT_ID"), get("CI_MERGE_REQUEST_PROJECT_ID").or_else(|| get("CI_PROJECT_ID")));
+    let (source, target) = (
+        get("CI_MERGE_REQUEST_SOURCE_PROJECT_ID"),
+        get("CI_MERGE_REQUEST_PROJECT_ID").or_else(|| get("CI_PROJECT_ID")),
+    );
     if source.is_none() || source != target {
         let fork = get("CI_MERGE_REQUEST_SOURCE_PROJECT_PATH").or(source).unwrap_or_else(|| "(unknown)".to_owned());
         return Ok(Wish::Fork { number, fork });
     }
-    Ok(Wish::Deploy(Wanted {
-        number,
-        commit: get("CI_COMMIT_SHA"),
-        owner: get("GITLAB_USER_LOGIN"),
-    }))
+    Ok(Wish::Deploy(Wanted { number, commit: get("CI_COMMIT_SHA"), owner: get("GITLAB_USER_LOGIN") }))
 }
 
 #[cfg(test)]

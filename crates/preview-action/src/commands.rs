@@ -76,7 +76,9 @@ pub(crate) async fn run(cli: Cli) -> u8 {
 fn listen(interrupt: &Interrupt, console: &Arc<Console>) {
     use tokio::signal::unix::{SignalKind, signal};
     let (interrupt, console) = (interrupt.clone(), Arc::clone(console));
-    let (Ok(mut int), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else { return };
+    let (Ok(mut int), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+        return;
+    };
     tokio::spawn(async move {
         let mut again = false;
         loop {
@@ -141,7 +143,12 @@ impl Context {
             target: session.target(key)?,
             subject: session::subject(key),
             repository: session.repository(),
-            owner: deploy.owner.clone().or_else(|| get("GITHUB_ACTOR")).or_else(|| get("GITLAB_USER_LOGIN")).or_else(|| get("USER")),
+            owner: deploy
+                .owner
+                .clone()
+                .or_else(|| get("GITHUB_ACTOR"))
+                .or_else(|| get("GITLAB_USER_LOGIN"))
+                .or_else(|| get("USER")),
             commit: deploy.commit.clone(),
             update_only: deploy.update_only,
             who: session.who(),
@@ -179,8 +186,9 @@ impl Context {
     }
 
     fn files(&self, outputs: &[(&str, String)], summary: &str) -> Result<(), Error> {
-        output::ci_files(&self.environment, outputs, &self.redactor.clean(summary))
-            .map_err(|error| Error::invalid(format!("the job's files for outputs and summary cannot be written: {error}")))
+        output::ci_files(&self.environment, outputs, &self.redactor.clean(summary)).map_err(|error| {
+            Error::invalid(format!("the job's files for outputs and summary cannot be written: {error}"))
+        })
     }
 
     async fn plan(&self, deploy: &Deploy) -> Result<u8, Error> {
@@ -191,7 +199,8 @@ impl Context {
         let resolver = session.compose();
         let reached = Reached::default();
         let plan =
-            lifecycle::plan(reached.connect(&session), &resolver, &project, &request, &*self.console, &self.redactor).await;
+            lifecycle::plan(reached.connect(&session), &resolver, &project, &request, &*self.console, &self.redactor)
+                .await;
         reached.close().await;
         let plan = plan?;
         let text = if self.json() { output::json(&plan) } else { report::plan(&plan) };
@@ -208,8 +217,7 @@ impl Context {
     async fn destroy_target(&self, session: &Session, target: &Target) -> Result<u8, Error> {
         let client = session.connect().await?;
         let wait = session.config.timeouts.lock.into();
-        let done =
-            lifecycle::destroy(&client, target, &session.who(), wait, &*self.console, &self.interrupt).await;
+        let done = lifecycle::destroy(&client, target, &session.who(), wait, &*self.console, &self.interrupt).await;
         close(&client).await;
         let done = done?;
         self.console.say(&report::destroyed(&done));

@@ -137,7 +137,10 @@ impl Console {
         let message = self.redactor.clean(message);
         let mut inside = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if self.ci == Ci::GitHub {
-            self.own(&mut inside, &format!("::error title=preview::{}", escape(message.lines().next().unwrap_or_default())));
+            self.own(
+                &mut inside,
+                &format!("::error title=preview::{}", escape(message.lines().next().unwrap_or_default())),
+            );
         }
         for (index, line) in message.lines().enumerate() {
             let line = if index == 0 { format!("preview: {line}") } else { line.to_owned() };

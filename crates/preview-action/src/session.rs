@@ -214,7 +214,11 @@ impl Session {
             .iter()
             .map(|file| {
                 let path = self.directory.join(file);
-                if path.is_file() { Ok(path) } else { Err(invalid(self.config.error(key, format!("{} does not exist", path.display())))) }
+                if path.is_file() {
+                    Ok(path)
+                } else {
+                    Err(invalid(self.config.error(key, format!("{} does not exist", path.display()))))
+                }
             })
             .collect()
     }
@@ -248,7 +252,9 @@ impl Session {
             };
             let guardian = host.guardian().clone();
             let lock = Arc::new(ShellLock::new(Arc::clone(&host)));
-            return self.client(host, lock, guardian, self.local_socket().to_string_lossy().as_ref(), base, compose).await;
+            return self
+                .client(host, lock, guardian, self.local_socket().to_string_lossy().as_ref(), base, compose)
+                .await;
         }
         let options = SshOptions {
             identity_file: vm.identity_file.as_ref().map(|file| self.directory.join(file)),
@@ -295,7 +301,9 @@ impl Session {
         absolute("XDG_STATE_HOME")
             .map(|state| format!("{state}/preview"))
             .or_else(|| absolute("HOME").map(|home| format!("{home}/.local/state/preview")))
-            .ok_or_else(|| invalid("neither HOME nor XDG_STATE_HOME is set: say with --base-dir where previews are kept"))
+            .ok_or_else(|| {
+                invalid("neither HOME nor XDG_STATE_HOME is set: say with --base-dir where previews are kept")
+            })
     }
 }
 

@@ -97,7 +97,8 @@ impl Context {
                 self.redactor.learn(secret);
             }
         }
-        let query = preview_core::host::Query { read: vec![format!("{}/{}/.env", target.app, target.name)], list: vec![] };
+        let query =
+            preview_core::host::Query { read: vec![format!("{}/{}/.env", target.app, target.name)], list: vec![] };
         let survey = client.host.survey(&client.base_dir, &query).await?;
         for text in survey.files.values() {
             for (_, value) in text.lines().filter_map(|line| line.split_once('=')) {
@@ -205,7 +206,9 @@ impl<S: futures_util::Stream<Item = Result<Chunk, Fault>> + Unpin> futures_util:
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => self.ended = true,
                 Poll::Ready(Some(Err(fault))) => return Poll::Ready(Some(Err(fault))),
-                Poll::Ready(Some(Ok(Chunk::Stdout(bytes) | Chunk::Stderr(bytes)))) => self.rest.extend_from_slice(&bytes),
+                Poll::Ready(Some(Ok(Chunk::Stdout(bytes) | Chunk::Stderr(bytes)))) => {
+                    self.rest.extend_from_slice(&bytes)
+                }
             }
         }
     }

@@ -17,7 +17,9 @@ pub enum Refusal {
     #[error("the Compose files hold what a preview may not have:{}", list(.0))]
     Policy(Vec<Violation>),
     /// The pull request comes from a fork: its code is not trusted with this host.
-    #[error("pull request {number} comes from the fork {fork}: previews of forks are refused, since their code would run on your host")]
+    #[error(
+        "pull request {number} comes from the fork {fork}: previews of forks are refused, since their code would run on your host"
+    )]
     Fork {
         /// The pull request.
         number: u64,

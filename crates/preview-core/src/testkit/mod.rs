@@ -2,6 +2,6 @@
 
 pub mod conformance;
 pub mod engine;
-pub mod secrets;
 pub mod host;
 pub mod lock;
+pub mod secrets;

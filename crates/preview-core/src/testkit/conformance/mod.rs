@@ -1,6 +1,6 @@
 //! What the contracts promise, as suites that every adapter is run through. They panic where one does not keep it.
 
 pub mod engine;
-pub mod secrets;
 pub mod host;
 pub mod lock;
+pub mod secrets;
