@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -149,6 +149,12 @@ impl Site {
             None => dir.path().join(".previews").to_string_lossy().into_owned(),
             Some(_) => format!("/opt/previews/{app}"),
         };
+        if let Some(vm) = &vm {
+            // Made once on a VM by whoever sets it up.
+            let made =
+                vm.exec(&["install", "-d", "-o", "deploy", "-m", "0700", "/opt/previews"]).expect("install runs");
+            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        }
         let site = Self { app, dir, lab, vm, base, extra: BTreeMap::new() };
         if !compose.is_empty() {
             site.write("compose.yml", compose);
@@ -369,8 +375,6 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 pub const THREE: &str = include_str!("three.yml");
 
 /// Content of the page of [`THREE`].
-#[must_use]
-pub fn page(site: &Site, text: &str) -> PathBuf {
+pub fn page(site: &Site, text: &str) {
     site.write("www/index.html", text);
-    Path::new("www/index.html").to_owned()
 }

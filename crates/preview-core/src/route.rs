@@ -87,12 +87,8 @@ mod tests {
             Route { service: "api".into(), port: 8000, url: "https://example.com/pr-7/".into(), strip_prefix: true },
             Route { service: "ui".into(), port: 80, url: "http://pr-7.example.com".into(), strip_prefix: true },
         ];
-        let proxy = Traefik {
-            network: "preview-proxy".into(),
-            entrypoint: None,
-            tls: None,
-            cert_resolver: Some("le".into()),
-        };
+        let proxy =
+            Traefik { network: "preview-proxy".into(), entrypoint: None, tls: None, cert_resolver: Some("le".into()) };
         insta::assert_json_snapshot!(traefik("shop_pr-7", &routes, &proxy));
     }
 }

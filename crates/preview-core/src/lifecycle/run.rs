@@ -103,7 +103,7 @@ pub(super) async fn acquire(
     let begun = Instant::now();
     let waiting = |other: Option<Holder>| observer.event(&Event::Waiting(path, other.as_ref()));
     let acquired = tokio::select! {
-        acquired = lock.acquire(path, &holder, wait, &waiting) => acquired?,
+        acquired = lock.acquire(path, &holder, wait, &waiting) => acquired.map_err(|fault| help(fault, path))?,
         () = interrupt.fired() => {
             return Err(Fault::new(FaultKind::TimedOut, "wait for the lock", "interrupted").into());
         }
@@ -112,6 +112,19 @@ pub(super) async fn acquire(
         Acquired::Held(lease) => Ok(lease),
         Acquired::TimedOut(holder) => Err(Error::Locked { what: why.to_owned(), holder, waited: begun.elapsed() }),
     }
+}
+
+/// The lock is the first thing that is written on a host: where that is not allowed, the directory was never made.
+fn help(mut fault: Fault, path: &str) -> Fault {
+    if fault.kind == FaultKind::Denied {
+        let base = path.rsplitn(4, '/').nth(3).unwrap_or(path);
+        let first = fault.context.lines().next().unwrap_or_default().to_owned();
+        fault.context = format!(
+            "{first}; make the directory of the previews once, on the host: sudo install -d -m 0700 -o \"$USER\" {base} \
+             (or choose another one with [vm] base_dir)"
+        );
+    }
+    fault
 }
 
 /// Does work under a lease, with a limit of time, unless interrupted. The lease is checked first.
