@@ -173,16 +173,21 @@ impl Shell {
     async fn exchange(&mut self, text: &str, token: &str) -> std::io::Result<(i32, Vec<u8>, Vec<u8>)> {
         let Process { stdin, stdout, stderr, .. } = &mut self.process;
         let end = format!("\n#F{token} ");
-        // The newline before the closing bracket ends a comment or a here document of the script.
+        let start = format!("#S{token}\n");
+        // The newline before the closing bracket ends a comment or a here document of the script. What stands before the
+        // start is noise: of a login shell's start-up files, for example.
         let whole = format!(
-            "{{ (\n{text}\n) </dev/null; printf '\\n%s %s\\n' '#F{token}' \"$?\"; printf '\\n%s \\n' '#F{token}' >&2; }}\n"
+            "{{ echo '#S{token}'; (\n{text}\n) </dev/null; printf '\\n%s %s\\n' '#F{token}' \"$?\"; \
+             printf '\\n%s \\n' '#F{token}' >&2; }}\n"
         );
         let write = async {
             stdin.write_all(whole.as_bytes()).await?;
             stdin.flush().await
         };
-        let ((), (stdout, status), (stderr, _)) =
+        let ((), (mut stdout, status), (stderr, _)) =
             tokio::try_join!(write, read_until(stdout, end.as_bytes()), read_until(stderr, end.as_bytes()))?;
+        let begin = script::find(&stdout, start.as_bytes()).map_or(0, |at| at + start.len());
+        stdout.drain(..begin);
         let status = std::str::from_utf8(&status).ok().and_then(|text| text.trim().parse().ok());
         Ok((status.ok_or_else(|| std::io::Error::other("the shell's answer has no status"))?, stdout, stderr))
     }

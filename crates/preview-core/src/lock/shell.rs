@@ -189,7 +189,13 @@ impl<T: Transport> Lock for ShellLock<T> {
             };
             let exchange = async {
                 conversation.say(wish).await?;
-                conversation.answers.next_line().await
+                loop {
+                    let answer = conversation.answers.next_line().await?;
+                    // Anything else is noise of a login shell's start-up files.
+                    if answer.as_ref().is_none_or(|answer| answer == "held" || answer.starts_with("busy ")) {
+                        return Ok::<_, std::io::Error>(answer);
+                    }
+                }
             };
             let answer = match tokio::time::timeout(limit, exchange).await {
                 Ok(Ok(Some(answer))) => answer,
