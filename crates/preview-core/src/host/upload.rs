@@ -79,7 +79,7 @@ pub(super) async fn upload<T: Transport>(
     }
 
     let temporary = format!("{TEMPORARY}{}", random_token()?);
-    let process = host.transport().spawn(&host.shell_with(RECEIVE, &[directory, &temporary])).await?;
+    let process = host.run(OPERATION, RECEIVE, &[directory, &temporary]).await?;
     let Process { mut stdin, mut stdout, mut stderr, wait } = process;
     let (pieces, mut queue) = mpsc::channel::<Bytes>(4);
     let entries = entries.to_vec();

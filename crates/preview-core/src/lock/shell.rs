@@ -131,7 +131,7 @@ impl<T: Transport> ShellLock<T> {
         let json = serde_json::to_string(holder)
             .map_err(|error| Fault::new(FaultKind::Invalid, ACQUIRE, path).caused_by(error))?;
         let ttl = self.timing.ttl.as_secs().max(1).to_string();
-        let process = self.host.transport().spawn(&self.host.shell_with(HOLD, &[path, &json, &ttl])).await?;
+        let process = self.host.run(ACQUIRE, HOLD, &[path, &json, &ttl]).await?;
         let Process { stdin, stdout, stderr, wait } = process;
         Ok(Conversation { stdin, answers: BufReader::new(stdout).lines(), stderr, _program: wait })
     }
