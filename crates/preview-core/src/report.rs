@@ -180,7 +180,8 @@ pub fn list(previews: &[Listed], now: Timestamp) -> String {
     if previews.is_empty() {
         return "no previews\n".to_owned();
     }
-    let mut rows = vec![["APP", "NAME", "PHASE", "CONTAINERS", "AGE", "UPDATED", "OWNER", "URL"].map(str::to_owned).to_vec()];
+    let mut rows =
+        vec![["APP", "NAME", "PHASE", "CONTAINERS", "AGE", "UPDATED", "OWNER", "URL"].map(str::to_owned).to_vec()];
     for preview in previews {
         rows.push(vec![
             preview.app.clone(),
@@ -201,7 +202,8 @@ pub fn list(previews: &[Listed], now: Timestamp) -> String {
 pub fn status(status: &Status, now: Timestamp) -> String {
     let mut text = format!("{} of {}", status.name, status.app);
     let phase = status.phase.map_or_else(|| "without state".to_owned(), |phase| phase.to_string());
-    let _ = writeln!(text, ": {phase}{}", if status.crashed { " (its run died; the next deploy mends it)" } else { "" });
+    let _ =
+        writeln!(text, ": {phase}{}", if status.crashed { " (its run died; the next deploy mends it)" } else { "" });
     if let Some(subject) = &status.subject {
         let _ = writeln!(text, "  of       {subject}");
     }
@@ -294,13 +296,19 @@ pub fn failure_markdown(report: &FailureReport) -> String {
     let mut text =
         format!("### Preview {} failed while {}\n\n{}\n", plain(&report.name), report.phase, plain(&report.message));
     for service in &report.services {
-        let _ = write!(text, "\n**{}** ({}): {}", plain(&service.service), plain(&service.state), plain(&service.problem));
+        let _ =
+            write!(text, "\n**{}** ({}): {}", plain(&service.service), plain(&service.state), plain(&service.problem));
         if let Some(exit) = service.exit_code {
             let _ = write!(text, ", exit code {exit}");
         }
         text.push('\n');
         if !service.log.is_empty() {
-            let _ = write!(text, "\n<details><summary>last {} lines of its log</summary>\n\n{}\n</details>\n", service.log.len(), code(&service.log));
+            let _ = write!(
+                text,
+                "\n<details><summary>last {} lines of its log</summary>\n\n{}\n</details>\n",
+                service.log.len(),
+                code(&service.log)
+            );
         }
     }
     if !report.output.is_empty() {

@@ -89,7 +89,8 @@ mod tests {
         ];
         let proxy = Traefik {
             network: "preview-proxy".into(),
-            entrypoint: Some("websecure".into()),
+            entrypoint: None,
+            tls: None,
             cert_resolver: Some("le".into()),
         };
         insta::assert_json_snapshot!(traefik("shop_pr-7", &routes, &proxy));

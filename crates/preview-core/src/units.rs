@@ -49,6 +49,12 @@ impl TimeSpan {
         self.0
     }
 
+    /// As the standard library has it.
+    #[must_use]
+    pub const fn duration(self) -> Duration {
+        Duration::from_secs(self.0)
+    }
+
     /// Whether it is no time at all.
     #[must_use]
     pub const fn is_zero(self) -> bool {
@@ -58,7 +64,7 @@ impl TimeSpan {
 
 impl From<TimeSpan> for Duration {
     fn from(span: TimeSpan) -> Self {
-        Self::from_secs(span.0)
+        span.duration()
     }
 }
 

@@ -20,7 +20,7 @@ use crate::units::{ByteSize, TimeSpan};
 pub struct ConfigFile {
     /// Name of the application: it keeps repositories that share a VM apart. `[a-z0-9-]`, at most 40 characters. Default: made from
     /// the name of the repository or directory.
-    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>", extend("pattern" = "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")))]
     pub app: Option<AppName>,
     /// Compose files, relative to the project's directory; later ones override. Default: the first that exists of `compose.yaml`,
     /// `compose.yml`, `docker-compose.yaml` and `docker-compose.yml`.
@@ -43,7 +43,8 @@ pub struct ConfigFile {
     pub vm: Vm,
     /// The reverse proxy on that machine.
     pub proxy: Proxy,
-    /// Services that are reachable from outside. Default: chosen from the Compose files if only one service can be meant.
+    /// Services that are reachable from outside. Default: the ports that the Compose files publish; behind a
+    /// proxy, there may be only one of them.
     pub route: Vec<RouteTable>,
     /// Limits for every container of a preview; a lower limit in the Compose file stays.
     pub guardrails: Guardrails,
@@ -52,17 +53,17 @@ pub struct ConfigFile {
     /// A request that has to succeed before a preview counts as ready.
     pub health: Option<Health>,
     /// Variables of the stack: for interpolation in the Compose files, and for the services in `env_services`. Numbers and booleans stand for
-    /// their text. Not for secrets.
+    /// their text. They win over `secrets` and `generate`. Not for secrets.
     #[serde(deserialize_with = "super::values::variables")]
-    #[cfg_attr(feature = "schema", schemars(with = "BTreeMap<String, ScalarSchema>"))]
+    #[cfg_attr(feature = "schema", schemars(with = "BTreeMap<String, ScalarSchema>", extend("propertyNames" = { "pattern": "^[A-Za-z_][A-Za-z0-9_]*$" })))]
     pub env: BTreeMap<VariableName, String>,
     /// Services that get all variables (`env`, `secrets`, `generate`) into their environment. Default: none; the Compose file decides.
     pub env_services: Vec<String>,
-    /// Where secrets come from. Of two that know one name, the later wins; all win over `env`.
+    /// Where secrets come from. Of two that know one name, the later wins; `generate` wins over all of them, and `env` over that.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<SecretsSchema>"))]
     pub secrets: Vec<toml::Table>,
     /// Credentials that are made up once for each preview and kept on the host until it is destroyed, by name of the variable.
-    #[cfg_attr(feature = "schema", schemars(with = "BTreeMap<String, Generate>"))]
+    #[cfg_attr(feature = "schema", schemars(with = "BTreeMap<String, Generate>", extend("propertyNames" = { "pattern": "^[A-Za-z_][A-Za-z0-9_]*$" })))]
     pub generate: BTreeMap<VariableName, Generate>,
     /// Commands that run in the preview during a deploy, in order; one that fails fails the deploy.
     pub step: Vec<Step>,
@@ -92,7 +93,7 @@ pub struct Vm {
     pub host: Option<String>,
     /// Directory on the host for the files of previews; absolute. Default: `/opt/previews` over ssh; a directory of the user on this machine.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>", extend("pattern" = "^/.")))]
     pub base_dir: Option<HostPath>,
     /// Keys of the host, as lines of a `known_hosts` file (`ssh-keyscan` prints them; compare before you trust). Default: none; over ssh, this or
     /// `known_hosts_file` is needed.
@@ -165,6 +166,7 @@ pub struct RouteTable {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Guardrails {
     /// Processors, fractions allowed. Default: 1.0.
+    #[cfg_attr(feature = "schema", schemars(range(min = 0.01)))]
     pub cpus: f64,
     /// Memory, at least 6 MB. Default: `512MB`.
     pub memory: ByteSize,
@@ -207,6 +209,12 @@ impl Restart {
     }
 }
 
+impl std::fmt::Display for Restart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// How long each stage of a run may take.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -218,11 +226,11 @@ pub struct Timeouts {
     pub pull: TimeSpan,
     /// Starting containers, dependencies included. Default: `2m`.
     pub start: TimeSpan,
-    /// Waiting for health once all containers run. Default: `60s`.
+    /// Waiting for health once all containers run. Default: `1m`.
     pub verify: TimeSpan,
     /// One step. Default: `5m`.
     pub step: TimeSpan,
-    /// Waiting for the preview's lock; `0s` tries once. Default: `60s`.
+    /// Waiting for the preview's lock; `0s` tries once. Default: `1m`.
     pub lock: TimeSpan,
     /// The whole run. Default: `20m`.
     pub total: TimeSpan,
@@ -234,6 +242,7 @@ pub struct Timeouts {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Health {
     /// Path of the request, starting with `/`.
+    #[cfg_attr(feature = "schema", schemars(regex(pattern = "^/")))]
     pub path: String,
     /// Port in the container. Default: that of the service's route.
     #[serde(default)]

@@ -22,6 +22,8 @@ mod error;
 mod file;
 mod origin;
 mod resolve;
+#[cfg(feature = "schema")]
+mod schema;
 mod settings;
 mod table;
 mod values;
@@ -35,6 +37,8 @@ pub use error::ConfigError;
 pub use file::{
     After, ConfigFile, Generate, Guardrails, Health, Proxy, ProxyKind, Pull, Restart, RouteTable, Step, Timeouts, Vm,
 };
+#[cfg(feature = "schema")]
+pub use schema::schema;
 pub use settings::{Overrides, Settings};
 pub use table::{AdapterTable, Environment};
 pub use values::{HostPath, OneOrMany, VariableName};

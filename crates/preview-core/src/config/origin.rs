@@ -96,6 +96,15 @@ impl Origin {
         self.error(key, message.into(), |place| place.key)
     }
 
+    /// Where a key is set: `preview.toml:12: route[0]`.
+    pub(super) fn place(&self, key: &str) -> String {
+        let found = self.at_key(key, String::new());
+        match (found.file, found.line, found.key) {
+            (Some(file), Some(line), _) => format!("{}:{line}: {key}", file.display()),
+            (_, _, key) => key.unwrap_or_default(),
+        }
+    }
+
     fn error(&self, key: &str, message: String, of: fn(&Place) -> Position) -> ConfigError {
         let overridden = self.overridden.iter().find(|(overridden, _)| {
             key.strip_prefix(**overridden).is_some_and(|rest| rest.is_empty() || rest.starts_with(['[', '.']))

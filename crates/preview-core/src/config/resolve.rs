@@ -102,6 +102,12 @@ impl Config {
         self.origin.at(key, message)
     }
 
+    /// Where a key is set, for messages: `preview.toml:12: route[0]`, `PREVIEW_URL_TEMPLATE`.
+    #[must_use]
+    pub fn place(&self, key: &str) -> String {
+        self.origin.place(key)
+    }
+
     fn name_error(&self, error: &NameError) -> ConfigError {
         let template = error.template().unwrap_or_default();
         // A template with its service filled in is no longer the text of the file.

@@ -49,7 +49,8 @@ pub struct Settings {
 }
 
 /// Variables of ours that are read before or beside the configuration.
-const ELSEWHERE: [&str; 3] = ["PREVIEW_CONFIG", "PREVIEW_PROJECT_DIR", "PREVIEW_FORMAT"];
+const ELSEWHERE: [&str; 6] =
+    ["PREVIEW_CONFIG", "PREVIEW_PROJECT_DIR", "PREVIEW_FORMAT", "PREVIEW_IDENTITY_KEY", "PREVIEW_NAME", "PREVIEW_URL"];
 
 /// One key that flags and variables may set.
 struct Setting {
@@ -180,7 +181,7 @@ const SETTINGS: [Setting; 12] = [
     Setting {
         key: "url",
         flag: "--url",
-        variable: "PREVIEW_URL",
+        variable: "PREVIEW_URL_TEMPLATE",
         list: true,
         flags: |flags| flags.url.clone(),
         apply: |file, values| {
@@ -276,4 +277,21 @@ fn warning(name: &str) -> Option<String> {
         let help = super::decode::suggestion(name, &known.collect::<Vec<_>>());
         format!("the variable `{}` is not one of ours; {help}", name.escape_debug())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_and_variable_is_documented() {
+        let text = include_str!("../../../../docs/configuration.md");
+        for setting in &SETTINGS {
+            let row = format!("| `{}` | `{}` | `{}` |", setting.variable, setting.flag, setting.key);
+            assert!(text.contains(&row), "docs/configuration.md lacks: {row}");
+        }
+        for variable in ELSEWHERE {
+            assert!(text.contains(&format!("| `{variable}` |")), "docs/configuration.md lacks {variable}");
+        }
+    }
 }

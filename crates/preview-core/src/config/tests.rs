@@ -192,6 +192,10 @@ fn errors_say_where_and_what() {
             "preview.toml:2:1: `env.1A`: `1A` is not the name of a variable: letters, digits and _, not a digit first",
         ),
         ("[env]\nDOCKER_HOST = 'x'", "preview.toml:2:1: `env.DOCKER_HOST`: `DOCKER_HOST` cannot be set here"),
+        (
+            "[env]\nPREVIEW_URL = 'x'",
+            "preview.toml:2:1: `env.PREVIEW_URL`: `PREVIEW_URL` cannot be set here: every stack gets it",
+        ),
         ("[generate]\nPATH = {}", "preview.toml:2:1: `generate.PATH`: `PATH` cannot be set here"),
         ("[generate]\nA = { length = 4 }", "preview.toml:2:16: `generate.A.length`: has to be 8 to 128"),
         ("[[secrets]]\nnames = []", "preview.toml:1:1: `secrets[0]` needs `kind`"),
@@ -308,8 +312,8 @@ fn errors_of_flags_and_variables_name_them() {
         "PREVIEW_PULL: `never` is not known here; there are: `missing`, `always`"
     );
     assert_eq!(
-        variable("PREVIEW_URL", "https://{name}.a,https://{name}.b"),
-        "PREVIEW_URL: 2 addresses need as many `[[route]]` tables"
+        variable("PREVIEW_URL_TEMPLATE", "https://{name}.a,https://{name}.b"),
+        "PREVIEW_URL_TEMPLATE: 2 addresses need as many `[[route]]` tables"
     );
     assert_eq!(
         variable("PREVIEW_BASE_DIR", "x"),
@@ -347,6 +351,7 @@ fn the_place_of_what_shows_later() {
         error.to_string(),
         "preview.toml:2:11: `route[0].service`: there is no service `wbe` in the Compose files"
     );
+    assert_eq!(config.place("route[0]"), "preview.toml:1: route[0]");
     // A key that is not in the file: the closest thing around it.
     assert_eq!(config.error("route[0].url", "x").line, Some(1));
     assert_eq!(config.error("health.path", "x").to_string(), "preview.toml:1:1: `health.path`: x");

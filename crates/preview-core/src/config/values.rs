@@ -48,6 +48,9 @@ const OBEYED: [&str; 28] = [
     "XDG_RUNTIME_DIR",
 ];
 
+/// What every stack is told about itself.
+const SET_BY_US: [&str; 2] = ["PREVIEW_NAME", "PREVIEW_URL"];
+
 impl VariableName {
     /// Checks a name.
     pub fn parse(name: &str) -> Result<Self, String> {
@@ -64,6 +67,9 @@ impl VariableName {
             return Err(format!(
                 "`{shown}` cannot be set here: the Docker CLI on the runner would obey it; set it in the Compose file, under `environment`"
             ));
+        }
+        if SET_BY_US.contains(&upper.as_str()) {
+            return Err(format!("`{shown}` cannot be set here: every stack gets it from preview itself"));
         }
         Ok(Self(name.to_owned()))
     }

@@ -95,9 +95,9 @@ pub struct Container {
     pub labels: BTreeMap<String, String>,
     /// When it was made, seconds since 1970.
     pub created: i64,
-    /// Ports that are published on the host.
+    /// Ports that are published on the host; only while it runs.
     pub ports: Vec<PublishedPort>,
-    /// Address in each network that it is attached to.
+    /// Address in each network that it is attached to; only while it runs.
     pub networks: BTreeMap<String, IpAddr>,
 }
 

@@ -196,7 +196,9 @@ async fn observe(client: &Client, project: &Project, deploy: &Deploy, prepared: 
     let state = match survey.files.get(&state_path) {
         Some(text) => Some(State::parse(&state_path, text).map_err(|error| {
             let hint = "; `preview destroy` removes the preview, whatever its state file says";
-            Error::Fault(Fault::new(FaultKind::Invalid, "read the preview's state", format!("{error}{hint}")).caused_by(error))
+            Error::Fault(
+                Fault::new(FaultKind::Invalid, "read the preview's state", format!("{error}{hint}")).caused_by(error),
+            )
         })?),
         None => None,
     };
@@ -229,8 +231,13 @@ async fn with_generated(
     if project.generate.is_empty() {
         return Ok((prepared, None));
     }
-    let path = seen.survey.files.iter().find(|(path, _)| path.ends_with(&format!("/{}/{}/.env", deploy.target.app, deploy.target.name)));
-    let (generated, file) = generate::merge(path.map(|(_, text)| text.as_str()).unwrap_or_default(), &project.generate)?;
+    let path = seen
+        .survey
+        .files
+        .iter()
+        .find(|(path, _)| path.ends_with(&format!("/{}/{}/.env", deploy.target.app, deploy.target.name)));
+    let (generated, file) =
+        generate::merge(path.map(|(_, text)| text.as_str()).unwrap_or_default(), &project.generate)?;
     let variables = prepare::variables(project, deploy, &generated, observer, redactor).await?;
     Ok((prepare::prepare(resolver, project, deploy, variables).await?, file))
 }
@@ -259,13 +266,16 @@ fn want(
             let remembered = seen.state.as_ref().map(|state| state.ports.clone()).unwrap_or_default();
             let mut taken: BTreeSet<u16> = seen.published.union(&seen.survey.facts.listening).copied().collect();
             let own = deploy.target.file(&client.base_dir, "state.json");
-            for (path, text) in seen.survey.files.iter().filter(|(path, _)| path.ends_with("/state.json") && **path != own) {
+            for (path, text) in
+                seen.survey.files.iter().filter(|(path, _)| path.ends_with("/state.json") && **path != own)
+            {
                 if let Ok(other) = State::parse(path, text) {
                     taken.extend(other.ports.values());
                 }
             }
-            ports::allocate(&deploy.target.project, &prepared.wanted, &remembered, &taken)
-                .map_err(|error| Error::Fault(Fault::new(FaultKind::PortTaken, "find a free port", error.to_string())))?
+            ports::allocate(&deploy.target.project, &prepared.wanted, &remembered, &taken).map_err(|error| {
+                Error::Fault(Fault::new(FaultKind::PortTaken, "find a free port", error.to_string()))
+            })?
         }
     };
     let directory = deploy.target.directory(&client.base_dir);
@@ -283,9 +293,13 @@ fn missing_uploads<'a>(prepared: &'a Prepared, deploy: &Deploy, seen: &Seen) -> 
 
 fn pulls(project: &Project, prepared: &Prepared, wanted: &Wanted, images: &BTreeMap<String, String>) -> Vec<String> {
     let built: BTreeSet<&String> = prepared.built.iter().collect();
-    let own: BTreeSet<String> =
-        stack::images(&wanted.model).into_iter().filter(|(service, _)| built.contains(service)).map(|(_, image)| image).collect();
-    let all: BTreeSet<String> = stack::images(&wanted.model).into_values().filter(|image| !own.contains(image)).collect();
+    let own: BTreeSet<String> = stack::images(&wanted.model)
+        .into_iter()
+        .filter(|(service, _)| built.contains(service))
+        .map(|(_, image)| image)
+        .collect();
+    let all: BTreeSet<String> =
+        stack::images(&wanted.model).into_values().filter(|image| !own.contains(image)).collect();
     all.into_iter().filter(|image| project.pull == PullPolicy::Always || !images.contains_key(image)).collect()
 }
 
@@ -405,17 +419,10 @@ impl Flight<'_> {
         if self.deploy.update_only && !exists {
             return Ok(self.deployed(None, vec![], BTreeMap::new()));
         }
-        let (prepared, env_file) = with_generated(
-            self.resolver,
-            self.project,
-            self.deploy,
-            prepared,
-            &seen,
-            self.observer,
-            self.redactor,
-        )
-        .await
-        .map_err(|error| grounded(error, exists))?;
+        let (prepared, env_file) =
+            with_generated(self.resolver, self.project, self.deploy, prepared, &seen, self.observer, self.redactor)
+                .await
+                .map_err(|error| grounded(error, exists))?;
         let (wanted, host_ports) =
             want(self.client, self.project, self.deploy, &prepared, &seen).map_err(|error| grounded(error, exists))?;
         let plan = draw(self.project, self.deploy, &prepared, &wanted, &seen);
@@ -493,9 +500,9 @@ impl Flight<'_> {
             self.observer.event(&Event::Stage(phase));
         }
         // `next_state` begins with `preparing`, and the stages follow in order.
-        state.advance(phase, Timestamp::now()).map_err(|error| {
-            Halt::Fault(Fault::new(FaultKind::Failed, "move on", error.to_string()))
-        })?;
+        state
+            .advance(phase, Timestamp::now())
+            .map_err(|error| Halt::Fault(Fault::new(FaultKind::Failed, "move on", error.to_string())))?;
         let change = [self.save(state)];
         let write = self.client.host.apply(&change);
         let both = async { futures_util::try_join!(write, work) };
@@ -695,7 +702,8 @@ impl Flight<'_> {
             let progress = progress?;
             if told.elapsed() > Duration::from_secs(2) {
                 told = Instant::now();
-                let line = format!("{image}: {} {} of {} MB", progress.status, progress.current >> 20, progress.total >> 20);
+                let line =
+                    format!("{image}: {} {} of {} MB", progress.status, progress.current >> 20, progress.total >> 20);
                 self.observer.event(&Event::Progress(&line));
             }
         }
@@ -709,7 +717,8 @@ impl Flight<'_> {
             match work().await {
                 Err(fault) if fault.transient && tried < RETRIES => {
                     tried += 1;
-                    self.observer.event(&Event::Warning(&self.redactor.clean(&format!("{}; trying again", fault.chain()))));
+                    self.observer
+                        .event(&Event::Warning(&self.redactor.clean(&format!("{}; trying again", fault.chain()))));
                     let mut byte = [0];
                     let _ = getrandom::fill(&mut byte);
                     tokio::time::sleep(Duration::from_millis(500 * u64::from(tried) + u64::from(byte[0]))).await;
@@ -818,7 +827,9 @@ impl Flight<'_> {
         let mut services = Vec::new();
         let looked = async {
             let (verdict, containers) = wait::look(&*self.client.engine, &self.selector(), &expected).await?;
-            if let (Verdict::Broken(found) | Verdict::Waiting(found), Phase::Starting | Phase::Verifying) = (verdict, phase) {
+            if let (Verdict::Broken(found) | Verdict::Waiting(found), Phase::Starting | Phase::Verifying) =
+                (verdict, phase)
+            {
                 for (service, why) in found {
                     problems.entry(service).or_insert(why);
                 }
@@ -884,9 +895,8 @@ fn questions(project: &Project, wanted: &Wanted, prepared: &Prepared) -> Vec<Que
     let first = prepared.routes.first();
     if let Some(health) = &project.health
         && let Some(service) = health.service.clone().or_else(|| Some(first?.service.clone()))
-        && let Some(port) = health
-            .port
-            .or_else(|| Some(prepared.routes.iter().find(|route| route.service == service)?.port))
+        && let Some(port) =
+            health.port.or_else(|| Some(prepared.routes.iter().find(|route| route.service == service)?.port))
     {
         questions.push(Question { service, port, path: Some(health.path.clone()) });
     }
@@ -908,7 +918,11 @@ fn say(fault: &Fault) -> String {
 /// A message is a few lines; the rest stands in the output.
 fn first_lines(message: &str) -> String {
     let lines: Vec<&str> = message.lines().collect();
-    if lines.len() <= 6 { message.to_owned() } else { format!("{}\n…\n{}", lines[0], lines[lines.len() - 4..].join("\n")) }
+    if lines.len() <= 6 {
+        message.to_owned()
+    } else {
+        format!("{}\n…\n{}", lines[0], lines[lines.len() - 4..].join("\n"))
+    }
 }
 
 /// The words of a program that failed are the output of the report.
@@ -925,7 +939,8 @@ fn halt_error(halt: Halt) -> Error {
     match halt {
         Halt::Fault(fault) | Halt::LeaseLost(fault) => fault.into(),
         Halt::TimedOut(limit) => {
-            Fault::new(FaultKind::TimedOut, "read the host's state", format!("no answer within {} s", limit.as_secs())).into()
+            Fault::new(FaultKind::TimedOut, "read the host's state", format!("no answer within {} s", limit.as_secs()))
+                .into()
         }
         Halt::Aborted => Fault::new(FaultKind::TimedOut, "read the host's state", "interrupted").into(),
     }

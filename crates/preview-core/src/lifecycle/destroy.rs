@@ -90,10 +90,5 @@ pub async fn destroy(
         }
     })?;
     observer.event(&Event::StageDone(Phase::Destroying, begun.elapsed()));
-    Ok(Destroyed {
-        name: target.name.clone(),
-        existed: removed != Removed::default() || files > 0,
-        removed,
-        files,
-    })
+    Ok(Destroyed { name: target.name.clone(), existed: removed != Removed::default() || files > 0, removed, files })
 }

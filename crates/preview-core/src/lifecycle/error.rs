@@ -16,6 +16,16 @@ pub enum Refusal {
     /// The files hold what a preview may not have on a shared host.
     #[error("the Compose files hold what a preview may not have:{}", list(.0))]
     Policy(Vec<Violation>),
+    /// The pull request comes from a fork: its code is not trusted with this host.
+    #[error(
+        "pull request {number} comes from the fork {fork}: previews of forks are refused, since their code would run on your host"
+    )]
+    Fork {
+        /// The pull request.
+        number: u64,
+        /// The fork, as far as known.
+        fork: String,
+    },
     /// The name belongs to another branch, pull request or repository.
     #[error("the name {name} is taken by {by}; rename the branch, or destroy that preview first")]
     NameTaken {

@@ -83,9 +83,8 @@ pub(super) fn uploads(uses: &[FileUse]) -> Result<Vec<Upload>, Error> {
         let mut hash = Sha256::new();
         hash.update(&name);
         if exists {
-            digest(&mut hash, &file.source, "", &mut total).map_err(|error| {
-                Error::invalid(format!("{}: {}: {error}", file.key, file.source.display()))
-            })?;
+            digest(&mut hash, &file.source, "", &mut total)
+                .map_err(|error| Error::invalid(format!("{}: {}: {error}", file.key, file.source.display())))?;
         }
         let hash: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         let entry = Entry { source: exists.then(|| file.source.clone()), target: name };
@@ -180,7 +179,8 @@ mod tests {
         let root = fs::canonicalize(dir.path()).unwrap().join("www");
         fs::create_dir(&root).unwrap();
         let hash = || {
-            let uses = [FileUse { pointer: String::new(), key: "k".into(), source: root.clone(), place: Place::Content }];
+            let uses =
+                [FileUse { pointer: String::new(), key: "k".into(), source: root.clone(), place: Place::Content }];
             uploads(&uses).unwrap()[0].hash.clone()
         };
         let mut seen = std::collections::BTreeSet::from([hash()]);

@@ -39,6 +39,4 @@ pub struct Client {
     pub runtime: Arc<dyn Runtime>,
     /// The directory of all previews on it.
     pub base_dir: String,
-    /// How its loopback address is reached by people: `127.0.0.1` there.
-    pub local: bool,
 }

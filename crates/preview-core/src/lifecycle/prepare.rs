@@ -98,23 +98,17 @@ pub(super) async fn prepare(
     check_services(project, &model)?;
     let uploads = blocking(move || files::uploads(&uses)).await?;
     let (routes, wanted) = routes(project, &model)?;
-    Ok(Prepared {
-        built: stack::built(&model),
-        variables,
-        uploads,
-        routes,
-        wanted,
-        warnings: resolved.warnings,
-        model,
-    })
+    Ok(Prepared { built: stack::built(&model), variables, uploads, routes, wanted, warnings: resolved.warnings, model })
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
-        Err(error) => Err(crate::fault::Fault::new(crate::fault::FaultKind::Failed, "read the repository", "the reader died")
-            .caused_by(error)
-            .into()),
+        Err(error) => {
+            Err(crate::fault::Fault::new(crate::fault::FaultKind::Failed, "read the repository", "the reader died")
+                .caused_by(error)
+                .into())
+        }
     }
 }
 
@@ -135,7 +129,9 @@ fn check_services(project: &Project, model: &Value) -> Result<(), Error> {
     for (service, place) in named {
         if !known.contains(service) {
             let names = known.iter().cloned().collect::<Vec<_>>().join(", ");
-            return Err(Error::invalid(format!("{place}: there is no service `{service}` in the Compose files; there are: {names}")));
+            return Err(Error::invalid(format!(
+                "{place}: there is no service `{service}` in the Compose files; there are: {names}"
+            )));
         }
     }
     Ok(())
@@ -147,11 +143,15 @@ fn routes(project: &Project, model: &Value) -> Result<(Vec<RouteSpec>, BTreeSet<
     let tcp: Vec<&Port> = published.iter().filter(|port| port.protocol == "tcp").collect();
     if project.routes.is_none() && project.proxy != Proxy::None && tcp.len() != 1 {
         let found: Vec<String> = tcp.iter().map(|port| format!("{} of {}", port.target, port.service)).collect();
-        let found = if found.is_empty() { "no port is".to_owned() } else { format!("these ports are: {}", found.join(", ")) };
-        return Err(Error::invalid(format!("a [[route]] is missing: {found} published in the Compose files, so it is not clear where the address leads")));
+        let found =
+            if found.is_empty() { "no port is".to_owned() } else { format!("these ports are: {}", found.join(", ")) };
+        return Err(Error::invalid(format!(
+            "a [[route]] is missing: {found} published in the Compose files, so it is not clear where the address leads"
+        )));
     }
     let routes = project.routes.clone().unwrap_or_else(|| {
-        tcp.iter().map(|port| RouteSpec {
+        tcp.iter()
+            .map(|port| RouteSpec {
                 service: port.service.clone(),
                 port: port.target,
                 url: project.url.clone(),
@@ -169,7 +169,10 @@ fn routes(project: &Project, model: &Value) -> Result<(Vec<RouteSpec>, BTreeSet<
             )));
         }
         if matches!(project.proxy, Proxy::Traefik(_)) && route.url.is_none() {
-            return Err(Error::invalid(format!("{}: behind a proxy the route to `{}` needs a `url`", route.place, route.service)));
+            return Err(Error::invalid(format!(
+                "{}: behind a proxy the route to `{}` needs a `url`",
+                route.place, route.service
+            )));
         }
     }
     let mut wanted = published;

@@ -75,11 +75,11 @@ fn join(base: &str, files: &BTreeMap<String, String>, containers: &[Container]) 
         found.insert((app.to_owned(), name.to_owned()), listed);
     }
     for container in containers {
-        let (Some(app), Some(name)) = (container.labels.get(ownership::APP), container.labels.get(ownership::NAME)) else {
+        let (Some(app), Some(name)) = (container.labels.get(ownership::APP), container.labels.get(ownership::NAME))
+        else {
             continue;
         };
-        let listed =
-            found.entry((app.clone(), name.clone())).or_insert_with(|| empty(app, name, "orphaned"));
+        let listed = found.entry((app.clone(), name.clone())).or_insert_with(|| empty(app, name, "orphaned"));
         listed.containers += 1;
         if container.state == ContainerState::Running && container.health != Health::Unhealthy {
             listed.running += 1;

@@ -110,9 +110,7 @@ pub(super) async fn acquire(
     };
     match acquired {
         Acquired::Held(lease) => Ok(lease),
-        Acquired::TimedOut(holder) => {
-            Err(Error::Locked { what: why.to_owned(), holder, waited: begun.elapsed() })
-        }
+        Acquired::TimedOut(holder) => Err(Error::Locked { what: why.to_owned(), holder, waited: begun.elapsed() }),
     }
 }
 

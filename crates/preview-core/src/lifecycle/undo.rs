@@ -84,7 +84,8 @@ async fn restore(undo: &Undo<'_>, text: &str, good: &Good) -> Result<Restored, F
     let engine = &*undo.client.engine;
     let selector = Selector::preview(&undo.target.app, &undo.target.name);
     let mut model: Value = serde_json::from_str(text).map_err(|error| {
-        Fault::new(crate::fault::FaultKind::Invalid, "read the last good stack", "stack.json is damaged").caused_by(error)
+        Fault::new(crate::fault::FaultKind::Invalid, "read the last good stack", "stack.json is damaged")
+            .caused_by(error)
     })?;
     let names: BTreeSet<String> = good.images.keys().cloned().collect();
     let today = engine.image_ids(&names).await?;
@@ -102,7 +103,8 @@ async fn restore(undo: &Undo<'_>, text: &str, good: &Good) -> Result<Restored, F
     }
     let expected = Expected::of(&model);
     let (verdict, containers) = wait::look(engine, &selector, &expected).await?;
-    let untouched = plan::container_ids(&containers) == good.containers && matches!(verdict, Verdict::Well | Verdict::Settling);
+    let untouched =
+        plan::container_ids(&containers) == good.containers && matches!(verdict, Verdict::Well | Verdict::Settling);
     let containers = if untouched {
         containers
     } else {

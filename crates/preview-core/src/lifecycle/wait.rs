@@ -129,9 +129,9 @@ pub(super) async fn look(
     expected: &Expected,
 ) -> Result<(Verdict, Vec<Container>), Fault> {
     let containers = engine.containers(selector).await?;
-    let curious = containers.iter().filter(|c| {
-        !matches!((c.state, c.health), (ContainerState::Running, Health::Healthy | Health::Starting))
-    });
+    let curious = containers
+        .iter()
+        .filter(|c| !matches!((c.state, c.health), (ContainerState::Running, Health::Healthy | Health::Starting)));
     let asked = futures_util::future::join_all(curious.map(|c| async { (c.id.clone(), engine.inspect(&c.id).await) }));
     let mut details = BTreeMap::new();
     for (id, detail) in asked.await {
@@ -147,7 +147,12 @@ pub(super) async fn look(
     // Details are younger than the list.
     let containers: Vec<_> = containers
         .into_iter()
-        .map(|c| details.get(&c.id).map_or_else(|| c.clone(), |d| Container { ports: c.ports.clone(), networks: c.networks.clone(), ..d.container.clone() }))
+        .map(|c| {
+            details.get(&c.id).map_or_else(
+                || c.clone(),
+                |d| Container { ports: c.ports.clone(), networks: c.networks.clone(), ..d.container.clone() },
+            )
+        })
         .collect();
     Ok((judge(expected, &containers, &details), containers))
 }
@@ -196,7 +201,8 @@ async fn next(events: &mut BoxStream<'static, Result<ContainerEvent, Fault>>) {
         match events.next().await {
             Some(Ok(event)) => {
                 // `exec_*` events of health checks come all the time.
-                if ["start", "die", "oom", "kill", "stop", "restart", "destroy", "create"].contains(&event.action.as_str())
+                if ["start", "die", "oom", "kill", "stop", "restart", "destroy", "create"]
+                    .contains(&event.action.as_str())
                     || event.action.starts_with("health_status")
                 {
                     return;
@@ -228,7 +234,12 @@ mod tests {
         }
     }
 
-    fn detail(container: &Container, exit_code: i64, restarts: i64, restarts_on_success: bool) -> BTreeMap<String, ContainerDetail> {
+    fn detail(
+        container: &Container,
+        exit_code: i64,
+        restarts: i64,
+        restarts_on_success: bool,
+    ) -> BTreeMap<String, ContainerDetail> {
         BTreeMap::from([(
             container.id.clone(),
             ContainerDetail {

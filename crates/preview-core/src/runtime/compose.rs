@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -11,19 +10,12 @@ use tokio::process::Command;
 
 use super::{Progress, Resolved, Runtime, Source, Stack, Variables};
 use crate::fault::{Fault, FaultKind};
+use crate::host::guardian::Guardian;
 
 /// The oldest Compose whose `config --format json` has the form that we read.
 const OLDEST: (u64, u64) = (2, 24);
 /// Lines of output that are kept for an error message.
 const TAIL: usize = 40;
-
-/// Is told of process groups that must not outlive us.
-pub trait Warden: Send + Sync {
-    /// A process group was started.
-    fn started(&self, group: u32);
-    /// It has ended.
-    fn ended(&self, group: u32);
-}
 
 /// Where the Compose CLI is and what it may see.
 #[derive(Clone)]
@@ -37,7 +29,7 @@ pub struct ComposeOptions {
     /// The engine's unix socket; not needed to resolve.
     pub socket: Option<PathBuf>,
     /// Who ends the CLI if we are killed.
-    pub warden: Option<Arc<dyn Warden>>,
+    pub guardian: Option<Guardian>,
 }
 
 /// The Compose CLI.
@@ -55,8 +47,8 @@ impl Compose {
 
     /// The same with an engine.
     #[must_use]
-    pub fn with_socket(&self, socket: PathBuf, warden: Option<Arc<dyn Warden>>) -> Self {
-        Self { options: ComposeOptions { socket: Some(socket), warden, ..self.options.clone() } }
+    pub fn with_socket(&self, socket: PathBuf, guardian: Option<Guardian>) -> Self {
+        Self { options: ComposeOptions { socket: Some(socket), guardian, ..self.options.clone() } }
     }
 
     async fn run(
@@ -93,7 +85,7 @@ impl Compose {
                     .caused_by(error)
             }
         })?;
-        let group = Group::new(child.id(), self.options.warden.clone());
+        let group = Group::new(child.id(), self.options.guardian.clone());
         let stdin = child.stdin.take();
         let feed = async {
             if let (Some(mut stdin), Some(input)) = (stdin, input) {
@@ -181,23 +173,23 @@ struct Ran {
     stderr: Vec<String>,
 }
 
-/// A process group that ends with us: when this is dropped early, or, if we are killed, by the warden.
+/// A process group that ends with us: when this is dropped early, or, if we are killed, by the guardian.
 struct Group {
     id: Option<u32>,
-    warden: Option<Arc<dyn Warden>>,
+    guardian: Option<Guardian>,
 }
 
 impl Group {
-    fn new(id: Option<u32>, warden: Option<Arc<dyn Warden>>) -> Self {
-        if let (Some(id), Some(warden)) = (id, &warden) {
-            warden.started(id);
+    fn new(id: Option<u32>, guardian: Option<Guardian>) -> Self {
+        if let (Some(id), Some(guardian)) = (id, &guardian) {
+            guardian.child_started(id);
         }
-        Self { id, warden }
+        Self { id, guardian }
     }
 
     fn ended(mut self) {
-        if let (Some(id), Some(warden)) = (self.id.take(), &self.warden) {
-            warden.ended(id);
+        if let (Some(id), Some(guardian)) = (self.id.take(), &self.guardian) {
+            guardian.child_ended(id);
         }
     }
 }
@@ -209,8 +201,8 @@ impl Drop for Group {
         if let Some(pid) = i32::try_from(id).ok().and_then(rustix::process::Pid::from_raw) {
             let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
         }
-        if let Some(warden) = &self.warden {
-            warden.ended(id);
+        if let Some(guardian) = &self.guardian {
+            guardian.child_ended(id);
         }
     }
 }
@@ -491,7 +483,7 @@ mod tests {
             path: "/usr/bin:/bin".into(),
             docker_config: None,
             socket: None,
-            warden: None,
+            guardian: None,
         });
         let source = Source {
             files: vec![],

@@ -4,3 +4,4 @@ pub mod conformance;
 pub mod engine;
 pub mod host;
 pub mod lock;
+pub mod secrets;

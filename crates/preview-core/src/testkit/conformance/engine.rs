@@ -73,7 +73,7 @@ pub struct Spec {
 
 /// Makes on the engine what the trait itself cannot make, and takes all of it away when it is dropped.
 ///
-/// Processes that the suite starts: `echo`, `cat`, `pwd`, `printenv`, `sh -c 'echo no >&2; exit 3'`, `/no/such/program`.
+/// Processes that the suite starts: `echo`, `cat`, `pwd`, `sh -c 'echo $WORD'`, `sh -c 'echo no >&2; exit 3'`, `/no/such/program`.
 #[async_trait]
 pub trait EngineFixture: Send + Sync {
     /// The name of an application that nothing else on this engine uses; also the start of the names of all objects.

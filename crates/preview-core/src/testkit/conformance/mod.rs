@@ -3,3 +3,4 @@
 pub mod engine;
 pub mod host;
 pub mod lock;
+pub mod secrets;

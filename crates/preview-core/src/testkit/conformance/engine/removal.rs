@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{Spec, Suite, fails, ok};
 use crate::engine::{Inventory, Prune, Removed};
 use crate::fault::FaultKind;
+use crate::ownership;
 
 /// Older than anything on any engine: pruning with it must free nothing.
 const AGES: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
@@ -112,7 +113,9 @@ impl Suite<'_> {
         ok(self.engine.tag(&name, &self.name("used:2")).await, "an image gets one more name");
         self.fixture.build(Some(&self.name("unused:1")), labels).await;
         for only_made in [false, true] {
-            let user = Spec { image: Some(name.clone()), only_made, ..self.foreign("used", "user") };
+            let mut user = Spec { image: Some(name.clone()), only_made, ..self.foreign("used", "user") };
+            // A container has the labels of its image, unless it sets them otherwise.
+            user.labels.insert(ownership::MANAGED.to_owned(), "false".to_owned());
             let user = self.fixture.container(user).await;
             let removed = ok(self.engine.remove(&self.preview("used")).await, "an image in use is no error");
             assert_eq!(removed.images, usize::from(!only_made), "only what is unused is removed");

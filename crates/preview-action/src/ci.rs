@@ -1,0 +1,166 @@
+//! What a CI event asks for: pure, from the event's payload and the variables of the run.
+
+use preview_core::config::Environment;
+use serde_json::Value;
+
+use crate::output::Ci;
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// Deploy or update.
+    Deploy(Wanted),
+    /// Destroy.
+    Destroy { number: u64 },
+    /// Nothing; why.
+    Nothing(String),
+    /// Refuse: a fork.
+    Fork { number: u64, fork: String },
+}
+
+/// A deploy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) number: u64,
+    pub(crate) commit: Option<String>,
+    pub(crate) owner: Option<String>,
+}
+
+/// Reads the event. `payload` is the content of GitHub's event file.
+pub(crate) fn wish(environment: &Environment, payload: Option<&str>) -> Result<Wish, String> {
+    match Ci::of(environment) {
+        Ci::GitHub => github(environment, payload),
+        Ci::GitLab => gitlab(environment),
+        Ci::None => Err("`preview ci` reads the event of a GitHub Actions or GitLab CI job, and this is none \
+             (neither GITHUB_ACTIONS nor GITLAB_CI is `true`); use `preview deploy` or `preview destroy`"
+            .to_owned()),
+    }
+}
+
+fn github(environment: &Environment, payload: Option<&str>) -> Result<Wish, String> {
+    let name = environment.get("GITHUB_EVENT_NAME").map(String::as_str).unwrap_or_default();
+    let payload = payload.ok_or("GITHUB_EVENT_PATH is not set, or its file cannot be read")?;
+    let event: Value = serde_json::from_str(payload).map_err(|error| format!("the event file is not JSON: {error}"))?;
+    let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    match name {
+        "pull_request" | "pull_request_target" => {
+            let number = event
+                .get("number")
+                .or_else(|| event.pointer("/pull_request/number"))
+                .and_then(Value::as_u64)
+                .ok_or("the event has no pull request number")?;
+            let action = text("/action").ok_or("the event has no `action`")?;
+            match action.as_str() {
+                "closed" => Ok(Wish::Destroy { number }),
+                "opened" | "reopened" | "synchronize" => {
+                    let head = text("/pull_request/head/repo/full_name");
+                    let base = text("/pull_request/base/repo/full_name").or_else(|| text("/repository/full_name"));
+                    if head.is_none() || head != base {
+                        return Ok(Wish::Fork { number, fork: head.unwrap_or_else(|| "(deleted)".to_owned()) });
+                    }
+                    Ok(Wish::Deploy(Wanted {
+                        number,
+                        // GITHUB_SHA is a merge commit that nobody pushed.
+                        commit: text("/pull_request/head/sha"),
+                        owner: text("/pull_request/user/login"),
+                    }))
+                }
+                other => Ok(Wish::Nothing(format!("`{other}` of a pull request changes no preview"))),
+            }
+        }
+        other => Err(format!("the event `{other}` is not handled; use it for `pull_request`")),
+    }
+}
+
+fn gitlab(environment: &Environment) -> Result<Wish, String> {
+    let get = |name: &str| environment.get(name).filter(|value| !value.is_empty()).cloned();
+    let stop = get("CI_ENVIRONMENT_ACTION").as_deref() == Some("stop");
+    let Some(number) = get("CI_MERGE_REQUEST_IID") else {
+        return Err("the job is not of a merge request pipeline (CI_MERGE_REQUEST_IID is not set)".to_owned());
+    };
+    let number: u64 = number.parse().map_err(|_| "CI_MERGE_REQUEST_IID is not a number".to_owned())?;
+    if stop {
+        return Ok(Wish::Destroy { number });
+    }
+    let (source, target) = (
+        get("CI_MERGE_REQUEST_SOURCE_PROJECT_ID"),
+        get("CI_MERGE_REQUEST_PROJECT_ID").or_else(|| get("CI_PROJECT_ID")),
+    );
+    if source.is_none() || source != target {
+        let fork = get("CI_MERGE_REQUEST_SOURCE_PROJECT_PATH").or(source).unwrap_or_else(|| "(unknown)".to_owned());
+        return Ok(Wish::Fork { number, fork });
+    }
+    Ok(Wish::Deploy(Wanted { number, commit: get("CI_COMMIT_SHA"), owner: get("GITLAB_USER_LOGIN") }))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn environment(pairs: &[(&str, &str)]) -> Environment {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn pull_request(action: &str, head: Value) -> Result<Wish, String> {
+        let event = json!({
+            "action": action, "number": 2,
+            "pull_request": {
+                "number": 2, "user": {"login": "Codertocat"},
+                "head": {"sha": "ec26c3e57ca3a959ca5aad62de7213c562f8c821", "repo": head},
+                "base": {"repo": {"full_name": "Codertocat/Hello-World"}},
+            },
+            "repository": {"full_name": "Codertocat/Hello-World"},
+        });
+        let environment = environment(&[("GITHUB_ACTIONS", "true"), ("GITHUB_EVENT_NAME", "pull_request")]);
+        wish(&environment, Some(&event.to_string()))
+    }
+
+    #[test]
+    fn pull_requests_of_github() {
+        let own = || json!({"full_name": "Codertocat/Hello-World"});
+        for action in ["opened", "reopened", "synchronize"] {
+            let Ok(Wish::Deploy(wanted)) = pull_request(action, own()) else { panic!("{action} does not deploy") };
+            assert_eq!(wanted.number, 2);
+            assert_eq!(wanted.commit.as_deref(), Some("ec26c3e57ca3a959ca5aad62de7213c562f8c821"));
+            assert_eq!(wanted.owner.as_deref(), Some("Codertocat"));
+        }
+        assert_eq!(pull_request("closed", own()), Ok(Wish::Destroy { number: 2 }));
+        assert!(matches!(pull_request("edited", own()), Ok(Wish::Nothing(_))));
+    }
+
+    #[test]
+    fn forks_are_refused_but_their_close_is_not() {
+        let fork = || json!({"full_name": "mallory/Hello-World"});
+        assert_eq!(pull_request("opened", fork()), Ok(Wish::Fork { number: 2, fork: "mallory/Hello-World".into() }));
+        assert!(matches!(pull_request("synchronize", Value::Null), Ok(Wish::Fork { .. })));
+        assert_eq!(pull_request("closed", fork()), Ok(Wish::Destroy { number: 2 }));
+    }
+
+    #[test]
+    fn merge_requests_of_gitlab() {
+        let base = [
+            ("GITLAB_CI", "true"),
+            ("CI_MERGE_REQUEST_IID", "12"),
+            ("CI_MERGE_REQUEST_SOURCE_PROJECT_ID", "1"),
+            ("CI_MERGE_REQUEST_PROJECT_ID", "1"),
+            ("CI_COMMIT_SHA", "abc"),
+        ];
+        assert!(matches!(wish(&environment(&base), None), Ok(Wish::Deploy(Wanted { number: 12, .. }))));
+        let mut stop = base.to_vec();
+        stop.push(("CI_ENVIRONMENT_ACTION", "stop"));
+        assert_eq!(wish(&environment(&stop), None), Ok(Wish::Destroy { number: 12 }));
+        let mut fork = base.to_vec();
+        fork[2].1 = "2";
+        assert!(matches!(wish(&environment(&fork), None), Ok(Wish::Fork { number: 12, .. })));
+    }
+
+    #[test]
+    fn what_is_no_event_says_what_to_do() {
+        assert!(wish(&Environment::new(), None).unwrap_err().contains("preview deploy"));
+        let push = environment(&[("GITHUB_ACTIONS", "true"), ("GITHUB_EVENT_NAME", "push")]);
+        assert!(wish(&push, Some("{}")).unwrap_err().contains("push"));
+        assert!(wish(&push, Some("{")).unwrap_err().contains("JSON"));
+    }
+}

@@ -1,0 +1,308 @@
+//! The commands: a session, a call of the library, a report.
+
+mod inspect;
+mod tunnel;
+
+use std::sync::Arc;
+
+use preview_core::config::Environment;
+use preview_core::lifecycle::{self, Client, Error, Interrupt};
+use preview_core::name::Key;
+use preview_core::project::{self, Target};
+use preview_core::report;
+use preview_core::secret::Redactor;
+use serde_json::json;
+
+use crate::ci::{self, Wish};
+use crate::cli::{Cli, Command, Deploy, Format, Global, Subject, Which};
+use crate::output::{self, Ci, Console};
+use crate::session::{self, Session};
+
+/// What a command works with.
+struct Context {
+    global: Global,
+    environment: Environment,
+    console: Arc<Console>,
+    redactor: Redactor,
+    interrupt: Interrupt,
+}
+
+/// Runs the command; the value is the exit code.
+pub(crate) async fn run(cli: Cli) -> u8 {
+    // Variables that are not UTF-8 cannot be ours.
+    let environment: Environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let redactor = Redactor::default();
+    if let Some(key) = environment.get("PREVIEW_IDENTITY_KEY") {
+        redactor.learn(&preview_core::secret::Secret::new(key.clone()));
+    }
+    let _ = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::new(match cli.global.verbose {
+            0 | 1 => "warn",
+            2 => "preview_core=debug,warn",
+            _ => "preview_core=trace,info",
+        }))
+        .try_init();
+    let console = Arc::new(Console::new(Ci::of(&environment), cli.global.verbose > 0, redactor.clone()));
+    let context = Context { global: cli.global, environment, console, redactor, interrupt: Interrupt::default() };
+    listen(&context.interrupt, &context.console);
+    let done = match cli.command {
+        Command::Deploy(deploy) => context.deploy(deploy).await,
+        Command::Destroy(which) => context.destroy(&which).await,
+        Command::Plan(deploy) => context.plan(&deploy).await,
+        Command::List { all } => context.list(all).await,
+        Command::Status(which) => context.status(&which).await,
+        Command::Logs { which, service, tail, follow, timestamps } => {
+            context.logs(&which, service.as_deref(), tail, follow, timestamps).await
+        }
+        Command::Exec { which, user, workdir, service, command } => {
+            context.exec(&which, user, workdir, &service, command).await
+        }
+        Command::Tunnel { which, target, local } => context.tunnel(&which, &target, local).await,
+        Command::Ci => context.ci().await,
+    };
+    match done {
+        Ok(code) => {
+            context.console.finish();
+            code
+        }
+        Err(error) => context.fail(&error),
+    }
+}
+
+/// Ctrl-C and SIGTERM end the run with what it began taken back; a second one ends the program at once.
+fn listen(interrupt: &Interrupt, console: &Arc<Console>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (interrupt, console) = (interrupt.clone(), Arc::clone(console));
+    let (Ok(mut int), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+        return;
+    };
+    tokio::spawn(async move {
+        let mut again = false;
+        loop {
+            tokio::select! {
+                _ = int.recv() => {}
+                _ = term.recv() => {}
+            }
+            if again {
+                std::process::exit(130);
+            }
+            again = true;
+            console.say("interrupted: taking back what was begun (once more ends at once)");
+            interrupt.fire();
+        }
+    });
+}
+
+impl Context {
+    fn session(&self, deploy: Option<&Deploy>) -> Result<Session, Error> {
+        let session = Session::load(&self.global, deploy, self.environment.clone())?;
+        for warning in &session.warnings {
+            self.console.say(&format!("warning: {warning}"));
+        }
+        Ok(session)
+    }
+
+    fn json(&self) -> bool {
+        self.global.format == Format::Json
+    }
+
+    /// Tells of the error; the value is the exit code.
+    fn fail(&self, error: &Error) -> u8 {
+        let code = error.exit_code();
+        if let Some(report) = error.report() {
+            self.console.say(&report::failure(report));
+            let summary = self.redactor.clean(&report::failure_markdown(report));
+            let outputs = [("name", report.name.clone()), ("url", String::new())];
+            if let Err(error) = output::ci_files(&self.environment, &outputs, &summary) {
+                self.console.say(&format!("warning: the job's files cannot be written: {error}"));
+            }
+        }
+        self.console.error(&error.chain());
+        if self.json() {
+            let message = self.redactor.clean(&error.chain());
+            let document = json!({
+                "error": {"code": code, "message": message, "report": error.report()},
+            });
+            output::to_stdout(&output::json(&document));
+        }
+        code
+    }
+
+    async fn deploy(&self, deploy: Deploy) -> Result<u8, Error> {
+        let session = self.session(Some(&deploy))?;
+        let key = key(&deploy.subject)?;
+        self.deploy_key(&session, &key, &deploy).await
+    }
+
+    fn request(session: &Session, key: &Key, deploy: &Deploy) -> Result<project::Deploy, Error> {
+        let get = |name: &str| session.environment.get(name).filter(|value| !value.is_empty()).cloned();
+        Ok(project::Deploy {
+            target: session.target(key)?,
+            subject: session::subject(key),
+            repository: session.repository(),
+            owner: deploy
+                .owner
+                .clone()
+                .or_else(|| get("GITHUB_ACTOR"))
+                .or_else(|| get("GITLAB_USER_LOGIN"))
+                .or_else(|| get("USER")),
+            commit: deploy.commit.clone(),
+            update_only: deploy.update_only,
+            who: session.who(),
+        })
+    }
+
+    async fn deploy_key(&self, session: &Session, key: &Key, deploy: &Deploy) -> Result<u8, Error> {
+        let project = session.project(&session.named(key)?)?;
+        let request = Self::request(session, key, deploy)?;
+        let resolver = session.compose();
+        let reached = Reached::default();
+        let done = lifecycle::deploy(
+            reached.connect(session),
+            &resolver,
+            &project,
+            &request,
+            &*self.console,
+            &self.redactor,
+            &self.interrupt,
+        )
+        .await;
+        reached.close().await;
+        let done = done?;
+        self.console.say(&report::deployed(&done));
+        if self.json() {
+            output::to_stdout(&output::json(&done));
+        } else {
+            for address in &done.addresses {
+                output::to_stdout(&format!("{}\n", address.url));
+            }
+        }
+        let outputs = [("name", done.name.clone()), ("url", done.url.clone().unwrap_or_default())];
+        self.files(&outputs, &report::deployed_markdown(&done))?;
+        Ok(0)
+    }
+
+    fn files(&self, outputs: &[(&str, String)], summary: &str) -> Result<(), Error> {
+        output::ci_files(&self.environment, outputs, &self.redactor.clean(summary)).map_err(|error| {
+            Error::invalid(format!("the job's files for outputs and summary cannot be written: {error}"))
+        })
+    }
+
+    async fn plan(&self, deploy: &Deploy) -> Result<u8, Error> {
+        let session = self.session(Some(deploy))?;
+        let key = key(&deploy.subject)?;
+        let project = session.project(&session.named(&key)?)?;
+        let request = Self::request(&session, &key, deploy)?;
+        let resolver = session.compose();
+        let reached = Reached::default();
+        let plan =
+            lifecycle::plan(reached.connect(&session), &resolver, &project, &request, &*self.console, &self.redactor)
+                .await;
+        reached.close().await;
+        let plan = plan?;
+        let text = if self.json() { output::json(&plan) } else { report::plan(&plan) };
+        output::to_stdout(&self.redactor.clean(&text));
+        Ok(0)
+    }
+
+    async fn destroy(&self, which: &Which) -> Result<u8, Error> {
+        let session = self.session(None)?;
+        let target = target(&session, which)?;
+        self.destroy_target(&session, &target).await
+    }
+
+    async fn destroy_target(&self, session: &Session, target: &Target) -> Result<u8, Error> {
+        let client = session.connect().await?;
+        let wait = session.config.timeouts.lock.into();
+        let done = lifecycle::destroy(&client, target, &session.who(), wait, &*self.console, &self.interrupt).await;
+        close(&client).await;
+        let done = done?;
+        self.console.say(&report::destroyed(&done));
+        if self.json() {
+            output::to_stdout(&output::json(&done));
+        }
+        let outputs = [("name", done.name.clone()), ("url", String::new())];
+        self.files(&outputs, &report::destroyed_markdown(&done))?;
+        Ok(0)
+    }
+
+    async fn ci(&self) -> Result<u8, Error> {
+        let payload = self.environment.get("GITHUB_EVENT_PATH").and_then(|path| std::fs::read_to_string(path).ok());
+        match ci::wish(&self.environment, payload.as_deref()).map_err(Error::invalid)? {
+            Wish::Nothing(why) => {
+                self.console.say(&format!("nothing to do: {why}"));
+                Ok(0)
+            }
+            Wish::Fork { number, fork } => Err(lifecycle::Refusal::Fork { number, fork }.into()),
+            Wish::Destroy { number } => {
+                let session = self.session(None)?;
+                let target = session.target(&pull(number)?)?;
+                self.destroy_target(&session, &target).await
+            }
+            Wish::Deploy(wanted) => {
+                let deploy = Deploy {
+                    subject: Subject::default(),
+                    commit: wanted.commit,
+                    owner: wanted.owner,
+                    update_only: false,
+                    compose: vec![],
+                    env_file: vec![],
+                    profile: vec![],
+                    url: vec![],
+                    pull: None,
+                };
+                let session = self.session(Some(&deploy))?;
+                self.deploy_key(&session, &pull(wanted.number)?, &deploy).await
+            }
+        }
+    }
+}
+
+/// A connection that is made while something else goes on, and closed whatever comes of that.
+#[derive(Default)]
+struct Reached {
+    client: std::sync::Mutex<Option<Client>>,
+}
+
+impl Reached {
+    async fn connect(&self, session: &Session) -> Result<Client, Error> {
+        let client = session.connect().await?;
+        *self.client.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(client.clone());
+        Ok(client)
+    }
+
+    async fn close(&self) {
+        let client = self.client.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(client) = client {
+            close(&client).await;
+        }
+    }
+}
+
+/// Closes the connection. What cannot be closed any more is gone already.
+async fn close(client: &Client) {
+    let _ = client.host.close().await;
+}
+
+fn key(subject: &Subject) -> Result<Key, Error> {
+    match (subject.pr, &subject.branch) {
+        (Some(number), _) => Key::pull(number),
+        (None, Some(branch)) => Key::branch(branch),
+        (None, None) => return Err(Error::invalid("say which preview: --pr N or --branch B")),
+    }
+    .map_err(|error| Error::invalid(error.to_string()))
+}
+
+fn pull(number: u64) -> Result<Key, Error> {
+    Key::pull(number).map_err(|error| Error::invalid(error.to_string()))
+}
+
+fn target(session: &Session, which: &Which) -> Result<Target, Error> {
+    if let Some(name) = &which.name {
+        return session.target_by_name(name);
+    }
+    session.target(&key(&Subject { pr: which.pr, branch: which.branch.clone() })?)
+}

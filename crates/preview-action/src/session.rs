@@ -1,0 +1,343 @@
+//! From flags, environment and files to what the library wants: configuration, names, project, connection.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use preview_core::config::{self, Config, ConfigFile, Environment, Overrides, Settings};
+use preview_core::engine::docker::DockerEngine;
+use preview_core::host::ssh::{Destination, KnownHosts, SshOptions};
+use preview_core::host::{Host, guardian::Guardian, local, ssh};
+use preview_core::lifecycle::{Client, Error};
+use preview_core::lock::Lock;
+use preview_core::lock::shell::ShellLock;
+use preview_core::name::{AppName, Key, Named, PreviewName, project_name};
+use preview_core::project::{self, Project, Target};
+use preview_core::route::Traefik;
+use preview_core::runtime::compose::{Compose, ComposeOptions};
+use preview_core::secret::Secret;
+use preview_core::secrets;
+use preview_core::stack::Guardrails;
+use preview_core::state::Subject;
+
+use crate::cli::{Deploy, Global};
+
+/// Content of the private key, where CI has it in a variable. Never part of the configuration.
+const IDENTITY_KEY: &str = "PREVIEW_IDENTITY_KEY";
+
+/// What a run of the program works with.
+pub(crate) struct Session {
+    pub(crate) config: Config,
+    pub(crate) app: AppName,
+    pub(crate) environment: Environment,
+    pub(crate) warnings: Vec<String>,
+    identity_key: Option<Secret<String>>,
+    directory: PathBuf,
+}
+
+fn invalid(error: impl std::fmt::Display) -> Error {
+    Error::invalid(error.to_string())
+}
+
+impl Session {
+    /// Reads the configuration. Touches no network.
+    pub(crate) fn load(global: &Global, deploy: Option<&Deploy>, mut environment: Environment) -> Result<Self, Error> {
+        let identity_key = environment.remove(IDENTITY_KEY).filter(|key| !key.trim().is_empty()).map(Secret::new);
+        let directory = std::fs::canonicalize(&global.project_dir)
+            .map_err(|error| invalid(format!("--project-dir {}: {error}", global.project_dir.display())))?;
+        let file = read_config(global.config.as_deref(), &directory)?;
+        let mut flags = Overrides {
+            host: global.host.clone(),
+            base_dir: global.base_dir.clone(),
+            known_hosts: global.known_hosts.clone(),
+            known_hosts_file: global.known_hosts_file.clone(),
+            identity_file: global.identity_file.clone(),
+            app: global.app.clone(),
+            timeout: global.timeout.clone(),
+            ..Overrides::default()
+        };
+        if let Some(deploy) = deploy {
+            flags.compose.clone_from(&deploy.compose);
+            flags.env_file.clone_from(&deploy.env_file);
+            flags.profiles.clone_from(&deploy.profile);
+            flags.url.clone_from(&deploy.url);
+            flags.pull.clone_from(&deploy.pull);
+        }
+        let Settings { config, warnings } = Settings::merge(file, &environment, &flags).map_err(invalid)?;
+        let app = config.app.clone().unwrap_or_else(|| AppName::derive(&application(&environment, &directory)));
+        Ok(Self { config, app, environment, warnings, identity_key, directory })
+    }
+
+    /// The repository's name on its forge, where CI tells.
+    pub(crate) fn repository(&self) -> Option<String> {
+        ["GITHUB_REPOSITORY", "CI_PROJECT_PATH"].iter().find_map(|name| self.environment.get(*name)).cloned()
+    }
+
+    /// Who holds locks.
+    pub(crate) fn who(&self) -> String {
+        let get = |name: &str| self.environment.get(name).filter(|value| !value.is_empty());
+        if let (Some(actor), Some(run)) = (get("GITHUB_ACTOR"), get("GITHUB_RUN_ID")) {
+            return format!("{actor}, run {run} of {}", get("GITHUB_REPOSITORY").map_or("GitHub", String::as_str));
+        }
+        if let (Some(user), Some(job)) = (get("GITLAB_USER_LOGIN"), get("CI_JOB_URL")) {
+            return format!("{user}, {job}");
+        }
+        let host = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
+        let user = get("USER").or_else(|| get("LOGNAME")).map_or("somebody", String::as_str);
+        let host = host.trim();
+        format!("{user}@{} (process {})", if host.is_empty() { "this machine" } else { host }, std::process::id())
+    }
+
+    /// Names and addresses of a preview.
+    pub(crate) fn named(&self, key: &Key) -> Result<Named, Error> {
+        self.config.naming(&self.app).map_err(invalid)?.resolve(key).map_err(invalid)
+    }
+
+    /// The preview of a pull request or branch.
+    pub(crate) fn target(&self, key: &Key) -> Result<Target, Error> {
+        let named = self.named(key)?;
+        Ok(Target { app: self.app.to_string(), name: named.name.to_string(), project: named.project })
+    }
+
+    /// The preview of a name.
+    pub(crate) fn target_by_name(&self, name: &str) -> Result<Target, Error> {
+        let name = PreviewName::parse(name).map_err(invalid)?;
+        Ok(Target { app: self.app.to_string(), project: project_name(&self.app, &name), name: name.to_string() })
+    }
+
+    /// How the application is deployed.
+    pub(crate) fn project(&self, named: &Named) -> Result<Project, Error> {
+        let config = &self.config;
+        let place = |key: &str| {
+            let text = config.error(key, "").to_string();
+            text.trim_end_matches([' ', ':', ';']).to_owned()
+        };
+        let files = if config.compose.is_empty() {
+            let found = config::COMPOSE_FILES.iter().map(|name| self.directory.join(name)).find(|path| path.is_file());
+            let found = found.ok_or_else(|| {
+                invalid(format!(
+                    "there is no Compose file in {}: looked for {}; name it with `compose = \"…\"` in preview.toml, or with --compose",
+                    self.directory.display(),
+                    config::COMPOSE_FILES.join(", ")
+                ))
+            })?;
+            vec![found]
+        } else {
+            self.existing("compose", &config.compose)?
+        };
+        let routes: Vec<project::RouteSpec> = config
+            .routes
+            .iter()
+            .enumerate()
+            .map(|(index, route)| project::RouteSpec {
+                service: route.service.clone(),
+                port: route.port.get(),
+                url: route.url.as_ref().and(named.urls.get(index)).map(ToString::to_string),
+                strip_prefix: route.strip_prefix,
+                place: place(&format!("route[{index}].service")),
+            })
+            .collect();
+        let sources = config
+            .secrets
+            .iter()
+            .map(|table| secrets::from_table(table, &self.environment))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(invalid)?;
+        let timeouts = &config.timeouts;
+        Ok(Project {
+            files,
+            directory: self.directory.clone(),
+            repository: repository(&self.directory),
+            env_files: self.existing("env_file", &config.env_files)?,
+            profiles: config.profiles.clone(),
+            pull: match config.pull {
+                config::Pull::Missing => project::PullPolicy::Missing,
+                config::Pull::Always => project::PullPolicy::Always,
+            },
+            url: if routes.is_empty() { named.urls.first().map(ToString::to_string) } else { None },
+            routes: (!routes.is_empty()).then_some(routes),
+            proxy: match config.proxy.kind {
+                config::ProxyKind::None => project::Proxy::None,
+                config::ProxyKind::Traefik => project::Proxy::Traefik(Traefik {
+                    network: config.proxy.network.clone(),
+                    entrypoint: config.proxy.entrypoint.clone(),
+                    tls: config.proxy.tls,
+                    cert_resolver: config.proxy.cert_resolver.clone(),
+                }),
+            },
+            guardrails: Guardrails {
+                cpus: config.guardrails.cpus,
+                memory: config.guardrails.memory.bytes(),
+                pids: u64::from(config.guardrails.pids.get()),
+                log_size: config.guardrails.log_size.bytes(),
+                log_files: config.guardrails.log_files.get(),
+                restart: config.guardrails.restart.as_str().to_owned(),
+            },
+            timeouts: project::Timeouts {
+                lock: timeouts.lock.into(),
+                build: timeouts.build.into(),
+                pull: timeouts.pull.into(),
+                start: timeouts.start.into(),
+                verify: timeouts.verify.into(),
+                step: timeouts.step.into(),
+                total: timeouts.total.into(),
+            },
+            health: config.health.as_ref().map(|health| project::HealthProbe {
+                path: health.path.clone(),
+                service: health.service.clone(),
+                port: health.port.map(std::num::NonZeroU16::get),
+                place: place("health"),
+            }),
+            secrets: sources,
+            generate: config.generate.iter().map(|(name, generate)| (name.to_string(), generate.length)).collect(),
+            env: config.env.iter().map(|(name, value)| (name.to_string(), value.clone())).collect(),
+            env_services: config.env_services.clone(),
+            env_services_place: place("env_services"),
+            steps: config
+                .steps
+                .iter()
+                .enumerate()
+                .map(|(index, step)| project::StepSpec {
+                    name: step.name.clone().unwrap_or_else(|| step.run.join(" ")),
+                    service: step.service.clone(),
+                    run: step.run.clone(),
+                    timeout: step.timeout.map(Into::into),
+                    place: place(&format!("step[{index}].service")),
+                })
+                .collect(),
+        })
+    }
+
+    /// Files that the configuration names, relative to the project directory; each must exist.
+    fn existing(&self, key: &str, files: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
+        files
+            .iter()
+            .map(|file| {
+                let path = self.directory.join(file);
+                if path.is_file() {
+                    Ok(path)
+                } else {
+                    Err(invalid(self.config.error(key, format!("{} does not exist", path.display()))))
+                }
+            })
+            .collect()
+    }
+
+    /// The Compose CLI, without an engine.
+    pub(crate) fn compose(&self) -> Compose {
+        let docker_config = self
+            .environment
+            .get("DOCKER_CONFIG")
+            .map(PathBuf::from)
+            .or_else(|| Some(Path::new(self.environment.get("HOME")?).join(".docker")));
+        Compose::new(ComposeOptions {
+            docker: PathBuf::from("docker"),
+            path: self.environment.get("PATH").cloned().unwrap_or_default().into(),
+            docker_config,
+            socket: None,
+            guardian: None,
+        })
+    }
+
+    /// Reaches the host: one connection, over which the engine's socket is forwarded too.
+    pub(crate) async fn connect(&self) -> Result<Client, Error> {
+        let vm = &self.config.vm;
+        let wish = vm.host.as_deref().unwrap_or("local");
+        let compose = self.compose();
+        if wish == "local" {
+            let host = local::connect()?;
+            let base = match &vm.base_dir {
+                Some(base) => base.to_string(),
+                None => self.local_base()?,
+            };
+            let guardian = host.guardian().clone();
+            let lock = Arc::new(ShellLock::new(Arc::clone(&host)));
+            return self
+                .client(host, lock, guardian, self.local_socket().to_string_lossy().as_ref(), base, compose)
+                .await;
+        }
+        let options = SshOptions {
+            identity_file: vm.identity_file.as_ref().map(|file| self.directory.join(file)),
+            identity_key: self.identity_key.clone(),
+            known_hosts: match (&vm.known_hosts, &vm.known_hosts_file) {
+                (Some(lines), _) => KnownHosts::Lines(lines.clone()),
+                (None, Some(file)) => KnownHosts::File(self.directory.join(file)),
+                (None, None) => KnownHosts::UserDefault,
+            },
+            connect_timeout: Duration::from_secs(20),
+            ..SshOptions::new(Destination::parse(wish)?)
+        };
+        let host = ssh::connect(options).await?;
+        let base = vm.base_dir.as_ref().map_or_else(|| config::BASE_DIR.to_owned(), ToString::to_string);
+        let guardian = host.guardian().clone();
+        let lock = Arc::new(ShellLock::new(Arc::clone(&host)));
+        self.client(host, lock, guardian, vm.docker_socket.as_str(), base, compose).await
+    }
+
+    async fn client<H: Host + 'static, L: Lock + 'static>(
+        &self,
+        host: Arc<H>,
+        lock: Arc<L>,
+        guardian: Guardian,
+        docker_socket: &str,
+        base_dir: String,
+        compose: Compose,
+    ) -> Result<Client, Error> {
+        let socket = host.socket(docker_socket).await?;
+        let engine = DockerEngine::connect(&socket)?;
+        let runtime = compose.with_socket(socket, Some(guardian));
+        Ok(Client { host, engine: Arc::new(engine), lock, runtime: Arc::new(runtime), base_dir })
+    }
+
+    /// The engine's socket of this machine: `DOCKER_HOST` says where, as it does for the Docker CLI.
+    fn local_socket(&self) -> PathBuf {
+        let of_docker = self.environment.get("DOCKER_HOST").and_then(|host| host.strip_prefix("unix://"));
+        of_docker.map_or_else(|| PathBuf::from(self.config.vm.docker_socket.as_str()), PathBuf::from)
+    }
+
+    /// Previews of this machine are kept beside the state of the user's other programs.
+    fn local_base(&self) -> Result<String, Error> {
+        let absolute = |name: &str| self.environment.get(name).filter(|path| path.starts_with('/'));
+        absolute("XDG_STATE_HOME")
+            .map(|state| format!("{state}/preview"))
+            .or_else(|| absolute("HOME").map(|home| format!("{home}/.local/state/preview")))
+            .ok_or_else(|| {
+                invalid("neither HOME nor XDG_STATE_HOME is set: say with --base-dir where previews are kept")
+            })
+    }
+}
+
+/// What a key says in state files.
+pub(crate) fn subject(key: &Key) -> Subject {
+    match key {
+        Key::Pull(number) => Subject::Pull(number.get()),
+        Key::Branch(branch) => Subject::Branch(branch.to_string()),
+    }
+}
+
+fn read_config(path: Option<&Path>, directory: &Path) -> Result<ConfigFile, Error> {
+    let (path, needed) = path.map_or_else(|| (directory.join(config::FILE), false), |path| (path.to_owned(), true));
+    let shown = path.strip_prefix(directory).unwrap_or(&path).to_owned();
+    match std::fs::read_to_string(&path) {
+        Ok(text) => ConfigFile::parse(&text, Some(&shown)).map_err(invalid),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !needed => {
+            ConfigFile::parse("", None).map_err(invalid)
+        }
+        Err(error) => Err(invalid(format!("{}: {error}", path.display()))),
+    }
+}
+
+/// The name of the repository, or of the directory.
+fn application(environment: &Environment, directory: &Path) -> String {
+    let full = ["GITHUB_REPOSITORY", "CI_PROJECT_PATH"].iter().find_map(|name| environment.get(*name));
+    let of_forge = full.and_then(|name| name.rsplit('/').next()).filter(|name| !name.is_empty());
+    of_forge.map_or_else(
+        || directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+        str::to_owned,
+    )
+}
+
+/// The directory that files of a stack must lie in: the checkout, or the project directory where there is none.
+fn repository(directory: &Path) -> PathBuf {
+    directory.ancestors().find(|path| path.join(".git").exists()).unwrap_or(directory).to_owned()
+}
