@@ -131,7 +131,7 @@ impl<T: Transport> ShellLock<T> {
         let json = serde_json::to_string(holder)
             .map_err(|error| Fault::new(FaultKind::Invalid, ACQUIRE, path).caused_by(error))?;
         let ttl = self.timing.ttl.as_secs().max(1).to_string();
-        let process = self.host.transport().spawn(&self.host.shell_with(HOLD, &[path, &json, &ttl])).await?;
+        let process = self.host.run(ACQUIRE, HOLD, &[path, &json, &ttl]).await?;
         let Process { stdin, stdout, stderr, wait } = process;
         Ok(Conversation { stdin, answers: BufReader::new(stdout).lines(), stderr, _program: wait })
     }
@@ -189,7 +189,13 @@ impl<T: Transport> Lock for ShellLock<T> {
             };
             let exchange = async {
                 conversation.say(wish).await?;
-                conversation.answers.next_line().await
+                loop {
+                    let answer = conversation.answers.next_line().await?;
+                    // Anything else is noise of a login shell's start-up files.
+                    if answer.as_ref().is_none_or(|answer| answer == "held" || answer.starts_with("busy ")) {
+                        return Ok::<_, std::io::Error>(answer);
+                    }
+                }
             };
             let answer = match tokio::time::timeout(limit, exchange).await {
                 Ok(Ok(Some(answer))) => answer,
