@@ -52,7 +52,7 @@ impl Before {
         }
         for (pid, command) in processes(&self.run) {
             left.push(format!("process {pid}: {command}"));
-            let _ = sh::succeeds(&mut sh::cmd("kill", ["-KILL", pid.as_str()]));
+            let _ = sh::kill("KILL", &pid);
         }
         for entry in fs::read_dir(&self.temp)?.flatten() {
             left.push(format!("file {}", entry.path().display()));
