@@ -82,6 +82,8 @@ pub struct Vm {
     host_key: String,
     dir: PathBuf,
     keep: bool,
+    /// Locked, shared, while this process uses a shared VM: nobody removes it meanwhile.
+    _in_use: Option<File>,
 }
 
 impl Vm {
@@ -109,11 +111,23 @@ impl Vm {
         let lock = File::create(lab.dir.join(format!("lock-{}", engine.target())))?;
         lock.lock()?;
         let name = shared_name(lab, engine);
-        if let Some(vm) = Self::attach(lab, &name, engine) {
-            return Ok(vm);
-        }
-        remove(lab, &name);
-        Self::create(lab, engine, &VmOptions::default(), name, None, true)
+        let in_use = File::create(use_file(lab, engine))?;
+        in_use.lock_shared()?;
+        let mut vm = match Self::attach(lab, &name, engine) {
+            Some(vm) => vm,
+            None => {
+                // One that does not answer, or is of an older image: to be replaced, but not under somebody's feet.
+                in_use.unlock()?;
+                if in_use.try_lock().is_err() {
+                    bail!("{name} is not as wanted, and another process uses it: wait for that, and try again");
+                }
+                remove(lab, &name);
+                Self::create(lab, engine, &VmOptions::default(), name, None, true)?
+            }
+        };
+        in_use.lock_shared()?;
+        vm._in_use = Some(in_use);
+        Ok(vm)
     }
 
     /// The container's name.
@@ -317,7 +331,7 @@ impl Vm {
         let dir = lab.dir.join("vms").join(&name);
         fs::create_dir_all(&dir)?;
         // From here on the drop removes what there is, whatever fails.
-        let mut vm = Self { lab: lab.clone(), name, port, host_key: String::new(), dir, keep: false };
+        let mut vm = Self { lab: lab.clone(), name, port, host_key: String::new(), dir, keep: false, _in_use: None };
         sh::text(&mut run).context("cannot start a VM")?;
         vm.read_host_key()?;
         vm.wait_ready()?;
@@ -341,6 +355,7 @@ impl Vm {
             host_key: String::new(),
             dir: lab.dir.join("vms").join(name),
             keep: true,
+            _in_use: None,
         };
         fs::create_dir_all(&vm.dir).ok()?;
         vm.read_host_key().ok()?;
@@ -379,13 +394,25 @@ impl Drop for Vm {
     }
 }
 
-pub(super) fn remove_shared(lab: &Lab) -> Result<()> {
+/// Removes the shared VMs that no process uses; returns the names of the others.
+pub(super) fn remove_shared(lab: &Lab) -> Result<Vec<String>> {
+    let mut in_use = Vec::new();
     for engine in [VmEngine::V20, VmEngine::V28] {
         let name = shared_name(lab, engine);
+        let lock = File::create(use_file(lab, engine))?;
+        if lock.try_lock().is_err() {
+            in_use.push(name);
+            continue;
+        }
+        // An engine of 20.10 and later takes the removal of what is not there as done.
         sh::text(&mut lab.docker(["rm", "-f", "-v", &name]))?;
         let _ = fs::remove_dir_all(lab.dir.join("vms").join(name));
     }
-    Ok(())
+    Ok(in_use)
+}
+
+fn use_file(lab: &Lab, engine: VmEngine) -> PathBuf {
+    lab.dir.join(format!("in-use-{}", engine.target()))
 }
 
 /// Each copy of the repository has shared VMs of its own: its key opens them, and its runs end them.
