@@ -9,6 +9,7 @@ mod images;
 mod install;
 mod packages;
 mod vm;
+mod vm_host;
 mod vm_image;
 
 use std::fs::{self, File};
@@ -143,7 +144,7 @@ impl Lab {
     /// # Errors
     /// When there is no such image or VM.
     pub fn load_image(&self, vm: &str, images: &[&str]) -> Result<()> {
-        vm::load(self, vm, images)
+        vm_host::load(self, vm, images)
     }
 
     /// Removes what the lab put into the engine: this copy's shared VMs, VMs whose process is gone, and the images
