@@ -361,8 +361,9 @@ async fn an_update_that_dies_anywhere_is_mended_by_the_next_run() {
         let world = World::new();
         world.deploy(1, None).await.expect("created");
         world.runtime.set_model(model(2, None));
-        let died = world.deploy_for(life, &request()).await.is_err();
-        let good = if died { 1 } else { 2 };
+        let _ = world.deploy_for(life, &request()).await;
+        // A run that dies while it tidies up has got its version through.
+        let good = if world.state().expect("a state").phase == Phase::Ready && life > 0 { 2 } else { 1 };
         let report = failed(world.deploy(3, Some("sick")).await);
         assert_eq!(report.restored, Restored::Previous, "after {life} changes");
         assert_eq!(

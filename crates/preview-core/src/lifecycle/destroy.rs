@@ -64,7 +64,7 @@ pub async fn destroy(
             client.host.apply(&[Change::Write { path: state_path.clone(), content, mode: 0o600 }]).await
         };
         let ((), removed) = futures_util::try_join!(mark, client.engine.remove(&selector))?;
-        client.host.apply(&contents(target, &client.base_dir)).await?;
+        client.host.apply(&contents(target, &client.base_dir, &survey.paths)).await?;
         let files = survey.paths.iter().filter(|path| !path.ends_with("/.lock") && !path.ends_with("/files")).count();
         Ok((removed, files))
     };

@@ -308,25 +308,26 @@ impl Flight<'_> {
     ) -> Result<(), Crash> {
         let now = Timestamp::now();
         let files: Vec<String> = prepared.uploads.iter().map(|upload| upload.hash.clone()).collect();
+        let rendered = wanted.model.to_string();
+        let file = plan::stack_file(&rendered);
         let mut ready = state.clone();
         ready.phase = Phase::Ready;
         ready.updated_at = now;
         ready.good = Some(Good {
             digest: wanted.digest.clone(),
+            stack: file.clone(),
             containers,
             images,
             files: files.clone(),
             commit: self.deploy.commit.clone(),
             at: now,
         });
-        let content = Secret::new(wanted.model.to_string().into_bytes());
-        let mut changes =
-            vec![Change::Write { path: self.path("stack.json"), content, mode: 0o600 }, self.save(&ready)];
-        for path in &seen.survey.paths {
-            if !files.iter().any(|hash| path.ends_with(&format!("/files/{hash}"))) {
-                changes.push(Change::Remove { path: path.clone() });
-            }
-        }
+        let path = self.path(&file);
+        let content = Secret::new(rendered.into_bytes());
+        let mut changes = vec![Change::Write { path: path.clone(), content, mode: 0o600 }, self.save(&ready)];
+        let kept: Vec<String> = files.iter().map(|hash| self.path(&format!("files/{hash}"))).chain([path]).collect();
+        let stale = seen.survey.paths.iter().filter(|path| !kept.contains(path));
+        changes.extend(stale.map(|path| Change::Remove { path: path.clone() }));
         guarded(self.lease, self.interrupt, self.project.timeouts.start, self.client.host.apply(&changes)).await?;
         *state = ready;
         Ok(())

@@ -39,8 +39,8 @@ pub(super) async fn observe(
     let target = &deploy.target;
     let own = format!("{}/{}", target.app, target.name);
     let query = Query {
-        read: vec!["*/*/state.json".to_owned(), format!("{own}/stack.json"), format!("{own}/.env")],
-        list: vec![format!("{own}/files/*")],
+        read: vec!["*/*/state.json".to_owned(), format!("{own}/stack-*.json"), format!("{own}/.env")],
+        list: vec![format!("{own}/files/*"), format!("{own}/stack-*.json")],
     };
     let selector = Selector::preview(&target.app, &target.name);
     let mut names: BTreeSet<String> = stack::images(&prepared.model).into_values().collect();
@@ -67,7 +67,8 @@ pub(super) async fn observe(
         })?),
         None => None,
     };
-    let good_text = survey.files.get(&target.file(&client.base_dir, "stack.json")).cloned();
+    let good_file = state.as_ref().and_then(|state| Some(target.file(&client.base_dir, &state.good.as_ref()?.stack)));
+    let good_text = good_file.and_then(|path| survey.files.get(&path)).cloned();
     let good = good_text.as_deref().and_then(|text| serde_json::from_str(text).ok());
     Ok(Seen { survey, state, good, good_text, containers, images, published })
 }

@@ -8,14 +8,17 @@ use async_trait::async_trait;
 use crate::fault::{Fault, FaultKind};
 use crate::forge::{Forge, PullState};
 
+/// State and comments of each pull request, by repository and number.
+type Pulls = BTreeMap<(String, u64), (PullState, Vec<String>)>;
+
 /// A forge in memory: pull requests with their comments.
 #[derive(Default)]
 pub struct MemoryForge {
-    pulls: Mutex<BTreeMap<(String, u64), (PullState, Vec<String>)>>,
+    pulls: Mutex<Pulls>,
 }
 
 impl MemoryForge {
-    fn pulls(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, u64), (PullState, Vec<String>)>> {
+    fn pulls(&self) -> std::sync::MutexGuard<'_, Pulls> {
         self.pulls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
