@@ -44,7 +44,7 @@ fn busybox_tools() -> Option<Vec<OsString>> {
         std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.exists())
     };
     let (busybox, flock) = (find("busybox")?, find("flock")?);
-    let dir = std::env::temp_dir().join("preview-test-busybox-tools");
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("busybox-tools");
     std::fs::create_dir_all(&dir).expect("makes a directory");
     for applet in String::from_utf8(listed.stdout).expect("text").lines() {
         let _ = symlink(&busybox, dir.join(applet));
