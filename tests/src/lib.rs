@@ -141,7 +141,7 @@ impl Site {
     pub fn on(lab: &'static Lab, vm: Option<std::sync::Arc<Vm>>, compose: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let app = format!("t{}-{number}", std::process::id());
+        let app = xtask::lab::test_app(number);
         let dir = tempfile::tempdir().expect("a temporary directory");
         // The boundary of a repository, so that nothing above counts as part of it.
         std::fs::create_dir(dir.path().join(".git")).expect("a directory");
