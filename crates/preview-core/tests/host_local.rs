@@ -44,7 +44,7 @@ fn busybox_tools() -> Option<Vec<OsString>> {
         std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.exists())
     };
     let (busybox, flock) = (find("busybox")?, find("flock")?);
-    let dir = std::env::temp_dir().join("preview-test-busybox-tools");
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("busybox-tools");
     std::fs::create_dir_all(&dir).expect("makes a directory");
     for applet in String::from_utf8(listed.stdout).expect("text").lines() {
         let _ = symlink(&busybox, dir.join(applet));
@@ -297,8 +297,8 @@ async fn a_holder_that_is_silent_loses_the_lock() {
     let tests = hosts().into_iter().map(|(shell, host)| async move {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join(".lock").display().to_string();
-        let (long, ttl) = (Duration::from_secs(3600), Duration::from_secs(2));
-        let silent = Timing { heartbeat: long, ttl, grace: Duration::from_secs(1) };
+        let (long, ttl) = (Duration::from_secs(3600), Duration::from_secs(4));
+        let silent = Timing { heartbeat: long, ttl, grace: Duration::from_secs(3) };
         let lock = ShellLock::with_timing(Arc::clone(&host), silent);
         let acquired = lock.acquire(&path, &holder("ada"), Duration::ZERO, &|_| ()).await.expect("answers");
         let Acquired::Held(lease) = acquired else { panic!("free") };
@@ -318,8 +318,8 @@ async fn heartbeats_keep_it() {
         let path = dir.path().join(".lock").display().to_string();
         let timing = Timing {
             heartbeat: Duration::from_millis(300),
-            ttl: Duration::from_secs(3),
-            grace: Duration::from_millis(2500),
+            ttl: Duration::from_secs(5),
+            grace: Duration::from_secs(4),
         };
         let lock = ShellLock::with_timing(host, timing);
         let acquired = lock.acquire(&path, &holder("ada"), Duration::ZERO, &|_| ()).await.expect("answers");

@@ -328,7 +328,7 @@ async fn content_is_in_no_list_of_processes() {
 const VICTIM: &str = "PREVIEW_TEST_VICTIM";
 
 fn timing() -> Timing {
-    Timing { heartbeat: Duration::from_millis(300), ttl: Duration::from_secs(3), grace: Duration::from_secs(2) }
+    Timing { heartbeat: Duration::from_millis(300), ttl: Duration::from_secs(6), grace: Duration::from_secs(5) }
 }
 
 /// What a test that starts it again does there: connects, takes the lock, starts a long child, says so, and waits for words.
@@ -344,7 +344,8 @@ async fn victim() {
     options.identity_file = Some(format!("{dir}/user").into());
     let host = ssh::connect(options).await.unwrap_or_else(|fault| panic!("{}", fault.chain()));
     host.socket("/var/run/docker.sock").await.expect("forwards");
-    let mut child = tokio::process::Command::new("sleep").arg("600").process_group(0).spawn().expect("sleep");
+    let mut child =
+        tokio::process::Command::new("sleep").arg("600").process_group(0).kill_on_drop(true).spawn().expect("sleep");
     let _ward = host.guardian().watch(child.id().expect("runs"));
     let lease = take(&ShellLock::with_timing(host.clone(), timing()), &path, "victim", Duration::from_secs(20)).await;
     println!("\nREADY {} {}", child.id().expect("runs"), host.guardian().run_dir().display());
@@ -410,7 +411,7 @@ async fn nothing_is_left_of_a_process_that_is_killed() {
 
     victim.process.kill().expect("kills");
     let begun = Instant::now();
-    take(&lock, &path, "bob", Duration::from_secs(5)).await.release(true).await.expect("releases");
+    take(&lock, &path, "bob", Duration::from_secs(20)).await.release(true).await.expect("releases");
     assert!(begun.elapsed() < timing().ttl, "the lock is free because its holder is dead, not because it is silent");
     victim.process.wait().expect("ends");
     while family.iter().any(|pid| alive(*pid)) || Path::new(&victim.run_dir).exists() {
@@ -429,10 +430,10 @@ async fn a_process_that_was_stopped_too_long_knows_that_it_lost_the_lock() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join(".lock").display().to_string();
     let mut victim = Victim::start(&sshd, &path);
+    let begun = Instant::now();
     kill("STOP", victim.process.id());
     let lock = ShellLock::with_timing(sshd.connect().await, timing());
-    let begun = Instant::now();
-    let lease = take(&lock, &path, "bob", Duration::from_secs(10)).await;
+    let lease = take(&lock, &path, "bob", Duration::from_secs(20)).await;
     assert!(begun.elapsed() > timing().ttl - Duration::from_secs(1), "it had the lock for its time to live");
     // The word is there when it wakes up: the check comes before any timer or answer could tell it.
     victim.process.stdin.as_mut().expect("piped").write_all(b"check\n").expect("writes");
