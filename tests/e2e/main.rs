@@ -1,3 +1,5 @@
 //! End-to-end tests: the built command against a real engine, on this machine and on VMs behind a real sshd.
 
+mod bad_host;
+mod bad_input;
 mod lifecycle;

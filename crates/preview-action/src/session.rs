@@ -64,6 +64,25 @@ impl Session {
             flags.pull.clone_from(&deploy.pull);
         }
         let Settings { config, warnings } = Settings::merge(file, &environment, &flags).map_err(invalid)?;
+        // Found before anything else is looked at, and with its place.
+        match config.vm.host.as_deref() {
+            None | Some("local") => {
+                if let Some(host) = environment.get("DOCKER_HOST").filter(|host| !host.is_empty())
+                    && !host.starts_with("unix://")
+                {
+                    return Err(Error::invalid(
+                        "DOCKER_HOST leads to an engine elsewhere: give the machine as ssh://user@host in `[vm] host`, with --host \
+                         or in PREVIEW_HOST, or unset DOCKER_HOST for the engine of this machine",
+                    ));
+                }
+            }
+            Some(host) => {
+                Destination::parse(host).map_err(|fault| {
+                    let message = format!("{}; or `local` for this machine", fault.context);
+                    invalid(config.error("vm.host", message))
+                })?;
+            }
+        }
         let app = config.app.clone().unwrap_or_else(|| AppName::derive(&application(&environment, &directory)));
         Ok(Self { config, app, environment, warnings, identity_key, directory })
     }
@@ -186,7 +205,7 @@ impl Session {
                 path: health.path.clone(),
                 service: health.service.clone(),
                 port: health.port.map(std::num::NonZeroU16::get),
-                place: place("health"),
+                place: place(if health.service.is_some() { "health.service" } else { "health" }),
             }),
             secrets: sources,
             generate: config.generate.iter().map(|(name, generate)| (name.to_string(), generate.length)).collect(),

@@ -43,7 +43,10 @@ impl Destination {
             None => (None, rest),
         };
         if user.is_some_and(|user| user.contains(':')) {
-            return Err(wrong("a password"));
+            // Not shown: it was meant to be secret.
+            let context =
+                "a password in the address; ssh takes a key (`[vm] identity_file`); expected ssh://user@host:port";
+            return Err(Fault::new(FaultKind::Invalid, "read the address of the VM", context));
         }
         if user.is_some_and(|user| !sound(user, "._-+")) {
             return Err(wrong("a user name that is none"));

@@ -38,6 +38,10 @@ pub(super) fn classify(stderr: &str, destination: &Destination) -> Fault {
     if has("UNPROTECTED PRIVATE KEY FILE") || has("bad permissions") {
         return fault(FaultKind::Denied, "the private key's file must be readable by its owner only (chmod 600)");
     }
+    if has("Load key") && (has("invalid format") || has("error in libcrypto") || has("incorrect passphrase")) {
+        let hint = "the private key cannot be read: PREVIEW_IDENTITY_KEY or the identity file has to hold all of it, without a passphrase";
+        return Fault::new(FaultKind::Denied, OPERATION, format!("{destination}: {hint}"));
+    }
     if has("Permission denied (")
         || has("Too many authentication failures")
         || has("No supported authentication methods")
@@ -130,6 +134,7 @@ mod tests {
             ("deploy@vm: Permission denied (publickey).", Denied, false),
             ("Received disconnect from ::1 port 22:2: Too many authentication failures", Denied, false),
             ("@ WARNING: UNPROTECTED PRIVATE KEY FILE! @\ndeploy@vm: Permission denied (publickey).", Denied, false),
+            ("Load key \"/k\": error in libcrypto\ndeploy@vm: Permission denied (publickey).", Denied, false),
             ("ssh: connect to host vm port 2222: Connection refused", Unreachable, true),
             ("ssh: connect to host vm port 2222: Connection timed out", Unreachable, true),
             ("Connection timed out during banner exchange", Unreachable, true),

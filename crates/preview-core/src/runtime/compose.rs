@@ -291,8 +291,14 @@ fn parse_version(text: &str) -> Option<(u64, u64)> {
 
 /// The one place where the CLI's words are read: it has no other way to say what went wrong.
 fn classify(operation: &'static str, stderr: &[String]) -> Fault {
-    let text: Vec<&str> =
-        stderr.iter().map(String::as_str).filter(|line| !line.is_empty() && warning(line).is_none()).collect();
+    let mut text: Vec<&str> = Vec::new();
+    // What it did before it failed says nothing, and it often says the last thing twice.
+    for line in stderr.iter().map(|line| line.trim()).filter(|line| !line.is_empty() && warning(line).is_none()) {
+        text.retain(|before| !before.ends_with(line));
+        if !progress_of_up(line) {
+            text.push(line);
+        }
+    }
     let all = text.join("\n");
     let lower = all.to_lowercase();
     let has = |needles: &[&str]| needles.iter().any(|needle| lower.contains(needle));
@@ -328,6 +334,21 @@ fn classify(operation: &'static str, stderr: &[String]) -> Fault {
     if transient { fault.transient() } else { fault }
 }
 
+/// Whether this is a line such as `Container shop_pr-7-api-1  Starting`.
+fn progress_of_up(line: &str) -> bool {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    matches!(words.as_slice(), ["Network" | "Volume" | "Container", _, doing]
+        if doing.ends_with("ing") || doing.ends_with("ed") || matches!(*doing, "Recreate" | "Healthy"))
+}
+
+/// Compose names the file in some of its messages only.
+fn name_files(message: &mut String, files: &[PathBuf]) {
+    let files: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
+    if !files.iter().any(|file| message.contains(file)) {
+        message.push_str(&format!(" (in {})", files.join(", ")));
+    }
+}
+
 /// The text of a warning line: `time="…" level=warning msg="…"`, or `level=warning`-less `WARN[0000] …`.
 fn warning(line: &str) -> Option<String> {
     let rest = if line.starts_with("time=") && line.contains("level=warning") {
@@ -348,16 +369,24 @@ impl Runtime for Compose {
             let mut fault = self.explain(OPERATION, &ran).await;
             if fault.kind == FaultKind::Failed {
                 fault.kind = FaultKind::Invalid;
+                name_files(&mut fault.context, &source.files);
             }
             return Err(fault);
         }
         let mut warnings: Vec<String> = ran.stderr.iter().filter_map(|line| warning(line)).collect();
         warnings.sort();
         warnings.dedup();
-        let model = serde_json::from_slice(&ran.stdout).map_err(|error| {
-            Fault::new(FaultKind::Unsupported, OPERATION, "`docker compose config` printed something that is not JSON")
-                .caused_by(error)
-        })?;
+        let model = match serde_json::from_slice(&ran.stdout) {
+            Ok(model) => model,
+            Err(error) => {
+                let fault = self.explain(OPERATION, &ran).await;
+                if fault.kind == FaultKind::Unsupported {
+                    return Err(fault);
+                }
+                let said = "`docker compose config` printed something that is not JSON";
+                return Err(Fault::new(FaultKind::Unsupported, OPERATION, said).caused_by(error));
+            }
+        };
         Ok(Resolved { model, warnings })
     }
 
@@ -448,6 +477,19 @@ mod tests {
         assert_eq!(parse_version("v2.24.0-desktop.1\n"), Some((2, 24)));
         assert_eq!(parse_version("1.29.2"), Some((1, 29)));
         assert_eq!(parse_version(""), None);
+    }
+
+    #[test]
+    fn a_failure_is_said_once_and_without_what_went_before() {
+        let said = [
+            " Network shop_default  Creating",
+            " Network shop_default  Created",
+            " Container shop-app-1  Creating",
+            " Container shop-app-1  Error response from daemon: no such thing",
+            "Error response from daemon: no such thing",
+        ];
+        let fault = classify("bring the stack up", &said.map(str::to_owned));
+        assert_eq!(fault.context, "Error response from daemon: no such thing");
     }
 
     #[test]

@@ -46,8 +46,22 @@ fn classify(
         Error::JsonSerdeError { err } if err.is_eof() => (FaultKind::Unreachable, true),
         _ => (FaultKind::Failed, false),
     };
-    let fault = Fault::new(kind, operation, subject).caused_by(error);
+    let fault = Fault::new(kind, operation, with_help(subject, &error)).caused_by(error);
     if transient { fault.transient() } else { fault }
+}
+
+/// What to do where there is no engine, or none that we may use.
+fn with_help(subject: &str, error: &Error) -> String {
+    let help = match error {
+        Error::IOError { err } if err.kind() == ErrorKind::PermissionDenied => {
+            "the Docker socket is closed to this user: root, and members of the group `docker`, may use it"
+        }
+        Error::IOError { .. } | Error::HyperResponseError { .. } | Error::HyperLegacyError { .. } => {
+            "no Docker engine answers; is it running there (`systemctl status docker`), and is `[vm] docker_socket` its socket?"
+        }
+        _ => return subject.to_owned(),
+    };
+    if subject.is_empty() { help.to_owned() } else { format!("{subject}: {help}") }
 }
 
 /// A fault whose context is what the engine said.
@@ -220,7 +234,7 @@ mod tests {
         assert_eq!(fault.to_string(), "cannot inspect container: web: No such container: web");
         assert!(fault.source().is_none());
         let lost = super::fault("list containers", "", Error::IOError { err: ErrorKind::ConnectionReset.into() });
-        assert_eq!(lost.to_string(), "cannot list containers");
+        assert!(lost.to_string().starts_with("cannot list containers: no Docker engine answers; "), "{lost}");
         assert!(lost.source().is_some());
     }
 }

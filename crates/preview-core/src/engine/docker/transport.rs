@@ -180,7 +180,9 @@ impl Transport {
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, Error> {
-        let stream = UnixStream::connect(&self.0.socket).await?;
+        let stream = UnixStream::connect(&self.0.socket)
+            .await
+            .map_err(|error| std::io::Error::new(error.kind(), format!("{}: {error}", self.0.socket.display())))?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         self.0.opened.fetch_add(1, Ordering::Relaxed);
         // It ends by itself when the engine closes it, or when the pool and the answer's body are dropped.
