@@ -1,3 +1,9 @@
 //! End-to-end tests: the built command against a real engine, on this machine and on VMs behind a real sshd.
 
+mod faults;
+mod inside;
+mod killed;
 mod lifecycle;
+mod locks;
+mod rollback;
+mod stacks;

@@ -12,6 +12,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+mod run;
+
+pub use run::Run;
 pub use xtask::lab::Lab;
 pub use xtask::lab::{Vm, VmEngine, VmOptions};
 

@@ -291,8 +291,11 @@ fn parse_version(text: &str) -> Option<(u64, u64)> {
 
 /// The one place where the CLI's words are read: it has no other way to say what went wrong.
 fn classify(operation: &'static str, stderr: &[String]) -> Fault {
-    let text: Vec<&str> =
-        stderr.iter().map(String::as_str).filter(|line| !line.is_empty() && warning(line).is_none()).collect();
+    let text: Vec<&str> = stderr
+        .iter()
+        .map(String::as_str)
+        .filter(|line| !line.is_empty() && warning(line).is_none() && !progress(line))
+        .collect();
     let all = text.join("\n");
     let lower = all.to_lowercase();
     let has = |needles: &[&str]| needles.iter().any(|needle| lower.contains(needle));
@@ -326,6 +329,16 @@ fn classify(operation: &'static str, stderr: &[String]) -> Fault {
     };
     let fault = Fault::new(kind, operation, all);
     if transient { fault.transient() } else { fault }
+}
+
+/// Whether a line only says how far `up` is: ` Container shop-web-1  Started`. Why it failed comes after them.
+fn progress(line: &str) -> bool {
+    let mut words = line.split_whitespace();
+    line.starts_with(' ')
+        && matches!(words.next(), Some("Container" | "Network" | "Volume" | "Image"))
+        && words.next().is_some()
+        && words.next().is_some_and(|word| word.chars().next().is_some_and(char::is_uppercase))
+        && words.next().is_none()
 }
 
 /// The text of a warning line: `time="…" level=warning msg="…"`, or `level=warning`-less `WARN[0000] …`.
@@ -473,6 +486,8 @@ mod tests {
             kind("Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?"),
             (FaultKind::Unreachable, true)
         );
+        let up = [" Network x_default  Creating", " Container x-web-1  Error", "dependency failed to start"];
+        assert_eq!(classify("x", &up.map(str::to_owned)).context, "dependency failed to start");
         assert_eq!(kind("dependency failed to start: container x is unhealthy"), (FaultKind::Failed, false));
     }
 
