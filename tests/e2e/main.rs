@@ -2,4 +2,10 @@
 
 mod bad_host;
 mod bad_input;
+mod faults;
+mod inside;
+mod killed;
 mod lifecycle;
+mod locks;
+mod rollback;
+mod stacks;

@@ -12,6 +12,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+mod run;
+
+pub use run::Run;
 pub use xtask::lab::Lab;
 pub use xtask::lab::{Vm, VmEngine, VmOptions};
 
@@ -241,7 +244,6 @@ impl Site {
     ///
     /// # Panics
     /// If it fails.
-    #[must_use]
     #[track_caller]
     pub fn docker(&self, args: &[&str]) -> String {
         let output = match &self.vm {
@@ -256,7 +258,6 @@ impl Site {
     ///
     /// # Panics
     /// If it fails.
-    #[must_use]
     #[track_caller]
     pub fn shell(&self, script: &str) -> String {
         let output = match &self.vm {

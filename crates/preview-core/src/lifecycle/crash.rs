@@ -1,7 +1,7 @@
 //! What happens when a run does not get to `ready`: the report is made while the new version is still there, then it is taken back.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
@@ -51,6 +51,33 @@ pub(super) fn broken(message: impl Into<String>, problems: BTreeMap<String, Stri
 }
 
 impl Flight<'_> {
+    /// With a connection goes the lease: then nothing may be taken back, and that is what has to be said.
+    async fn with_lease_in_mind(&self, halt: Halt) -> Halt {
+        match halt {
+            Halt::Fault(fault) if fault.kind == FaultKind::Unreachable => {
+                // The end of a connection is not seen everywhere at once.
+                let lost = tokio::time::timeout(Duration::from_secs(1), self.lease.lost()).await.is_ok();
+                if lost || self.lease.check().is_err() { Halt::LeaseLost(fault) } else { Halt::Fault(fault) }
+            }
+            other => other,
+        }
+    }
+
+    /// Which limit it was, and how to raise it.
+    fn too_long(&self, phase: Phase, limit: Duration) -> String {
+        if self.deadline <= Instant::now() {
+            let total = self.project.timeouts.total.as_secs();
+            return format!("the whole run took longer than {total} s (--timeout, or [timeouts] total)");
+        }
+        let key = match phase {
+            Phase::Building => "build",
+            Phase::Pulling => "pull",
+            Phase::Verifying => "verify",
+            _ => "start",
+        };
+        format!("it took longer than {} s ([timeouts] {key})", limit.as_secs())
+    }
+
     /// The new version does not work: the report is made while it is still there, then it is taken back.
     pub(super) async fn crash(
         &self,
@@ -62,12 +89,13 @@ impl Flight<'_> {
     ) -> Landing {
         let phase = state.phase;
         let Crash { halt, mut problems, output } = crash;
+        let halt = self.with_lease_in_mind(halt).await;
         let (message, timed_out, aborted) = match halt {
             Halt::LeaseLost(fault) => {
                 // Somebody else may be at work: nothing may be changed any more.
                 return Landing::Error { error: fault.into(), nothing_left: false };
             }
-            Halt::TimedOut(limit) => (format!("it took longer than {} s", limit.as_secs()), true, false),
+            Halt::TimedOut(limit) => (self.too_long(phase, limit), true, false),
             Halt::Aborted => ("interrupted".to_owned(), false, true),
             Halt::Fault(fault) => (self.redactor.clean(&say(&fault)), false, false),
         };

@@ -81,8 +81,8 @@ pub async fn deploy(
     }
     let lock_path = deploy.target.file(&client.base_dir, ".lock");
     let why = format!("deploy of {}", deploy.target.name);
-    let lease =
-        acquire(&*client.lock, &lock_path, &deploy.who, &why, project.timeouts.lock, observer, interrupt).await?;
+    let wait = project.timeouts.lock.min(project.timeouts.total.saturating_sub(begun.elapsed()));
+    let lease = acquire(&*client.lock, &lock_path, &deploy.who, &why, wait, observer, interrupt).await?;
     let mut flight = Flight {
         client: &client,
         resolver,

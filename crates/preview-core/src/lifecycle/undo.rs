@@ -10,6 +10,7 @@ use super::error::Restored;
 use super::run::{Halt, guarded};
 use super::wait::{self, Expected, Verdict};
 use super::{Client, Event, Interrupt, Observer};
+use crate::engine::{Engine, Removed};
 use crate::fault::Fault;
 use crate::host::Change;
 use crate::lock::Lease;
@@ -67,9 +68,25 @@ pub(super) async fn undo(undo: &Undo<'_>) -> Restored {
 /// Removes everything but the lock, which is held.
 async fn clear(undo: &Undo<'_>) -> Result<Restored, Fault> {
     let selector = Selector::preview(&undo.target.app, &undo.target.name);
-    undo.client.engine.remove(&selector).await?;
+    remove_all(&*undo.client.engine, &selector).await?;
     undo.client.host.apply(&contents(undo.target, &undo.client.base_dir, &undo.files)).await?;
     Ok(Restored::Removed)
+}
+
+/// Removes until nothing is found: what the engine was still at work on when its client was ended comes up afterwards.
+pub(super) async fn remove_all(engine: &dyn Engine, selector: &Selector) -> Result<Removed, Fault> {
+    let mut all = Removed::default();
+    for _ in 0..5 {
+        let removed = engine.remove(selector).await?;
+        if removed == Removed::default() {
+            break;
+        }
+        all.containers += removed.containers;
+        all.networks += removed.networks;
+        all.volumes += removed.volumes;
+        all.images += removed.images;
+    }
+    Ok(all)
 }
 
 /// The removal of all files of a preview but its lock; `others` were found there. The state goes last: it says that there is something.

@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 
 use super::Event;
 use super::crash::{Crash, broken};
-use super::diagnose::last_lines;
+use super::diagnose::{last_lines, printable};
 use super::flight::Flight;
 use super::prepare::{Prepared, Wanted};
 use super::probe::{self, Question};
@@ -21,7 +21,7 @@ impl Flight<'_> {
     pub(super) async fn step(&self, step: &StepSpec) -> Result<Result<(), Crash>, Fault> {
         self.observer.event(&Event::Note(&format!("step {}", step.name)));
         let limit = step.timeout.unwrap_or(self.project.timeouts.step);
-        let mut output = Vec::new();
+        let (mut output, mut partial) = (Vec::new(), Vec::new());
         let run = async {
             let containers = self.client.engine.containers(&self.selector()).await?;
             let Some(container) = super::pick_container(&containers, &step.service) else {
@@ -38,6 +38,11 @@ impl Flight<'_> {
             while let Some(chunk) = exec.output.next().await {
                 let (Chunk::Stdout(bytes) | Chunk::Stderr(bytes)) = chunk?;
                 output.extend_from_slice(&bytes);
+                partial.extend_from_slice(&bytes);
+                while let Some(end) = partial.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = partial.drain(..=end).collect();
+                    self.print(&line);
+                }
                 // The last lines are what is shown; a step that prints for hours must not fill the memory.
                 if output.len() > 1 << 20 {
                     output.drain(..512 << 10);
@@ -52,20 +57,24 @@ impl Flight<'_> {
             Ok(ended) => ended?,
             Err(_) => Err(format!("it took longer than {} s", limit.as_secs())),
         };
+        self.print(&partial);
         let text = self.redactor.clean(&String::from_utf8_lossy(&output));
         let lines = last_lines(&text);
         Ok(match ended {
-            Ok(()) => {
-                for line in &lines {
-                    self.observer.event(&Event::Progress(line));
-                }
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(why) => {
                 let problems = BTreeMap::from([(step.service.clone(), format!("step `{}` failed", step.name))]);
                 Err(broken(format!("step `{}` in {}: {why}", step.name, step.service), problems, lines))
             }
         })
+    }
+
+    /// Shows a line of a step's output.
+    fn print(&self, line: &[u8]) {
+        let text = self.redactor.clean(&String::from_utf8_lossy(line));
+        for line in text.lines() {
+            self.observer.event(&Event::Progress(&printable(line)));
+        }
     }
 
     /// Asks the services that must answer.
