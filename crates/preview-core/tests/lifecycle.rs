@@ -258,6 +258,7 @@ fn project() -> Project {
         env_files: vec![],
         profiles: vec![],
         pull: PullPolicy::Missing,
+        logins: BTreeMap::new(),
         routes: None,
         url: None,
         proxy: Proxy::None,

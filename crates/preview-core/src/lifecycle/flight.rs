@@ -22,6 +22,7 @@ use crate::lock::Lease;
 use crate::ownership::Selector;
 use crate::plan::{self, Kind, Plan, Running};
 use crate::project::{Deploy, Project};
+use crate::registry;
 use crate::runtime::{Runtime, Stack};
 use crate::secret::{Redactor, Secret};
 use crate::stack;
@@ -351,7 +352,8 @@ impl Flight<'_> {
     }
 
     async fn pull(&self, image: &str) -> Result<(), Fault> {
-        let mut stream = self.client.engine.pull(image, None).await?;
+        let login = registry::login(&self.project.logins, image);
+        let mut stream = self.client.engine.pull(image, login).await?;
         let mut told = Instant::now();
         while let Some(progress) = stream.next().await {
             let progress = progress?;
