@@ -3,3 +3,4 @@
 mod bad_host;
 mod bad_input;
 mod lifecycle;
+mod secrets;
