@@ -8,4 +8,5 @@ mod killed;
 mod lifecycle;
 mod locks;
 mod rollback;
+mod secrets;
 mod stacks;

@@ -6,11 +6,11 @@ mod tunnel;
 use std::sync::Arc;
 
 use preview_core::config::Environment;
-use preview_core::lifecycle::{self, Client, Error, Interrupt};
+use preview_core::lifecycle::{self, Client, Error, Event, Interrupt, Observer as _};
 use preview_core::name::Key;
 use preview_core::project::{self, Target};
 use preview_core::report;
-use preview_core::secret::Redactor;
+use preview_core::secret::{Redactor, Secret};
 use serde_json::json;
 
 use crate::ci::{self, Wish};
@@ -34,9 +34,6 @@ pub(crate) async fn run(cli: Cli) -> u8 {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     let redactor = Redactor::default();
-    if let Some(key) = environment.get("PREVIEW_IDENTITY_KEY") {
-        redactor.learn(&preview_core::secret::Secret::new(key.clone()));
-    }
     let _ = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(tracing_subscriber::EnvFilter::new(match cli.global.verbose {
@@ -46,6 +43,9 @@ pub(crate) async fn run(cli: Cli) -> u8 {
         }))
         .try_init();
     let console = Arc::new(Console::new(Ci::of(&environment), cli.global.verbose > 0, redactor.clone()));
+    if let Some(key) = environment.get("PREVIEW_IDENTITY_KEY").filter(|key| !key.is_empty()) {
+        console.event(&Event::Secret(&Secret::new(key.clone())));
+    }
     let context = Context { global: cli.global, environment, console, redactor, interrupt: Interrupt::default() };
     listen(&context.interrupt, &context.console);
     let done = match cli.command {

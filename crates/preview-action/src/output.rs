@@ -165,7 +165,8 @@ impl Observer for Console {
                 self.redactor.learn(secret);
                 if self.ci == Ci::GitHub {
                     // Each line by itself: the runner masks what it finds on one line.
-                    for line in secret.expose().lines().filter(|line| !line.trim().is_empty()) {
+                    // Very short ones are left alone, as in our own output: a masked `1` would hide the whole log.
+                    for line in secret.expose().lines().filter(|line| line.trim().len() >= 4) {
                         self.own(inside, &format!("::add-mask::{}", escape(line)));
                     }
                 }

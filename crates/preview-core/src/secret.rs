@@ -46,8 +46,15 @@ impl Redactor {
         // A value of several lines is printed line by line, so each line is a secret of its own.
         for part in std::iter::once(secret.expose().as_str()).chain(secret.expose().lines()) {
             let part = part.trim();
-            if part.len() >= 4 && !known.iter().any(|k| k == part) {
-                known.push(part.to_owned());
+            if part.len() < 4 {
+                continue;
+            }
+            // Programs that complain about a value quote it, and Compose doubles its dollar signs.
+            let escaped = part.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").replace('\t', "\\t");
+            for form in [part.replace('$', "$$"), escaped.replace('$', "$$"), escaped, part.to_owned()] {
+                if !known.contains(&form) {
+                    known.push(form);
+                }
             }
         }
         // Longest first: a secret that contains another is hidden as a whole.
@@ -91,6 +98,13 @@ mod tests {
         redactor.learn(&Secret::new("abcdefgh".into()));
         redactor.learn(&Secret::new("x".into()));
         assert_eq!(redactor.clean("x=abcdefgh y=abcd"), "x=*** y=***");
+    }
+
+    #[test]
+    fn quoted_forms_are_hidden() {
+        let redactor = Redactor::default();
+        redactor.learn(&Secret::new("a\"b$c\\d".into()));
+        assert_eq!(redactor.clean(r#"a"b$c\d, "a\"b$c\\d", a"b$$c\d, "a\"b$$c\\d""#), r#"***, "***", ***, "***""#);
     }
 
     #[test]
