@@ -244,7 +244,6 @@ impl Site {
     ///
     /// # Panics
     /// If it fails.
-    #[must_use]
     #[track_caller]
     pub fn docker(&self, args: &[&str]) -> String {
         let output = match &self.vm {
@@ -259,7 +258,6 @@ impl Site {
     ///
     /// # Panics
     /// If it fails.
-    #[must_use]
     #[track_caller]
     pub fn shell(&self, script: &str) -> String {
         let output = match &self.vm {
