@@ -180,7 +180,8 @@ fn first_lines(message: &str) -> String {
 /// The words of a program that failed are the output of the report.
 pub(super) fn with_output(halt: Halt) -> Crash {
     let output = match &halt {
-        Halt::Fault(fault) => last_lines(&fault.context),
+        // One line is all in the message.
+        Halt::Fault(fault) if fault.context.lines().count() > 1 => last_lines(&fault.context),
         _ => Vec::new(),
     };
     Crash { halt, problems: BTreeMap::new(), output }
