@@ -4,3 +4,4 @@ mod bad_host;
 mod bad_input;
 mod lifecycle;
 mod secrets;
+mod stack;
