@@ -405,6 +405,10 @@ impl Engine for DockerEngine {
         }
     }
 
+    async fn remove_container(&self, id: &str) -> Result<bool, Fault> {
+        remove::remove_container(self, id, id).await
+    }
+
     async fn remove(&self, selector: &Selector) -> Result<Removed, Fault> {
         remove::remove(self, selector).await
     }

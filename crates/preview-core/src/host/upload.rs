@@ -138,7 +138,10 @@ pub(super) async fn upload<T: Transport>(
 }
 
 fn failed(directory: &str, complaint: &str) -> Fault {
-    Fault::new(script::kind_of(complaint), OPERATION, format!("{directory}: {complaint}"))
+    let kind = script::kind_of(complaint);
+    let unsaid = kind == FaultKind::NoSpace && !complaint.contains("No space left");
+    let why = if unsaid { "No space left on device: " } else { "" };
+    Fault::new(kind, OPERATION, format!("{directory}: {why}{complaint}"))
 }
 
 /// Collects small writes into pieces of this size.

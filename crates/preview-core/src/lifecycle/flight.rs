@@ -12,6 +12,7 @@ use super::deploy::Deployed;
 use super::observe::{Seen, draw, missing_uploads, observe, pulls, want, with_generated};
 use super::prepare::{Prepared, Wanted};
 use super::run::{Halt, guarded};
+use super::up::up;
 use super::verify::lock;
 use super::wait::{self, Expected, Verdict};
 use super::{Client, Event, Interrupt, Observer};
@@ -235,7 +236,7 @@ impl Flight<'_> {
                     return Ok((images, services, None));
                 }
                 let events = self.client.engine.watch(&selector).await?;
-                self.retrying(|| self.client.runtime.up(&stack, &progress)).await?;
+                self.retrying(|| up(self.client, &selector, &seen.containers, &stack, &progress)).await?;
                 Ok((images, services, Some(events)))
             })
             .await;

@@ -307,6 +307,8 @@ fn classify(operation: &'static str, stderr: &[String]) -> Fault {
     let has = |needles: &[&str]| needles.iter().any(|needle| lower.contains(needle));
     let (kind, transient) = if has(&["port is already allocated", "address already in use"]) {
         (FaultKind::PortTaken, true)
+    } else if has(&["is already in use by container"]) {
+        (FaultKind::Conflict, false)
     } else if has(&["no space left on device"]) {
         (FaultKind::NoSpace, false)
     } else if has(&[
