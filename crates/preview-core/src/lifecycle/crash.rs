@@ -148,7 +148,7 @@ impl Flight<'_> {
             phase,
             message,
             services,
-            output,
+            output: output.iter().map(|line| self.redactor.clean(line)).collect(),
             restored,
         });
         let error = if timed_out {
@@ -180,6 +180,7 @@ fn first_lines(message: &str) -> String {
 /// The words of a program that failed are the output of the report.
 pub(super) fn with_output(halt: Halt) -> Crash {
     let output = match &halt {
+        Halt::Fault(fault) if !fault.output.is_empty() => last_lines(&fault.output.join("\n")),
         // One line is all in the message.
         Halt::Fault(fault) if fault.context.lines().count() > 1 => last_lines(&fault.context),
         _ => Vec::new(),

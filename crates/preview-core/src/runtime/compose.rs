@@ -1,8 +1,10 @@
 //! The Compose CLI: command lines as values, and the meaning of what it prints.
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -93,11 +95,16 @@ impl Compose {
                 let _ = stdin.write_all(input.as_bytes()).await;
             }
         };
+        let said = Tail::default();
         let out = async {
             let mut text = Vec::new();
             if let Some(mut stdout) = child.stdout.take() {
                 if let Some(progress) = progress {
-                    lines(stdout, |line| progress(line)).await;
+                    lines(stdout, |line| {
+                        progress(line);
+                        said.push(line);
+                    })
+                    .await;
                 } else {
                     let _ = stdout.read_to_end(&mut text).await;
                 }
@@ -105,20 +112,18 @@ impl Compose {
             text
         };
         let err = async {
-            let mut kept = std::collections::VecDeque::new();
+            let kept = Tail::default();
             if let Some(stderr) = child.stderr.take() {
                 lines(stderr, |line| {
                     if let Some(progress) = progress {
                         progress(line);
                     }
-                    if kept.len() == TAIL {
-                        kept.pop_front();
-                    }
-                    kept.push_back(line.to_owned());
+                    kept.push(line);
+                    said.push(line);
                 })
                 .await;
             }
-            kept.into_iter().collect::<Vec<_>>()
+            kept.lines()
         };
         let ((), stdout, stderr) = futures_util::join!(feed, out, err);
         let status = child
@@ -126,7 +131,7 @@ impl Compose {
             .await
             .map_err(|error| Fault::new(FaultKind::Failed, operation, "its end cannot be awaited").caused_by(error))?;
         group.ended();
-        Ok(Ran { status, stdout, stderr })
+        Ok(Ran { status, stdout, stderr, said: said.lines() })
     }
 
     /// Why the CLI failed: it may be missing or too old, which its own message does not say well.
@@ -171,6 +176,26 @@ struct Ran {
     status: ExitStatus,
     stdout: Vec<u8>,
     stderr: Vec<String>,
+    /// The last lines of both, in the order in which they came.
+    said: Vec<String>,
+}
+
+/// The last lines of something that is read.
+#[derive(Default)]
+struct Tail(Mutex<VecDeque<String>>);
+
+impl Tail {
+    fn push(&self, line: &str) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() == TAIL {
+            lines.pop_front();
+        }
+        lines.push_back(line.to_owned());
+    }
+
+    fn lines(self) -> Vec<String> {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner).into()
+    }
 }
 
 /// A process group that ends with us: when this is dropped early, or, if we are killed, by the guardian.
@@ -403,7 +428,7 @@ impl Runtime for Compose {
         let ran = self
             .run(OPERATION, line, &stack.variables, Path::new("/"), Some(stack.rendered.expose()), Some(progress))
             .await?;
-        if ran.status.success() { Ok(()) } else { Err(self.explain(OPERATION, &ran).await) }
+        if ran.status.success() { Ok(()) } else { Err(self.explain(OPERATION, &ran).await.with_output(ran.said)) }
     }
 
     async fn up(&self, stack: &Stack, progress: Progress<'_>) -> Result<(), Fault> {
