@@ -9,4 +9,5 @@ mod lifecycle;
 mod locks;
 mod rollback;
 mod secrets;
+mod stack;
 mod stacks;

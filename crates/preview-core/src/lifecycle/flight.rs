@@ -251,7 +251,8 @@ impl Flight<'_> {
         let last = Mutex::new(BTreeMap::new());
         let failure = Mutex::new(None);
         let verified = self
-            .stage(state, Phase::Verifying, limits.verify + steps_limit, async {
+            // A little more than the limits inside: those can say what was not well.
+            .stage(state, Phase::Verifying, limits.verify + steps_limit + Duration::from_secs(5), async {
                 for step in &self.project.steps {
                     if let Err(crash) = self.step(step).await? {
                         *lock(&failure) = Some(crash);

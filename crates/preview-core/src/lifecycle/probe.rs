@@ -88,9 +88,11 @@ async fn once(host: &dyn Host, ip: &str, port: u16, question: &Question) -> Resu
         let status = response.status().as_u16();
         if (200..400).contains(&status) { Ok(()) } else { Err(format!("GET {path} answered {status}")) }
     };
+    tokio::pin!(exchange);
     tokio::select! {
-        answer = exchange => answer,
-        _ = connection => Err("the connection was closed before an answer came".to_owned()),
+        answer = &mut exchange => answer,
+        // Closed, which it may be right after the answer.
+        _ = connection => exchange.await,
     }
 }
 

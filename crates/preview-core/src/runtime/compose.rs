@@ -275,6 +275,9 @@ fn stack_args(stack: &Stack, verb: &[&str]) -> Vec<OsString> {
         "/dev/null",
         "--progress",
         "plain",
+        // Those of services whose profiles are off are not in the model any more.
+        "--profile",
+        "*",
         "--project-name",
     ]);
     line.push(stack.project.clone().into());
@@ -464,6 +467,8 @@ mod tests {
                 "/dev/null",
                 "--progress",
                 "plain",
+                "--profile",
+                "*",
                 "--project-name",
                 "p",
                 "--file",

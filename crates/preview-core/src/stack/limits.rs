@@ -149,17 +149,46 @@ fn rotate_logs(table: &mut Map<String, Value>, rails: &Guardrails, note: &mut im
     let logging = table.entry("logging").or_insert_with(|| json!({}));
     let Some(logging) = logging.as_object_mut() else { return };
     let driver = logging.get("driver").and_then(Value::as_str).unwrap_or_default().to_owned();
-    if !driver.is_empty() && driver != "json-file" {
+    // `local` rotates by itself unless it is told otherwise.
+    let told = logging
+        .get("options")
+        .is_some_and(|options| options.get("max-size").is_some() || options.get("max-file").is_some());
+    if driver == "none" || driver == "local" && !told {
         return;
     }
-    logging.insert("driver".to_owned(), json!("json-file"));
+    if driver.is_empty() {
+        logging.insert("driver".to_owned(), json!("json-file"));
+    }
     let options = logging.entry("options").or_insert_with(|| json!({}));
     let Some(options) = options.as_object_mut() else { return };
-    if !options.contains_key("max-size") {
-        options.insert("max-size".to_owned(), json!(rails.log_size.to_string()));
-        options.insert("max-file".to_owned(), json!(rails.log_files.to_string()));
-        note("logging", format!("rotated at {} MB, {} files", rails.log_size >> 20, rails.log_files));
+    let size = options.get("max-size").and_then(Value::as_str).map(str::to_owned);
+    let files = match options.get("max-file").map(number) {
+        None => Some(if driver == "local" { 5.0 } else { 1.0 }),
+        Some(files) => files,
+    };
+    #[expect(clippy::cast_precision_loss, reason = "limits are far below 2^52")]
+    let most = rails.log_size as f64 * f64::from(rails.log_files);
+    let wanted = size.as_deref().and_then(log_size).zip(files).map(|(size, files)| size * files.max(1.0));
+    if wanted.is_some_and(|wanted| wanted <= most) {
+        return;
     }
+    options.insert("max-size".to_owned(), json!(rails.log_size.to_string()));
+    options.insert("max-file".to_owned(), json!(rails.log_files.to_string()));
+    let rotated = format!("rotated at {} MB, {} files", rails.log_size >> 20, rails.log_files);
+    note("logging", if size.is_some() { format!("{rotated}, less than the file wants") } else { rotated });
+}
+
+/// Bytes, in Docker's spelling: `10m`, `1.5g`, `1024`. Anything else, as `-1` for no end, is none.
+fn log_size(text: &str) -> Option<f64> {
+    let lower = text.trim().to_ascii_lowercase();
+    let short = lower.strip_suffix('b').unwrap_or(&lower);
+    let short = short.strip_suffix('i').unwrap_or(short);
+    let (number, shift) = match short.strip_suffix(['k', 'm', 'g', 't', 'p']) {
+        Some(number) => (number, 10 * (1 + "kmgtp".find(&short[number.len()..])?)),
+        None => (short, 0),
+    };
+    let number: f64 = number.trim().parse().ok()?;
+    (number.is_finite() && number > 0.0).then(|| number * 2_f64.powi(i32::try_from(shift).unwrap_or(i32::MAX)))
 }
 
 /// `deploy.resources.limits`, made where it is missing.
@@ -227,6 +256,32 @@ mod tests {
             json!({"resources": {"limits": {"cpus": 1.0, "memory": "536870912", "pids": 256}, "reservations": {"memory": "536870912"}}})
         );
         assert!(differences.iter().any(|d| d.contains("cpus lowered to 1")), "{differences:?}");
+    }
+
+    #[test]
+    fn logs_may_be_smaller_but_not_larger() {
+        let rotated = |options: Value| {
+            let (table, _) = guarded(json!({"logging": {"driver": "json-file", "options": options}}));
+            table["logging"]["options"].clone()
+        };
+        let rails = json!({"max-size": "10485760", "max-file": "3"});
+        for kept in
+            [json!({"max-size": "1m"}), json!({"max-size": "30MB"}), json!({"max-size": "500k", "max-file": "60"})]
+        {
+            assert_eq!(rotated(kept.clone()), kept);
+        }
+        for lowered in [
+            json!({"max-file": "2"}),
+            json!({"max-size": "-1"}),
+            json!({"max-size": "10g"}),
+            json!({"max-size": "1m", "max-file": "1000"}),
+            json!({"max-size": "1m", "max-file": "x"}),
+            json!({"max-size": "inf"}),
+        ] {
+            assert_eq!(rotated(lowered.clone()), rails, "{lowered}");
+        }
+        let (table, _) = guarded(json!({"logging": {"driver": "local", "options": {"max-size": "1g"}}}));
+        assert_eq!(table["logging"], json!({"driver": "local", "options": rails}));
     }
 
     #[test]
