@@ -35,8 +35,8 @@ mkdir -p "$parent" || exit 1
 if command -v flock >/dev/null; then :; else echo 'flock: not found' >&2; exit 1; fi
 for attempt in 1 2 3; do
   mkdir "$temporary" 2>/dev/null || [ -d "$temporary" ] || { mkdir "$temporary"; exit 1; }
-  exec 9<"$temporary"
-  # Between mkdir and flock somebody may have taken it for abandoned.
+  # Between mkdir and flock somebody may take it for abandoned. (A bare exec that fails would end the shell.)
+  { command exec 9<"$temporary"; } 2>/dev/null || continue
   if flock -n 9 && [ -d "$temporary" ]; then break; fi
   exec 9<&-
 done
