@@ -2,6 +2,12 @@
 
 mod bad_host;
 mod bad_input;
+mod faults;
+mod inside;
+mod killed;
 mod lifecycle;
+mod locks;
+mod rollback;
 mod secrets;
 mod stack;
+mod stacks;

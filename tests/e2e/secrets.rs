@@ -160,8 +160,8 @@ fn everywhere(place: Where) {
     for dir in ["t", "home"] {
         std::fs::create_dir(site.dir.path().join(dir)).expect("a directory");
     }
-    site.set("TMPDIR", &site.dir.path().join("t").to_string_lossy().into_owned());
-    site.set("HOME", &site.dir.path().join("home").to_string_lossy().into_owned());
+    site.set("TMPDIR", &site.dir.path().join("t").to_string_lossy());
+    site.set("HOME", &site.dir.path().join("home").to_string_lossy());
     for (name, value) in planted().into_iter().chain(RUNNER) {
         site.set(name, value);
     }

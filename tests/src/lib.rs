@@ -12,6 +12,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+mod run;
+
+pub use run::Run;
 pub use xtask::lab::Lab;
 pub use xtask::lab::{Vm, VmEngine, VmOptions};
 
@@ -141,7 +144,7 @@ impl Site {
     pub fn on(lab: &'static Lab, vm: Option<std::sync::Arc<Vm>>, compose: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let app = format!("t{}-{number}", std::process::id());
+        let app = xtask::lab::test_app(number);
         let dir = tempfile::tempdir().expect("a temporary directory");
         // The boundary of a repository, so that nothing above counts as part of it.
         std::fs::create_dir(dir.path().join(".git")).expect("a directory");
@@ -241,7 +244,6 @@ impl Site {
     ///
     /// # Panics
     /// If it fails.
-    #[must_use]
     #[track_caller]
     pub fn docker(&self, args: &[&str]) -> String {
         let output = match &self.vm {
@@ -256,7 +258,6 @@ impl Site {
     ///
     /// # Panics
     /// If it fails.
-    #[must_use]
     #[track_caller]
     pub fn shell(&self, script: &str) -> String {
         let output = match &self.vm {

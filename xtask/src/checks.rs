@@ -1,58 +1,56 @@
 //! What tests may leave behind on this machine, and must not: found, told and removed.
+//!
+//! Only what carries this run's own mark is judged. Others deploy and test on the same engine meanwhile, and
+//! what appeared during a run is not therefore the run's.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use xtask::lab::Lab;
+use xtask::lab::{Lab, RUN_VARIABLE};
 use xtask::sh;
 
-/// The variable by which the processes of one run of the tests are known: whatever they start inherits it.
-pub(crate) const RUN_VARIABLE: &str = "PREVIEW_LAB_RUN";
-
-/// One kind of thing in an engine: how to list it, and how to remove one.
-const KINDS: [(&str, &[&str], &[&str]); 3] = [
-    ("container", &["ps", "-a", "--format", "{{.Names}}"], &["rm", "-f", "-v"]),
-    ("network", &["network", "ls", "--format", "{{.Name}}"], &["network", "rm"]),
-    ("volume", &["volume", "ls", "--format", "{{.Name}}"], &["volume", "rm", "-f"]),
+/// One kind of thing in an engine: how to list it with its application, and how to remove one.
+const KINDS: [(&str, &[&str], &str, &[&str]); 3] = [
+    ("container", &["ps", "-a"], "{{.Names}} {{.Label \"preview.app\"}}", &["rm", "-f", "-v"]),
+    ("network", &["network", "ls"], "{{.Name}} {{.Label \"preview.app\"}}", &["network", "rm"]),
+    ("volume", &["volume", "ls"], "{{.Name}} {{.Label \"preview.app\"}}", &["volume", "rm", "-f"]),
 ];
 
-/// What was there before the tests, so that it is neither blamed on them nor removed.
-pub(crate) struct Before {
-    run: String,
-    objects: BTreeSet<(&'static str, String)>,
+/// One run of the tests: its mark, and the folder of its temporary files.
+pub(crate) struct Run {
+    mark: String,
     temp: PathBuf,
 }
 
-impl Before {
-    /// Looks at the engine and makes a folder for the tests' temporary files. Its path is short: sockets
-    /// will be in it, and their paths have a limit of 100 characters.
-    pub(crate) fn look(lab: &Lab) -> Result<Self> {
-        let run = format!("run-{}", std::process::id());
-        let temp = std::env::temp_dir().join(format!("preview-{run}"));
+impl Run {
+    /// Makes the folder. Its path is short: sockets will be in it, and their paths have a limit of 100 characters.
+    pub(crate) fn new() -> Result<Self> {
+        let mark = format!("t{}", std::process::id());
+        let temp = std::env::temp_dir().join(format!("preview-{mark}"));
         fs::create_dir_all(&temp)?;
-        Ok(Self { run, objects: objects(lab)?, temp })
+        Ok(Self { mark, temp })
     }
 
-    /// The environment that marks the tests' processes.
+    /// The environment that marks the tests' processes, and by [`xtask::lab::test_app`] their previews.
     pub(crate) fn environment(&self) -> [(&'static str, String); 2] {
-        [(RUN_VARIABLE, self.run.clone()), ("TMPDIR", self.temp.display().to_string())]
+        [(RUN_VARIABLE, self.mark.clone()), ("TMPDIR", self.temp.display().to_string())]
     }
 
     /// Finds what the tests left, removes it, and returns what it was.
     pub(crate) fn leftovers(&self, lab: &Lab) -> Result<Vec<String>> {
         // A VM whose process lives belongs to somebody who is still testing.
         let mut left: Vec<String> = lab.sweep_vms()?.into_iter().map(|name| format!("VM {name}")).collect();
-        for (kind, _, remove) in KINDS {
-            for (_, name) in objects(lab)?.difference(&self.objects).filter(|(k, _)| *k == kind) {
+        for (kind, list, format, remove) in KINDS {
+            let list = sh::text(lab.docker(list).args(["--filter", "label=preview.managed", "--format", format]))?;
+            for name in list.lines().filter_map(|line| marked(line, &self.mark)) {
                 left.push(format!("{kind} {name}"));
                 let _ = sh::succeeds(lab.docker(remove).arg(name));
             }
         }
-        for (pid, command) in processes(&self.run) {
+        for (pid, command) in processes(&self.mark) {
             left.push(format!("process {pid}: {command}"));
-            let _ = sh::succeeds(&mut sh::cmd("kill", ["-KILL", pid.as_str()]));
+            let _ = sh::kill("KILL", &pid);
         }
         for entry in fs::read_dir(&self.temp)?.flatten() {
             left.push(format!("file {}", entry.path().display()));
@@ -62,14 +60,10 @@ impl Before {
     }
 }
 
-/// All previews' objects in the engine. What has no label is nobody's to judge, and is never touched.
-fn objects(lab: &Lab) -> Result<BTreeSet<(&'static str, String)>> {
-    let mut found = BTreeSet::new();
-    for (kind, list, _) in KINDS {
-        let names = sh::text(lab.docker(list).args(["--filter", "label=preview.managed"]))?;
-        found.extend(names.lines().map(|name| (kind, name.to_owned())));
-    }
-    Ok(found)
+/// The name in a line of name and application, if the application is one of the run's.
+fn marked<'a>(line: &'a str, mark: &str) -> Option<&'a str> {
+    let (name, app) = line.split_once(' ')?;
+    app.strip_prefix(mark).is_some_and(|rest| rest.starts_with('-')).then_some(name)
 }
 
 /// The processes that carry a run's mark, and their command lines.
@@ -98,6 +92,14 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+
+    #[test]
+    fn only_the_runs_own_applications_are_judged() {
+        assert_eq!(marked("t12-40-0_pr-7-web-1 t12-40-0", "t12"), Some("t12-40-0_pr-7-web-1"));
+        for foreign in ["t123-0_pr-7-web-1 t123-0", "hello_demo-web-1 hello", "x t12", "x ", "x"] {
+            assert_eq!(marked(foreign, "t12"), None, "{foreign}");
+        }
+    }
 
     #[test]
     fn a_process_is_found_by_its_mark() {

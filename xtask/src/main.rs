@@ -65,9 +65,9 @@ fn lab_down() -> Result<()> {
         return Ok(());
     };
     let stay = lab.clear()?;
-    eprintln!("removed the lab's VMs and images");
+    eprintln!("removed the lab's VMs and images that nobody uses");
     if !stay.is_empty() {
-        eprintln!("these images stay, containers use them: {}", stay.join(", "));
+        eprintln!("these stay, somebody uses them: {}", stay.join(", "));
     }
     say_stopped(&lab.stop_engine()?);
     Ok(())

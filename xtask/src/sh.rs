@@ -63,6 +63,14 @@ pub fn succeeds(cmd: &mut Command) -> bool {
     cmd.stdin(Stdio::null()).output().is_ok_and(|out| out.status.success())
 }
 
+/// Sends a signal to a process, by the shell's own `kill`: a small machine has no other.
+///
+/// # Errors
+/// When there is no such process, or no right to it.
+pub fn kill(signal: &str, pid: &str) -> Result<()> {
+    text(&mut cmd("sh", ["-c", "kill -s \"$1\" \"$2\"", "sh", signal, pid])).map(drop)
+}
+
 /// Runs a program whose chatter matters only when it fails: it goes to a file, and its end to the error.
 ///
 /// # Errors

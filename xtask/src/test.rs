@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use xtask::lab::{Lab, Needs, Stopped, root};
 use xtask::sh;
 
-use crate::checks::Before;
+use crate::checks::Run;
 
 /// Runs it all; `rest` goes to `cargo test`.
 pub(crate) fn all(rest: &[&str]) -> Result<()> {
@@ -16,7 +16,10 @@ pub(crate) fn all(rest: &[&str]) -> Result<()> {
     let lab = Lab::up(Needs::Vms)?;
     let checked = checks().and_then(|()| tests(&lab, rest));
     // Whatever came of the tests, what is in the engine goes, and the engine stops.
-    let cleaned = lab.remove_shared_vms().and_then(|()| lab.stop_engine());
+    let cleaned = lab.remove_shared_vms().and_then(|in_use| {
+        in_use.iter().for_each(|name| eprintln!("{name} stays: another process uses it"));
+        lab.stop_engine()
+    });
     match &cleaned {
         Ok(Stopped::InUse(names)) => {
             eprintln!("the engine that the lab started stays, it runs {}", names.join(", "));
@@ -58,15 +61,14 @@ fn tests(lab: &Lab, rest: &[&str]) -> Result<()> {
     for name in lab.sweep_vms()? {
         eprintln!("removed {name}: left by an earlier run that was killed");
     }
-    let before = Before::look(lab)?;
+    let run = Run::new()?;
     let mut test = cargo(["test", "--workspace"]);
-    test.args(rest).env("PREVIEW_LAB", "1").envs(before.environment());
+    test.args(rest).env("PREVIEW_LAB", "1").envs(run.environment());
     if let Some(config) = &lab.docker_config {
         test.env("DOCKER_CONFIG", config);
     }
     let tested = stage("cargo test", test);
-    lab.remove_shared_vms()?;
-    let left = before.leftovers(lab)?;
+    let left = run.leftovers(lab)?;
     if !left.is_empty() {
         eprintln!("the tests left this behind (removed now):\n  {}", left.join("\n  "));
         tested?;

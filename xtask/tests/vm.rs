@@ -96,5 +96,6 @@ fn a_shared_vm_is_started_once_and_outlives_its_value() -> Result<()> {
     drop(first);
     let second = Vm::shared(lab, VmEngine::V28)?;
     ensure!(second.name() == name && second.known_hosts() == key, "another VM");
+    ensure!(lab.remove_shared_vms()?.contains(&name), "a VM in use was removed");
     ssh(&second, &["docker", "ps"]).map(drop)
 }

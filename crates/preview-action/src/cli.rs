@@ -33,6 +33,7 @@ Every setting: flag over environment (PREVIEW_…) over preview.toml over defaul
 
 /// What all commands understand.
 #[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Options of all commands")]
 pub(crate) struct Global {
     /// The configuration file; `preview.toml` in the project directory if it exists
     #[arg(long, global = true, value_name = "FILE", env = "PREVIEW_CONFIG")]

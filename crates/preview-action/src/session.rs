@@ -13,6 +13,7 @@ use preview_core::lock::Lock;
 use preview_core::lock::shell::ShellLock;
 use preview_core::name::{AppName, Key, Named, PreviewName, project_name};
 use preview_core::project::{self, Project, Target};
+use preview_core::registry;
 use preview_core::route::Traefik;
 use preview_core::runtime::compose::{Compose, ComposeOptions};
 use preview_core::secret::Secret;
@@ -173,6 +174,7 @@ impl Session {
                 config::Pull::Missing => project::PullPolicy::Missing,
                 config::Pull::Always => project::PullPolicy::Always,
             },
+            logins: self.logins(),
             url: if routes.is_empty() { named.urls.first().map(ToString::to_string) } else { None },
             routes: (!routes.is_empty()).then_some(routes),
             proxy: match config.proxy.kind {
@@ -242,13 +244,22 @@ impl Session {
             .collect()
     }
 
+    /// The Docker CLI's configuration directory.
+    fn docker_config(&self) -> Option<PathBuf> {
+        let named = self.environment.get("DOCKER_CONFIG").map(PathBuf::from);
+        named.or_else(|| Some(Path::new(self.environment.get("HOME")?).join(".docker")))
+    }
+
+    /// What `docker login` left on this machine.
+    fn logins(&self) -> registry::Logins {
+        let file = self.docker_config().map(|directory| directory.join("config.json"));
+        let text = file.and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        registry::logins(&text)
+    }
+
     /// The Compose CLI, without an engine.
     pub(crate) fn compose(&self) -> Compose {
-        let docker_config = self
-            .environment
-            .get("DOCKER_CONFIG")
-            .map(PathBuf::from)
-            .or_else(|| Some(Path::new(self.environment.get("HOME")?).join(".docker")));
+        let docker_config = self.docker_config();
         Compose::new(ComposeOptions {
             docker: PathBuf::from("docker"),
             path: self.environment.get("PATH").cloned().unwrap_or_default().into(),

@@ -21,6 +21,7 @@ pub mod ownership;
 pub mod plan;
 pub mod ports;
 pub mod project;
+pub mod registry;
 pub mod report;
 pub mod route;
 pub mod runtime;

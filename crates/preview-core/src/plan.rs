@@ -119,6 +119,13 @@ pub fn digest(model: &Value, steps: &[StepSpec]) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Name of the file for a rendered stack: by its content.
+#[must_use]
+pub fn stack_file(rendered: &str) -> String {
+    let hash: String = Sha256::digest(rendered).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("stack-{hash}.json")
+}
+
 /// What happens to each service when `model` is brought up.
 #[must_use]
 pub fn changes(model: &Value, running: &Running<'_>) -> BTreeMap<String, Change> {
@@ -268,6 +275,7 @@ mod tests {
             ports: BTreeMap::new(),
             good: Some(crate::state::Good {
                 digest: digest(model, &[]),
+                stack: stack_file(""),
                 containers: container_ids(containers),
                 images: BTreeMap::new(),
                 files: vec![],

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::registry::Logins;
 use crate::route::Traefik;
 use crate::secrets::SecretSource;
 use crate::stack::Guardrails;
@@ -154,6 +155,8 @@ pub struct Project {
     pub profiles: Vec<String>,
     /// When images are pulled.
     pub pull: PullPolicy,
+    /// Logins for private registries.
+    pub logins: Logins,
     /// Routes; `None`: every TCP port that the files publish gets one (behind a proxy: the only one).
     pub routes: Option<Vec<RouteSpec>>,
     /// The public address of the only route, where none is named.

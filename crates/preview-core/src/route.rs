@@ -28,6 +28,9 @@ pub struct Traefik {
     pub cert_resolver: Option<String>,
 }
 
+/// Labels for the proxy, by service.
+pub type RouterLabels = BTreeMap<String, BTreeMap<String, String>>;
+
 /// The parts of a URL that a router looks at.
 fn split(url: &str) -> (bool, &str, &str) {
     let (secure, rest) = match url.split_once("://") {
@@ -42,8 +45,8 @@ fn split(url: &str) -> (bool, &str, &str) {
 
 /// Labels for Traefik v3, by service. Names of routers are global in Traefik, so each holds the project's name.
 #[must_use]
-pub fn traefik(project: &str, routes: &[Route], proxy: &Traefik) -> BTreeMap<String, BTreeMap<String, String>> {
-    let mut labels: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+pub fn traefik(project: &str, routes: &[Route], proxy: &Traefik) -> RouterLabels {
+    let mut labels = RouterLabels::new();
     for (index, route) in routes.iter().enumerate() {
         let (secure, host, path) = split(&route.url);
         let router = format!("{project}-{index}");

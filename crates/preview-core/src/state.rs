@@ -160,6 +160,9 @@ pub struct Address {
 pub struct Good {
     /// SHA-256 of the rendered stack and of the steps that follow it.
     pub digest: String,
+    /// Name of the file that holds the rendered stack. It is named by its content, so that this record and the stack it means
+    /// change in one step, whenever the run dies.
+    pub stack: String,
     /// Ids of the containers by service, sorted.
     pub containers: BTreeMap<String, Vec<String>>,
     /// Ids of the images by the name in the stack.

@@ -1,6 +1,6 @@
 //! This machine as a host, through every shell that it has: the same scripts must run on a Debian, an Alpine or a RHEL.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
@@ -15,21 +15,44 @@ use preview_core::lock::{Acquired, Holder, Lock};
 use preview_core::secret::Secret;
 use preview_core::testkit::conformance;
 
-const SHELLS: [&[&str]; 3] = [&["dash"], &["bash", "--posix"], &["busybox", "sh"]];
-
 /// The shells that this machine has, each with a host that uses it. `sh` itself is always there.
 fn hosts() -> Vec<(String, Arc<LocalHost>)> {
+    let mut shells: Vec<Vec<OsString>> = [&["dash"] as &[&str], &["bash", "--posix"], &["busybox", "sh"]]
+        .iter()
+        .map(|words| words.iter().map(OsString::from).collect())
+        .collect();
+    // A shell that talks before it is asked, as one whose start-up files greet.
+    shells.push(["sh", "-c", "echo Welcome; echo Hello >&2; exec sh \"$@\"", "sh"].map(OsString::from).into());
+    shells.extend(busybox_tools());
     let mut hosts = vec![("sh".to_owned(), local::connect().expect("connects"))];
-    for shell in SHELLS {
-        let found = std::process::Command::new(shell[0]).args(&shell[1..]).args(["-c", ":"]).status();
+    for shell in shells {
+        let name = shell.join(OsStr::new(" ")).into_string().expect("text");
+        let found = std::process::Command::new(&shell[0]).args(&shell[1..]).args(["-c", ":"]).status();
         if found.is_ok_and(|status| status.success()) {
-            let argv = shell.iter().map(OsString::from).collect();
-            hosts.push((shell.join(" "), local::connect_with_shell(argv).expect("connects")));
+            hosts.push((name, local::connect_with_shell(shell).expect("connects")));
         } else {
-            eprintln!("{} is not on this machine: not tested with it", shell[0]);
+            eprintln!("{name} is not on this machine: not tested with it");
         }
     }
     hosts
+}
+
+/// A shell that finds busybox's tools only, but for `flock`, which Debian's busybox does not have.
+fn busybox_tools() -> Option<Vec<OsString>> {
+    let listed = std::process::Command::new("busybox").arg("--list").output().ok()?;
+    let find = |program: &str| {
+        std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.exists())
+    };
+    let (busybox, flock) = (find("busybox")?, find("flock")?);
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("busybox-tools");
+    std::fs::create_dir_all(&dir).expect("makes a directory");
+    for applet in String::from_utf8(listed.stdout).expect("text").lines() {
+        let _ = symlink(&busybox, dir.join(applet));
+    }
+    let _ = symlink(flock, dir.join("flock"));
+    let mut path = OsString::from("PATH=");
+    path.push(&dir);
+    Some(vec!["env".into(), path, "sh".into()])
 }
 
 fn write(path: impl Into<String>, content: impl Into<Vec<u8>>) -> Change {
@@ -274,8 +297,8 @@ async fn a_holder_that_is_silent_loses_the_lock() {
     let tests = hosts().into_iter().map(|(shell, host)| async move {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join(".lock").display().to_string();
-        let (long, ttl) = (Duration::from_secs(3600), Duration::from_secs(2));
-        let silent = Timing { heartbeat: long, ttl, grace: Duration::from_secs(1) };
+        let (long, ttl) = (Duration::from_secs(3600), Duration::from_secs(4));
+        let silent = Timing { heartbeat: long, ttl, grace: Duration::from_secs(3) };
         let lock = ShellLock::with_timing(Arc::clone(&host), silent);
         let acquired = lock.acquire(&path, &holder("ada"), Duration::ZERO, &|_| ()).await.expect("answers");
         let Acquired::Held(lease) = acquired else { panic!("free") };
@@ -295,8 +318,8 @@ async fn heartbeats_keep_it() {
         let path = dir.path().join(".lock").display().to_string();
         let timing = Timing {
             heartbeat: Duration::from_millis(300),
-            ttl: Duration::from_secs(3),
-            grace: Duration::from_millis(2500),
+            ttl: Duration::from_secs(5),
+            grace: Duration::from_secs(4),
         };
         let lock = ShellLock::with_timing(host, timing);
         let acquired = lock.acquire(&path, &holder("ada"), Duration::ZERO, &|_| ()).await.expect("answers");

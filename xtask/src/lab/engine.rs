@@ -71,7 +71,7 @@ pub(super) fn stop(lab: &Lab) -> Result<Stopped> {
     if owner == "systemd" {
         sh::text(&mut sh::cmd("systemctl", ["stop", "docker.service", "docker.socket"]))?;
     } else if is_dockerd(&owner) {
-        sh::text(&mut sh::cmd("kill", ["-TERM", owner.as_str()]))?;
+        sh::kill("TERM", &owner)?;
         sh::wait_until("the engine's end", READY_WITHIN, || !is_dockerd(&owner))?;
     } else {
         fs::remove_file(&file)?;

@@ -9,6 +9,7 @@ mod images;
 mod install;
 mod packages;
 mod vm;
+mod vm_host;
 mod vm_image;
 
 use std::fs::{self, File};
@@ -25,6 +26,20 @@ pub use vm::{Vm, VmEngine, VmOptions};
 
 /// The label of everything that the lab puts into an engine.
 pub const LABEL: &str = "preview.lab";
+
+/// The variable by which one run of `cargo xtask test` knows its processes and previews; children inherit it.
+pub const RUN_VARIABLE: &str = "PREVIEW_LAB_RUN";
+
+/// The application name for a test's previews: unique on this machine, and known to the run that the test is part
+/// of, which finds by it what the test left behind. `number` tells the tests of one process apart.
+#[must_use]
+pub fn test_app(number: u32) -> String {
+    let pid = std::process::id();
+    match std::env::var(RUN_VARIABLE) {
+        Ok(run) => format!("{run}-{pid}-{number}"),
+        Err(_) => format!("t{pid}-{number}"),
+    }
+}
 
 /// How much of the lab is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,11 +130,12 @@ impl Lab {
         vm::sweep(self)
     }
 
-    /// Removes the VMs that [`Vm::shared`] started for this copy of the repository.
+    /// Removes the VMs that [`Vm::shared`] started for this copy of the repository, except those that a process is
+    /// using: their names are returned.
     ///
     /// # Errors
     /// When the engine does not answer.
-    pub fn remove_shared_vms(&self) -> Result<()> {
+    pub fn remove_shared_vms(&self) -> Result<Vec<String>> {
         vm::remove_shared(self)
     }
 
@@ -128,36 +144,30 @@ impl Lab {
     /// # Errors
     /// When there is no such image or VM.
     pub fn load_image(&self, vm: &str, images: &[&str]) -> Result<()> {
-        vm::load(self, vm, images)
+        vm_host::load(self, vm, images)
     }
 
-    /// Removes all that the lab put into the engine: VMs, shared ones too, networks, volumes and images.
-    /// Returns the images that stay because containers use them.
+    /// Removes what the lab put into the engine: this copy's shared VMs, VMs whose process is gone, and the images
+    /// that it made. What somebody uses stays, and is returned.
     ///
     /// # Errors
-    /// When the engine does not answer, or refuses.
+    /// When the engine does not answer.
     pub fn clear(&self) -> Result<Vec<String>> {
-        // Containers take over the labels of their image: only that of the VMs tells whose a container is.
-        let vms = format!("label={LABEL}.vm");
-        let all = format!("label={LABEL}");
-        let lists: [(&[&str], &str, &[&str]); 3] = [
-            (&["ps", "-aq"], &vms, &["rm", "-f", "-v"]),
-            (&["network", "ls", "-q"], &all, &["network", "rm"]),
-            (&["volume", "ls", "-q"], &all, &["volume", "rm"]),
-        ];
-        for (list, filter, remove) in lists {
-            let ids = sh::text(self.docker(list).args(["--filter", filter]))?;
-            if !ids.is_empty() {
-                sh::text(self.docker(remove).args(ids.split_whitespace()))?;
+        self.sweep_vms()?;
+        let mut stay = self.remove_shared_vms()?;
+        // By name, never by label alone: images that others built on ours have the label too.
+        let made = format!("label={LABEL}");
+        let names = [VmEngine::V20.image(), VmEngine::V28.image(), images::BUSYBOX, images::DEBIAN];
+        for name in names {
+            let ours = sh::text(&mut self.docker(["images", "-q", "--filter", &made, name]))?;
+            if !ours.is_empty() && !sh::succeeds(&mut self.docker(["rmi", name])) {
+                stay.push(name.to_owned());
             }
         }
-        let ids = sh::text(&mut self.docker(["images", "-q", "--no-trunc", "--filter", &all]))?;
-        let in_use = |id: &&str| !sh::succeeds(&mut self.docker(["rmi", "-f", id]));
-        let stay = unique(&ids).into_iter().filter(in_use).map(str::to_owned).collect();
         for made in ["registry", "privileged"] {
             remove_if_there(fs::remove_file(self.dir.join(made)))?;
         }
-        for made in ["images", "vms", "work"] {
+        for made in ["images", "work"] {
             remove_if_there(fs::remove_dir_all(self.dir.join(made)))?;
         }
         Ok(stay)
@@ -185,13 +195,6 @@ pub fn root() -> PathBuf {
 
 fn dir() -> PathBuf {
     root().join("target/lab")
-}
-
-fn unique(words: &str) -> Vec<&str> {
-    let mut words: Vec<&str> = words.split_whitespace().collect();
-    words.sort_unstable();
-    words.dedup();
-    words
 }
 
 fn remove_if_there(removed: std::io::Result<()>) -> Result<()> {

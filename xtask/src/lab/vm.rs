@@ -1,8 +1,7 @@
 //! A VM that is a container: started, cut off, killed and restarted by tests, and gone when its value is dropped.
 
 use std::fs::{self, File};
-use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
-use std::net::TcpListener;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
@@ -11,12 +10,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::vm_host::{free_port, lives, load, owner, privileged};
 use super::{LABEL, Lab, vm_image};
 use crate::sh;
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// Outside the range from which a Linux kernel takes the ports of outgoing connections.
-const PORTS: std::ops::Range<u16> = 22_000..32_000;
 /// What `--privileged` would give, on hosts that refuse that.
 const CAPABLE: [&str; 15] = [
     "--cap-add",
@@ -82,6 +80,8 @@ pub struct Vm {
     host_key: String,
     dir: PathBuf,
     keep: bool,
+    /// Locked, shared, while this process uses a shared VM: nobody removes it meanwhile.
+    _in_use: Option<File>,
 }
 
 impl Vm {
@@ -109,11 +109,23 @@ impl Vm {
         let lock = File::create(lab.dir.join(format!("lock-{}", engine.target())))?;
         lock.lock()?;
         let name = shared_name(lab, engine);
-        if let Some(vm) = Self::attach(lab, &name, engine) {
-            return Ok(vm);
-        }
-        remove(lab, &name);
-        Self::create(lab, engine, &VmOptions::default(), name, None, true)
+        let in_use = File::create(use_file(lab, engine))?;
+        in_use.lock_shared()?;
+        let mut vm = match Self::attach(lab, &name, engine) {
+            Some(vm) => vm,
+            None => {
+                // One that does not answer, or is of an older image: to be replaced, but not under somebody's feet.
+                in_use.unlock()?;
+                if in_use.try_lock().is_err() {
+                    bail!("{name} is not as wanted, and another process uses it: wait for that, and try again");
+                }
+                remove(lab, &name);
+                Self::create(lab, engine, &VmOptions::default(), name, None, true)?
+            }
+        };
+        in_use.lock_shared()?;
+        vm._in_use = Some(in_use);
+        Ok(vm)
     }
 
     /// The container's name.
@@ -317,7 +329,7 @@ impl Vm {
         let dir = lab.dir.join("vms").join(&name);
         fs::create_dir_all(&dir)?;
         // From here on the drop removes what there is, whatever fails.
-        let mut vm = Self { lab: lab.clone(), name, port, host_key: String::new(), dir, keep: false };
+        let mut vm = Self { lab: lab.clone(), name, port, host_key: String::new(), dir, keep: false, _in_use: None };
         sh::text(&mut run).context("cannot start a VM")?;
         vm.read_host_key()?;
         vm.wait_ready()?;
@@ -341,6 +353,7 @@ impl Vm {
             host_key: String::new(),
             dir: lab.dir.join("vms").join(name),
             keep: true,
+            _in_use: None,
         };
         fs::create_dir_all(&vm.dir).ok()?;
         vm.read_host_key().ok()?;
@@ -379,13 +392,25 @@ impl Drop for Vm {
     }
 }
 
-pub(super) fn remove_shared(lab: &Lab) -> Result<()> {
+/// Removes the shared VMs that no process uses; returns the names of the others.
+pub(super) fn remove_shared(lab: &Lab) -> Result<Vec<String>> {
+    let mut in_use = Vec::new();
     for engine in [VmEngine::V20, VmEngine::V28] {
         let name = shared_name(lab, engine);
+        let lock = File::create(use_file(lab, engine))?;
+        if lock.try_lock().is_err() {
+            in_use.push(name);
+            continue;
+        }
+        // An engine of 20.10 and later takes the removal of what is not there as done.
         sh::text(&mut lab.docker(["rm", "-f", "-v", &name]))?;
         let _ = fs::remove_dir_all(lab.dir.join("vms").join(name));
     }
-    Ok(())
+    Ok(in_use)
+}
+
+fn use_file(lab: &Lab, engine: VmEngine) -> PathBuf {
+    lab.dir.join(format!("in-use-{}", engine.target()))
 }
 
 /// Each copy of the repository has shared VMs of its own: its key opens them, and its runs end them.
@@ -393,18 +418,6 @@ fn shared_name(lab: &Lab, engine: VmEngine) -> String {
     let mut hasher = DefaultHasher::new();
     lab.dir.hash(&mut hasher);
     format!("preview-lab-shared-{}-{:08x}", engine.target(), hasher.finish() >> 32)
-}
-
-/// Copies images into the VM of that name.
-pub(super) fn load(lab: &Lab, vm: &str, images: &[&str]) -> Result<()> {
-    for image in images {
-        let tar = File::open(saved(lab, image)?)?;
-        let out = lab.docker(["exec", "-i", vm, "docker", "load", "-q"]).stdin(tar).output()?;
-        if !out.status.success() {
-            bail!("cannot load {image} into {vm}: {}", String::from_utf8_lossy(&out.stderr).trim());
-        }
-    }
-    Ok(())
 }
 
 /// Removes the VMs whose process has ended.
@@ -428,66 +441,4 @@ pub(super) fn sweep(lab: &Lab) -> Result<Vec<String>> {
 fn remove(lab: &Lab, name: &str) {
     // In a drop there is nobody to tell; `cargo xtask test` finds what stayed.
     let _ = sh::succeeds(&mut lab.docker(["rm", "-f", "-v", name]));
-}
-
-/// Whether the host allows `--privileged`; asked once, and remembered for the engine that answered.
-fn privileged(lab: &Lab) -> Result<bool> {
-    let engine = sh::text(&mut lab.docker(["info", "--format", "{{.ID}}"]))?;
-    let file = lab.dir.join("privileged");
-    if let Ok(known) = fs::read_to_string(&file)
-        && let Some(answer) = known.trim().strip_prefix(&format!("{engine} "))
-    {
-        return Ok(answer == "yes");
-    }
-    let allowed = sh::succeeds(&mut lab.docker(["run", "--rm", "--privileged", super::images::BUSYBOX, "true"]));
-    fs::write(file, format!("{engine} {}\n", if allowed { "yes" } else { "no" }))?;
-    Ok(allowed)
-}
-
-/// The tar file of an image, saved now if it is not there.
-fn saved(lab: &Lab, image: &str) -> Result<PathBuf> {
-    let id = sh::text(&mut lab.docker(["image", "inspect", "--format", "{{.Id}}", image]))?;
-    let id = id.trim_start_matches("sha256:");
-    let dir = lab.dir.join("images");
-    let file = dir.join(format!("{}-{}.tar", image.replace(['/', ':'], "-"), id.get(..12).unwrap_or(id)));
-    if !file.is_file() {
-        fs::create_dir_all(&dir)?;
-        let part = dir.join(format!("{}.part", owner().replace(':', "-") + &random().to_string()));
-        sh::text(lab.docker(["save", image, "-o"]).arg(&part))?;
-        fs::rename(part, &file)?;
-    }
-    Ok(file)
-}
-
-/// A port that nobody uses now, and that no outgoing connection takes while the VM is rebooting.
-fn free_port() -> Result<u16> {
-    let width = u64::from(PORTS.end - PORTS.start);
-    for _ in 0..50 {
-        let port = PORTS.start + u16::try_from(random() % width)?;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(port);
-        }
-    }
-    bail!("no free port from {} to {}", PORTS.start, PORTS.end)
-}
-
-fn random() -> u64 {
-    RandomState::new().hash_one(0_u8)
-}
-
-/// This process: its number, and its start time, because numbers are used again.
-fn owner() -> String {
-    let pid = std::process::id();
-    format!("{pid}:{}", start_time(pid).unwrap_or_default())
-}
-
-fn lives(owner: &str) -> bool {
-    let Some((pid, started)) = owner.split_once(':') else { return false };
-    pid.parse().ok().and_then(start_time).is_some_and(|now| now == started)
-}
-
-fn start_time(pid: u32) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in the second field may hold anything; fields are counted after it.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19).map(str::to_owned)
 }

@@ -217,7 +217,9 @@ pub(super) fn describe(change: &Change) -> String {
 /// The kind of failure that the message of a file utility means. There is no other way: `sh` has no typed errors.
 pub(crate) fn kind_of(message: &str) -> FaultKind {
     let has = |text: &str| message.contains(text);
-    if has("No space left on device") || has("Disk quota exceeded") || has("quota exceeded") {
+    // GNU tar says how much it wrote, and not why it was not more.
+    let full = ["No space left on device", "Disk quota exceeded", "Wrote only", "short write"];
+    if full.iter().any(|text| has(text)) {
         FaultKind::NoSpace
     } else if has("Permission denied") || has("Operation not permitted") || has("Read-only file system") {
         FaultKind::Denied
@@ -319,6 +321,24 @@ mod tests {
         assert_eq!(describe(&change), "write /a/b");
         let script = apply(std::slice::from_ref(&change), "M").expect("sound");
         assert!(script.ends_with("put /a/b 600 0 <<'M' || exit 1\naHVudGVyMjI=\nM\necho\n"), "{script}");
+    }
+
+    #[test]
+    fn kinds_of_messages() {
+        for (message, kind) in [
+            ("cat: write error: No space left on device", FaultKind::NoSpace),
+            ("tar: f: Wrote only 2048 of 10240 bytes", FaultKind::NoSpace),
+            ("mkdir: cannot create directory '/opt/previews': Permission denied", FaultKind::Denied),
+            ("sh: can't create /x/y: Read-only file system", FaultKind::Denied),
+            ("mkdir: cannot create directory '/a/b': Not a directory", FaultKind::Conflict),
+            ("mkdir: can't create directory '/a/b': File exists", FaultKind::Conflict),
+            ("/a: No such file", FaultKind::NotFound),
+            ("sh: base64: not found", FaultKind::Unsupported),
+            ("bash: line 3: base64: command not found", FaultKind::Unsupported),
+            ("?", FaultKind::Failed),
+        ] {
+            assert_eq!(kind_of(message), kind, "{message}");
+        }
     }
 
     #[test]

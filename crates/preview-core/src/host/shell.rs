@@ -3,6 +3,7 @@
 //! An `exec` over SSH costs several round trips, a message to a running shell costs one. So `survey` and `apply` go to one
 //! shell that stays: a script goes to its standard input, the answer comes back between random marks. A script is wrapped
 //! in a group, which a shell runs only when it has read all of it: a connection that breaks in the middle runs nothing.
+//! Locks and uploads need a process of their own: a spare shell is always started ahead, and is handed its script.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 
 use super::guardian::Guardian;
 use super::{Change, Entry, Host, Query, Stream, Survey, script, upload};
@@ -56,12 +58,20 @@ pub(crate) fn default_shell() -> Vec<OsString> {
 /// A host that is spoken to through a shell. Made by [`local::connect`](super::local::connect) and
 /// [`ssh::connect`](super::ssh::connect).
 pub struct ShellHost<T> {
-    transport: T,
+    transport: Arc<T>,
     guardian: Guardian,
     shell_argv: Vec<OsString>,
     /// The shell that stays; empty before the first use, and after an exchange that failed or was dropped.
     shell: Mutex<Option<Shell>>,
+    /// A shell that waits for a script of its own, started before anybody wants it.
+    spare: std::sync::Mutex<Option<JoinHandle<Result<Process, Fault>>>>,
 }
+
+/// Ends a script for a spare shell. Nobody names a file like that.
+const END_OF_SCRIPT: &str = "#END-OF-SCRIPT-7f3a91c2d4e85b60";
+/// What a spare shell runs: it reads a script up to a line with this mark, and becomes that. `read` takes no byte too many
+/// from a pipe, so what follows is the script's own input. One line: a login shell like `csh` may have to pass it on.
+const SPARE: &str = r#"n=$(printf '\n_'); n=${n%_}; s=; while IFS= read -r l || exit 0; do [ "$l" != "$1" ] || break; s=$s$l$n; done; eval "$s""#;
 
 /// A survey reads small files only.
 const SURVEY_LIMIT: Duration = Duration::from_secs(60);
@@ -71,15 +81,23 @@ const APPLY_LIMIT: Duration = Duration::from_secs(300);
 impl<T: Transport> ShellHost<T> {
     /// Starts the shell at once, beside whatever the caller does next.
     pub(crate) fn start(transport: T, guardian: Guardian, shell_argv: Vec<OsString>) -> Arc<Self> {
-        let host = Arc::new(Self { transport, guardian, shell_argv, shell: Mutex::new(None) });
+        let transport = Arc::new(transport);
+        let host = Arc::new(Self {
+            transport,
+            guardian,
+            shell_argv,
+            shell: Mutex::new(None),
+            spare: std::sync::Mutex::new(None),
+        });
         let early = Arc::clone(&host);
         tokio::spawn(async move {
             let mut shell = early.shell.lock().await;
             if shell.is_none() {
                 // Its failure is met again, and reported, by whoever needs the shell.
-                *shell = Shell::open(&early.transport, &early.shell_argv).await.ok();
+                *shell = Shell::open(&*early.transport, &early.shell_argv).await.ok();
             }
         });
+        *host.spare() = Some(host.start_spare());
         host
     }
 
@@ -93,11 +111,36 @@ impl<T: Transport> ShellHost<T> {
         &self.transport
     }
 
-    /// The words that start a shell with this script and these arguments, on the host.
-    pub(crate) fn shell_with(&self, script: &str, arguments: &[&str]) -> Vec<OsString> {
+    fn spare(&self) -> std::sync::MutexGuard<'_, Option<JoinHandle<Result<Process, Fault>>>> {
+        self.spare.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn start_spare(&self) -> JoinHandle<Result<Process, Fault>> {
+        let transport = Arc::clone(&self.transport);
         let mut argv = self.shell_argv.clone();
-        argv.extend(["-c", script, "preview"].into_iter().chain(arguments.iter().copied()).map(OsString::from));
-        argv
+        argv.extend(["-c", SPARE, "preview", END_OF_SCRIPT].map(OsString::from));
+        tokio::spawn(async move { transport.spawn(&argv).await })
+    }
+
+    /// Runs a script with these arguments in a process of its own, whose input and output are the caller's.
+    pub(crate) async fn run(
+        &self,
+        operation: &'static str,
+        script: &str,
+        arguments: &[&str],
+    ) -> Result<Process, Fault> {
+        let words: Vec<String> = arguments.iter().map(|word| script::quote(word)).collect();
+        let text = format!("set -- {}\n{script}\n{END_OF_SCRIPT}\n", words.join(" "));
+        let started = self.spare().take().unwrap_or_else(|| self.start_spare());
+        let mut process = match started.await {
+            Ok(process) => process?,
+            Err(error) => return Err(Fault::new(FaultKind::Failed, operation, "").caused_by(error)),
+        };
+        *self.spare() = Some(self.start_spare());
+        if let Err(error) = process.stdin.write_all(text.as_bytes()).await {
+            return Err(self.transport.broken(operation).await.caused_by(error));
+        }
+        Ok(process)
     }
 
     /// One exchange with the shell that stays; `script` is handed the mark that no content can hold.
@@ -114,7 +157,7 @@ impl<T: Transport> ShellHost<T> {
         // Taken out: if this future is dropped half-way, the shell goes with it and nobody reads its stale answers.
         let mut shell = match place.take() {
             Some(shell) => shell,
-            None => Shell::open(&self.transport, &self.shell_argv).await?,
+            None => Shell::open(&*self.transport, &self.shell_argv).await?,
         };
         match tokio::time::timeout(limit, shell.exchange(&text, &token)).await {
             Ok(Ok((status, stdout, stderr))) => {
@@ -173,16 +216,21 @@ impl Shell {
     async fn exchange(&mut self, text: &str, token: &str) -> std::io::Result<(i32, Vec<u8>, Vec<u8>)> {
         let Process { stdin, stdout, stderr, .. } = &mut self.process;
         let end = format!("\n#F{token} ");
-        // The newline before the closing bracket ends a comment or a here document of the script.
+        let start = format!("#S{token}\n");
+        // The newline before the closing bracket ends a comment or a here document of the script. What stands before the
+        // start is noise: of a login shell's start-up files, for example.
         let whole = format!(
-            "{{ (\n{text}\n) </dev/null; printf '\\n%s %s\\n' '#F{token}' \"$?\"; printf '\\n%s \\n' '#F{token}' >&2; }}\n"
+            "{{ echo '#S{token}'; (\n{text}\n) </dev/null; printf '\\n%s %s\\n' '#F{token}' \"$?\"; \
+             printf '\\n%s \\n' '#F{token}' >&2; }}\n"
         );
         let write = async {
             stdin.write_all(whole.as_bytes()).await?;
             stdin.flush().await
         };
-        let ((), (stdout, status), (stderr, _)) =
+        let ((), (mut stdout, status), (stderr, _)) =
             tokio::try_join!(write, read_until(stdout, end.as_bytes()), read_until(stderr, end.as_bytes()))?;
+        let begin = script::find(&stdout, start.as_bytes()).map_or(0, |at| at + start.len());
+        stdout.drain(..begin);
         let status = std::str::from_utf8(&status).ok().and_then(|text| text.trim().parse().ok());
         Ok((status.ok_or_else(|| std::io::Error::other("the shell's answer has no status"))?, stdout, stderr))
     }
@@ -265,6 +313,10 @@ impl<T: Transport> Host for ShellHost<T> {
 
     async fn close(&self) -> Result<(), Fault> {
         drop(self.shell.lock().await.take());
+        let spare = self.spare().take();
+        if let Some(spare) = spare {
+            spare.abort();
+        }
         let closed = self.transport.close().await;
         self.guardian.finish().await;
         closed

@@ -33,19 +33,18 @@ LC_ALL=C; export LC_ALL; umask 077
 parent=${1%/*}; temporary=$parent/$2
 mkdir -p "$parent" || exit 1
 if command -v flock >/dev/null; then :; else echo 'flock: not found' >&2; exit 1; fi
-for attempt in 1 2 3; do
-  mkdir "$temporary" 2>/dev/null || [ -d "$temporary" ] || { mkdir "$temporary"; exit 1; }
-  # Between mkdir and flock somebody may take it for abandoned. (A bare exec that fails would end the shell.)
-  { command exec 9<"$temporary"; } 2>/dev/null || continue
-  if flock -n 9 && [ -d "$temporary" ]; then break; fi
-  exec 9<&-
-done
+# Between mkdir and flock somebody might take it for abandoned: whoever looks for those holds the parent's lock.
+exec 8<"$parent"
+flock 8
+mkdir "$temporary" || exit 1
+exec 9<"$temporary"
+flock 9
+flock -u 8
 undo() { rm -rf "$temporary" 2>/dev/null || { chmod -R u+rwX "$temporary"; rm -rf "$temporary"; }; exit 1; }
 tar -xpof - -C "$temporary" || undo
 cat >/dev/null
 [ -f "$temporary"/.preview-upload-is-complete ] || { echo 'the stream broke off' >&2; undo; }
 rm -f "$temporary"/.preview-upload-is-complete
-exec 8<"$parent"
 flock 8
 if [ -e "$1" ]; then rm -rf "$temporary"; echo have; else mv "$temporary" "$1" && echo sent || undo; fi
 "#;
@@ -57,7 +56,7 @@ fn probe(directory: &str) -> String {
         "d={word}; p=${{d%/*}}\n\
          if [ -d \"$d\" ]; then echo have; exit 0; fi\n\
          if [ -e \"$d\" ] || [ -h \"$d\" ]; then printf '%s: Not a directory\\n' \"$d\" >&2; exit 1; fi\n\
-         for t in \"$p\"/{TEMPORARY}*; do [ ! -d \"$t\" ] || ( exec 9<\"$t\" && flock -n 9 && \
+         for t in \"$p\"/{TEMPORARY}*; do [ ! -d \"$t\" ] || ( exec 8<\"$p\" && flock 8 && exec 9<\"$t\" && flock -n 9 && \
          {{ rm -rf \"$t\" 2>/dev/null || {{ chmod -R u+rwX \"$t\"; rm -rf \"$t\"; }}; }} ); done\n:\n"
     )
 }
@@ -80,7 +79,7 @@ pub(super) async fn upload<T: Transport>(
     }
 
     let temporary = format!("{TEMPORARY}{}", random_token()?);
-    let process = host.transport().spawn(&host.shell_with(RECEIVE, &[directory, &temporary])).await?;
+    let process = host.run(OPERATION, RECEIVE, &[directory, &temporary]).await?;
     let Process { mut stdin, mut stdout, mut stderr, wait } = process;
     let (pieces, mut queue) = mpsc::channel::<Bytes>(4);
     let entries = entries.to_vec();
@@ -108,9 +107,10 @@ pub(super) async fn upload<T: Transport>(
     let ((sent, packed), read, complained) =
         tokio::join!(send, stdout.read_to_end(&mut out), stderr.read_to_end(&mut complaint));
     let complaint = String::from_utf8_lossy(&complaint).trim().to_owned();
-    match out.as_slice() {
-        b"sent\n" => return Ok(true),
-        b"have\n" => return Ok(false),
+    // The last line: a login shell's start-up files may have said something before.
+    match out.trim_ascii().rsplit(|byte| *byte == b'\n').next() {
+        Some(b"sent") => return Ok(true),
+        Some(b"have") => return Ok(false),
         _ => {}
     }
     // What the host says explains a broken pipe better than the pipe does; what could not be read here explains both.
@@ -138,7 +138,10 @@ pub(super) async fn upload<T: Transport>(
 }
 
 fn failed(directory: &str, complaint: &str) -> Fault {
-    Fault::new(script::kind_of(complaint), OPERATION, format!("{directory}: {complaint}"))
+    let kind = script::kind_of(complaint);
+    let unsaid = kind == FaultKind::NoSpace && !complaint.contains("No space left");
+    let why = if unsaid { "No space left on device: " } else { "" };
+    Fault::new(kind, OPERATION, format!("{directory}: {why}{complaint}"))
 }
 
 /// Collects small writes into pieces of this size.

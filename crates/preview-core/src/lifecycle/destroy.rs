@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::deploy::release;
 use super::run::{Halt, acquire, guarded};
-use super::undo::contents;
+use super::undo::{contents, remove_all};
 use super::{Client, Error, Event, Interrupt, Observer};
 use crate::engine::Removed;
 use crate::fault::{Fault, FaultKind};
@@ -57,14 +57,19 @@ pub async fn destroy(
         // A run that dies from here on is seen as one that was destroying.
         let state_path = target.file(&client.base_dir, "state.json");
         let state = survey.files.get(&state_path).and_then(|text| State::parse(&state_path, text).ok());
+        let died = state.as_ref().is_some_and(|state| state.phase.in_flight());
         let mark = async {
             let Some(mut state) = state else { return Ok(()) };
             state.phase = Phase::Destroying;
             let content = Secret::new(state.to_json());
             client.host.apply(&[Change::Write { path: state_path.clone(), content, mode: 0o600 }]).await
         };
-        let ((), removed) = futures_util::try_join!(mark, client.engine.remove(&selector))?;
-        client.host.apply(&contents(target, &client.base_dir)).await?;
+        let remove = async {
+            // The engine may still be at work for a run that died; otherwise one look is enough.
+            if died { remove_all(&*client.engine, &selector).await } else { client.engine.remove(&selector).await }
+        };
+        let ((), removed) = futures_util::try_join!(mark, remove)?;
+        client.host.apply(&contents(target, &client.base_dir, &survey.paths)).await?;
         let files = survey.paths.iter().filter(|path| !path.ends_with("/.lock") && !path.ends_with("/files")).count();
         Ok((removed, files))
     };

@@ -80,7 +80,10 @@ pub(super) async fn diagnose(
             exit_code: detail.as_ref().filter(|_| !running).map(|d| d.exit_code),
             restarts: detail.as_ref().map_or(0, |d| d.restarts),
             out_of_memory: detail.as_ref().is_some_and(|d| d.oom_killed),
-            health_output: detail.and_then(|d| d.health_output).map(|text| redactor.clean(text.trim())),
+            health_output: detail
+                .and_then(|d| d.health_output)
+                .map(|text| redactor.clean(text.trim()))
+                .filter(|text| !text.is_empty()),
             log,
         }
     });

@@ -1,15 +1,19 @@
 //! Deploy, destroy, list and the rest: observe, plan, apply. Knows neither argv nor CI, neither Docker nor SSH.
 
+mod crash;
 mod deploy;
 mod destroy;
 mod diagnose;
 mod error;
 mod files;
+mod flight;
+mod observe;
 mod prepare;
 mod probe;
 mod query;
 mod run;
 mod undo;
+mod verify;
 mod wait;
 
 pub use deploy::{Deployed, deploy, plan};

@@ -141,7 +141,8 @@ pub(super) async fn guarded<T>(
         () = lease.lost() => Err(Halt::LeaseLost(Fault::new(
             FaultKind::LeaseLost,
             "hold the lock",
-            "the host has not been heard of for too long; somebody else may be at work on the preview now",
+            "the host has not been heard of for too long, so nothing was taken back: somebody else may be at work on the \
+             preview now; the next deploy or destroy of it mends what is left",
         ))),
         done = tokio::time::timeout(limit, work) => match done {
             Ok(done) => done.map_err(Halt::from),

@@ -10,6 +10,7 @@ use super::error::Restored;
 use super::run::{Halt, guarded};
 use super::wait::{self, Expected, Verdict};
 use super::{Client, Event, Interrupt, Observer};
+use crate::engine::{Engine, Removed};
 use crate::fault::Fault;
 use crate::host::Change;
 use crate::lock::Lease;
@@ -33,7 +34,7 @@ pub(super) struct Undo<'a> {
     pub(super) state: &'a State,
     pub(super) end: Phase,
     pub(super) failure: Failure,
-    /// Directories of uploaded files, those of the failed version too.
+    /// Uploaded files and rendered stacks on the host, those of the failed version too.
     pub(super) files: Vec<String>,
     /// What secrets and configs of the stack may name by `environment:`.
     pub(super) variables: &'a Variables,
@@ -67,25 +68,40 @@ pub(super) async fn undo(undo: &Undo<'_>) -> Restored {
 /// Removes everything but the lock, which is held.
 async fn clear(undo: &Undo<'_>) -> Result<Restored, Fault> {
     let selector = Selector::preview(&undo.target.app, &undo.target.name);
-    undo.client.engine.remove(&selector).await?;
-    undo.client.host.apply(&contents(undo.target, &undo.client.base_dir)).await?;
+    remove_all(&*undo.client.engine, &selector).await?;
+    undo.client.host.apply(&contents(undo.target, &undo.client.base_dir, &undo.files)).await?;
     Ok(Restored::Removed)
 }
 
-/// The removal of all files of a preview but its lock.
-pub(super) fn contents(target: &Target, base: &str) -> Vec<Change> {
-    ["files", ".env", "stack.json", "state.json"]
-        .into_iter()
-        .map(|name| Change::Remove { path: target.file(base, name) })
-        .collect()
+/// Removes until nothing is found: what the engine was still at work on when its client was ended comes up afterwards.
+pub(super) async fn remove_all(engine: &dyn Engine, selector: &Selector) -> Result<Removed, Fault> {
+    let mut all = Removed::default();
+    for _ in 0..5 {
+        let removed = engine.remove(selector).await?;
+        if removed == Removed::default() {
+            break;
+        }
+        all.containers += removed.containers;
+        all.networks += removed.networks;
+        all.volumes += removed.volumes;
+        all.images += removed.images;
+    }
+    Ok(all)
+}
+
+/// The removal of all files of a preview but its lock; `others` were found there. The state goes last: it says that there is something.
+pub(super) fn contents<'a>(target: &Target, base: &str, others: impl IntoIterator<Item = &'a String>) -> Vec<Change> {
+    let known = ["files", ".env"].map(|name| target.file(base, name));
+    let last = [target.file(base, "state.json")];
+    let all = known.into_iter().chain(others.into_iter().cloned()).chain(last);
+    all.filter(|path| !path.ends_with("/.lock")).map(|path| Change::Remove { path }).collect()
 }
 
 async fn restore(undo: &Undo<'_>, text: &str, good: &Good) -> Result<Restored, Fault> {
     let engine = &*undo.client.engine;
     let selector = Selector::preview(&undo.target.app, &undo.target.name);
     let mut model: Value = serde_json::from_str(text).map_err(|error| {
-        Fault::new(crate::fault::FaultKind::Invalid, "read the last good stack", "stack.json is damaged")
-            .caused_by(error)
+        Fault::new(crate::fault::FaultKind::Invalid, "read the last good stack", "its file is damaged").caused_by(error)
     })?;
     let names: BTreeSet<String> = good.images.keys().cloned().collect();
     let today = engine.image_ids(&names).await?;
@@ -136,25 +152,24 @@ async fn record(
     containers: &[crate::engine::Container],
     model: &Value,
 ) -> Result<(), Fault> {
-    let text = Secret::new(model.to_string().into_bytes());
+    let rendered = model.to_string();
     let mut state = undo.state.clone();
     state.phase = undo.end;
     state.updated_at = Timestamp::now();
     state.failure = Some(undo.failure.clone());
     let mut good = good.clone();
     good.containers = plan::container_ids(containers);
+    good.stack = plan::stack_file(&rendered);
     let base = &undo.client.base_dir;
-    let mut changes = vec![Change::Write { path: undo.target.file(base, "stack.json"), content: text, mode: 0o600 }];
-    let before: Vec<String> = good.files.iter().map(|hash| undo.target.file(base, &format!("files/{hash}"))).collect();
-    for path in undo.files.iter().filter(|path| !before.contains(path)) {
-        changes.push(Change::Remove { path: path.clone() });
-    }
+    let path = undo.target.file(base, &good.stack);
+    let kept = good.files.iter().map(|hash| undo.target.file(base, &format!("files/{hash}")));
+    let kept: Vec<String> = kept.chain([path.clone()]).collect();
     state.good = Some(good);
-    changes.push(Change::Write {
-        path: undo.target.file(base, "state.json"),
-        content: Secret::new(state.to_json()),
-        mode: 0o600,
-    });
+    let write = |path, content| Change::Write { path, content: Secret::new(content), mode: 0o600 };
+    let mut changes =
+        vec![write(path, rendered.into_bytes()), write(undo.target.file(base, "state.json"), state.to_json())];
+    let stale = undo.files.iter().filter(|path| !kept.contains(path));
+    changes.extend(stale.map(|path| Change::Remove { path: path.clone() }));
     undo.client.host.apply(&changes).await
 }
 

@@ -21,6 +21,8 @@ use crate::host::{kind_of, quote};
 
 const ACQUIRE: &str = "take the lock";
 const RELEASE: &str = "release the lock";
+/// The shell answers each line within a second and the way there; a host that swaps may need longer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// `$1` the lock's file, `$2` the holder as JSON, `$3` the time to live in seconds.
 const HOLD: &str = r#"
@@ -131,7 +133,7 @@ impl<T: Transport> ShellLock<T> {
         let json = serde_json::to_string(holder)
             .map_err(|error| Fault::new(FaultKind::Invalid, ACQUIRE, path).caused_by(error))?;
         let ttl = self.timing.ttl.as_secs().max(1).to_string();
-        let process = self.host.transport().spawn(&self.host.shell_with(HOLD, &[path, &json, &ttl])).await?;
+        let process = self.host.run(ACQUIRE, HOLD, &[path, &json, &ttl]).await?;
         let Process { stdin, stdout, stderr, wait } = process;
         Ok(Conversation { stdin, answers: BufReader::new(stdout).lines(), stderr, _program: wait })
     }
@@ -184,12 +186,18 @@ impl<T: Transport> Lock for ShellLock<T> {
             let sent = Instant::now();
             // Before the first answer it is not known whether anybody holds the lock: the way there is not waiting for it.
             let limit = match seen {
-                Some(_) => deadline.saturating_duration_since(sent).min(self.timing.grace),
-                None => self.timing.grace,
+                Some(_) => deadline.saturating_duration_since(sent).min(ANSWER_LIMIT),
+                None => ANSWER_LIMIT,
             };
             let exchange = async {
                 conversation.say(wish).await?;
-                conversation.answers.next_line().await
+                loop {
+                    let answer = conversation.answers.next_line().await?;
+                    // Anything else is noise of a login shell's start-up files.
+                    if answer.as_ref().is_none_or(|answer| answer == "held" || answer.starts_with("busy ")) {
+                        return Ok::<_, std::io::Error>(answer);
+                    }
+                }
             };
             let answer = match tokio::time::timeout(limit, exchange).await {
                 Ok(Ok(Some(answer))) => answer,
@@ -197,7 +205,10 @@ impl<T: Transport> Lock for ShellLock<T> {
                 Err(_) => {
                     return match seen {
                         Some(holder) if Instant::now() >= deadline => Ok(Acquired::TimedOut(holder)),
-                        _ => Err(self.host.transport().broken(ACQUIRE).await),
+                        _ => {
+                            let context = format!("{path}: no answer within {} s", ANSWER_LIMIT.as_secs());
+                            Err(Fault::new(FaultKind::Unreachable, ACQUIRE, context).transient())
+                        }
                     };
                 }
             };

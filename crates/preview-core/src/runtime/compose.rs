@@ -520,6 +520,8 @@ mod tests {
             kind("Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?"),
             (FaultKind::Unreachable, true)
         );
+        let up = [" Network x_default  Creating", " Container x-web-1  Error", "dependency failed to start"];
+        assert_eq!(classify("x", &up.map(str::to_owned)).context, "dependency failed to start");
         assert_eq!(kind("dependency failed to start: container x is unhealthy"), (FaultKind::Failed, false));
     }
 

@@ -228,7 +228,8 @@ fn service(court: &mut Court<'_>, table: &Map<String, Value>) {
         ("network_mode", &["", "none"][..]),
     ] {
         let mode = table.get(key).and_then(Value::as_str).unwrap_or_default();
-        if !safe.contains(&mode) && !(mode.starts_with("service:") && matches!(key, "ipc" | "pid" | "network_mode")) {
+        let of_the_stack = mode.starts_with("service:") && matches!(key, "ipc" | "pid" | "network_mode");
+        if !safe.contains(&mode) && !of_the_stack {
             court.refuse(key, format!("`{mode}` shares what belongs to the host or to others"), "remove it");
         }
     }

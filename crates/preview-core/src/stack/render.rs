@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Difference, Guardrails, Port, awaited, built, file_uses, limits, network};
 use crate::ownership::Selector;
+use crate::route::RouterLabels;
 use crate::runtime::Variables;
 
 /// The key of the proxy's network in a rendered model.
@@ -29,7 +30,7 @@ pub struct Input<'a> {
     /// The host port of each wanted port, by [`Port::key`]; `None` behind a proxy.
     pub host_ports: Option<&'a BTreeMap<String, u16>>,
     /// The proxy's network, and the router labels of each routed service.
-    pub proxy: Option<(&'a str, &'a BTreeMap<String, BTreeMap<String, String>>)>,
+    pub proxy: Option<(&'a str, &'a RouterLabels)>,
     /// Services that get all variables as environment.
     pub inject_into: &'a [String],
     /// Those variables.

@@ -2,6 +2,8 @@
 
 pub mod conformance;
 pub mod engine;
+pub mod forge;
 pub mod host;
 pub mod lock;
+pub mod runtime;
 pub mod secrets;

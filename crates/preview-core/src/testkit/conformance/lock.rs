@@ -199,7 +199,7 @@ async fn one_at_a_time(lock: &dyn Lock, path: &str) {
         let (inside, turns) = (&inside, &turns);
         async move {
             for turn in 0..2 {
-                let lease = acquire(lock, path, &format!("c{number}"), 6 * SOON).await.expect("a turn");
+                let lease = acquire(lock, path, &format!("c{number}"), 12 * SOON).await.expect("a turn");
                 assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two holders");
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 lease.check().expect("held");

@@ -1,0 +1,200 @@
+//! What happens when a run does not get to `ready`: the report is made while the new version is still there, then it is taken back.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::diagnose::{diagnose, last_lines};
+use super::error::FailureReport;
+use super::flight::Flight;
+use super::observe::Seen;
+use super::prepare::{Prepared, Wanted};
+use super::run::Halt;
+use super::undo;
+use super::wait::{self, Expected, Verdict};
+use super::{Error, Event};
+use crate::fault::{Fault, FaultKind};
+use crate::state::{Failure, Phase, State};
+
+/// How a run ended before `ready`.
+pub(super) enum Landing {
+    Error { error: Error, nothing_left: bool },
+}
+
+/// Nothing was changed yet; whether anything of the preview exists decides whether its directory stays.
+pub(super) fn grounded(error: impl Into<Error>, exists: bool) -> Landing {
+    Landing::Error { error: error.into(), nothing_left: !exists }
+}
+
+/// Why the new version does not work.
+pub(super) struct Crash {
+    pub(super) halt: Halt,
+    pub(super) problems: BTreeMap<String, String>,
+    pub(super) output: Vec<String>,
+}
+
+impl From<Halt> for Crash {
+    fn from(halt: Halt) -> Self {
+        Self { halt, problems: BTreeMap::new(), output: Vec::new() }
+    }
+}
+
+impl From<Fault> for Crash {
+    fn from(fault: Fault) -> Self {
+        Halt::from(fault).into()
+    }
+}
+
+pub(super) fn broken(message: impl Into<String>, problems: BTreeMap<String, String>, output: Vec<String>) -> Crash {
+    Crash { halt: Halt::Fault(Fault::new(FaultKind::Failed, "bring up the new version", message)), problems, output }
+}
+
+impl Flight<'_> {
+    /// With a connection goes the lease: then nothing may be taken back, and that is what has to be said.
+    async fn with_lease_in_mind(&self, halt: Halt) -> Halt {
+        match halt {
+            Halt::Fault(fault) if fault.kind == FaultKind::Unreachable => {
+                // The end of a connection is not seen everywhere at once.
+                let lost = tokio::time::timeout(Duration::from_secs(1), self.lease.lost()).await.is_ok();
+                if lost || self.lease.check().is_err() { Halt::LeaseLost(fault) } else { Halt::Fault(fault) }
+            }
+            other => other,
+        }
+    }
+
+    /// Which limit it was, and how to raise it.
+    fn too_long(&self, phase: Phase, limit: Duration) -> String {
+        if self.deadline <= Instant::now() {
+            let total = self.project.timeouts.total.as_secs();
+            return format!("the whole run took longer than {total} s (--timeout, or [timeouts] total)");
+        }
+        let key = match phase {
+            Phase::Building => "build",
+            Phase::Pulling => "pull",
+            Phase::Verifying => "verify",
+            _ => "start",
+        };
+        format!("it took longer than {} s ([timeouts] {key})", limit.as_secs())
+    }
+
+    /// The new version does not work: the report is made while it is still there, then it is taken back.
+    pub(super) async fn crash(
+        &self,
+        crash: Crash,
+        seen: &Seen,
+        prepared: &Prepared,
+        wanted: &Wanted,
+        state: State,
+    ) -> Landing {
+        let phase = state.phase;
+        let Crash { halt, mut problems, output } = crash;
+        let halt = self.with_lease_in_mind(halt).await;
+        let (message, timed_out, aborted) = match halt {
+            Halt::LeaseLost(fault) => {
+                // Somebody else may be at work: nothing may be changed any more.
+                return Landing::Error { error: fault.into(), nothing_left: false };
+            }
+            Halt::TimedOut(limit) => (self.too_long(phase, limit), true, false),
+            Halt::Aborted => ("interrupted".to_owned(), false, true),
+            Halt::Fault(fault) => (self.redactor.clean(&say(&fault)), false, false),
+        };
+        let message = first_lines(&message);
+        let expected = Expected::of(&wanted.model);
+        let mut services = Vec::new();
+        let looked = async {
+            let (verdict, containers) = wait::look(&*self.client.engine, &self.selector(), &expected).await?;
+            if let (Verdict::Broken(found) | Verdict::Waiting(found), Phase::Starting | Phase::Verifying) =
+                (verdict, phase)
+            {
+                for (service, why) in found {
+                    problems.entry(service).or_insert(why);
+                }
+            }
+            Ok::<_, Fault>(diagnose(&*self.client.engine, &containers, &problems, self.redactor).await)
+        };
+        if !aborted && let Ok(Ok(found)) = tokio::time::timeout(Duration::from_secs(30), looked).await {
+            services = found;
+        }
+        self.observer.event(&Event::Note(&format!("{message}; taking it back")));
+        let failure = Failure { phase, message: message.clone(), at: Timestamp::now() };
+        let end = if timed_out {
+            Phase::TimedOut
+        } else if aborted {
+            Phase::Aborted
+        } else {
+            Phase::Failed
+        };
+        let directory = self.deploy.target.directory(&self.client.base_dir);
+        let uploaded = prepared.uploads.iter().map(|upload| format!("{directory}/files/{}", upload.hash));
+        let restored = undo::undo(&undo::Undo {
+            client: self.client,
+            project: self.project,
+            target: &self.deploy.target,
+            lease: self.lease,
+            observer: self.observer,
+            redactor: self.redactor,
+            good: seen.good_text.as_deref().zip(state.good.as_ref()),
+            state: &state,
+            end,
+            failure,
+            files: seen.survey.paths.iter().cloned().chain(uploaded).collect(),
+            variables: &prepared.variables,
+        })
+        .await;
+        let nothing_left = restored == super::Restored::Removed;
+        let report = Box::new(FailureReport {
+            name: self.deploy.target.name.clone(),
+            phase,
+            message,
+            services,
+            output,
+            restored,
+        });
+        let error = if timed_out {
+            Error::TimedOut(report)
+        } else if aborted {
+            Error::Aborted(report)
+        } else {
+            Error::Failed(report)
+        };
+        Landing::Error { error, nothing_left }
+    }
+}
+
+/// Our own words for our own failures, the adapter's for its.
+fn say(fault: &Fault) -> String {
+    if fault.operation == "bring up the new version" { fault.context.clone() } else { fault.chain() }
+}
+
+/// A message is a few lines; the rest stands in the output.
+fn first_lines(message: &str) -> String {
+    let lines: Vec<&str> = message.lines().collect();
+    if lines.len() <= 6 {
+        message.to_owned()
+    } else {
+        format!("{}\n…\n{}", lines[0], lines[lines.len() - 4..].join("\n"))
+    }
+}
+
+/// The words of a program that failed are the output of the report.
+pub(super) fn with_output(halt: Halt) -> Crash {
+    let output = match &halt {
+        // One line is all in the message.
+        Halt::Fault(fault) if fault.context.lines().count() > 1 => last_lines(&fault.context),
+        _ => Vec::new(),
+    };
+    Crash { halt, problems: BTreeMap::new(), output }
+}
+
+/// How a run ends that was stopped before its first change.
+pub(super) fn halt_error(halt: Halt) -> Error {
+    match halt {
+        Halt::Fault(fault) | Halt::LeaseLost(fault) => fault.into(),
+        Halt::TimedOut(limit) => {
+            Fault::new(FaultKind::TimedOut, "read the host's state", format!("no answer within {} s", limit.as_secs()))
+                .into()
+        }
+        Halt::Aborted => Fault::new(FaultKind::TimedOut, "read the host's state", "interrupted").into(),
+    }
+}

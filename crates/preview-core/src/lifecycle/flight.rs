@@ -1,0 +1,388 @@
+//! A run under its lease: the stages, one after the other, each with its limit of time and its place in the state file.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use jiff::Timestamp;
+
+use super::crash::{Crash, Landing, broken, grounded, halt_error, with_output};
+use super::deploy::Deployed;
+use super::observe::{Seen, draw, missing_uploads, observe, pulls, want, with_generated};
+use super::prepare::{Prepared, Wanted};
+use super::run::{Halt, guarded};
+use super::verify::lock;
+use super::wait::{self, Expected, Verdict};
+use super::{Client, Event, Interrupt, Observer};
+use crate::engine::Prune;
+use crate::fault::{Fault, FaultKind};
+use crate::host::Change;
+use crate::lock::Lease;
+use crate::ownership::Selector;
+use crate::plan::{self, Kind, Plan, Running};
+use crate::project::{Deploy, Project};
+use crate::registry;
+use crate::runtime::{Runtime, Stack};
+use crate::secret::{Redactor, Secret};
+use crate::stack;
+use crate::state::{Address, Good, Phase, SCHEMA, State};
+
+/// Again at most so often, for what may go away by itself.
+const RETRIES: u32 = 2;
+
+/// A run under its lease.
+pub(super) struct Flight<'a> {
+    pub(super) client: &'a Client,
+    pub(super) resolver: &'a dyn Runtime,
+    pub(super) project: &'a Project,
+    pub(super) deploy: &'a Deploy,
+    pub(super) observer: &'a dyn Observer,
+    pub(super) redactor: &'a Redactor,
+    pub(super) interrupt: &'a Interrupt,
+    pub(super) lease: &'a dyn Lease,
+    pub(super) deadline: Instant,
+    pub(super) begun: Instant,
+}
+
+impl Flight<'_> {
+    fn path(&self, name: &str) -> String {
+        self.deploy.target.file(&self.client.base_dir, name)
+    }
+
+    pub(super) fn selector(&self) -> Selector {
+        Selector::preview(&self.deploy.target.app, &self.deploy.target.name)
+    }
+
+    fn limit(&self, stage: Duration) -> Duration {
+        stage.min(self.deadline.saturating_duration_since(Instant::now()))
+    }
+
+    fn save(&self, state: &State) -> Change {
+        Change::Write { path: self.path("state.json"), content: Secret::new(state.to_json()), mode: 0o600 }
+    }
+
+    pub(super) async fn fly(&mut self, prepared: Prepared) -> Result<Deployed, Landing> {
+        let begun = Instant::now();
+        let seen = guarded(self.lease, self.interrupt, self.limit(self.project.timeouts.start), async {
+            Ok(observe(self.client, self.project, self.deploy, &prepared).await)
+        })
+        .await
+        .map_err(|halt| grounded(halt_error(halt), false))?
+        .map_err(|error| grounded(error, false))?;
+        let exists = seen.state.is_some() || !seen.containers.is_empty() || seen.good.is_some();
+        if self.deploy.update_only && !exists {
+            return Ok(self.deployed(None, vec![], BTreeMap::new()));
+        }
+        let (prepared, env_file) =
+            with_generated(self.resolver, self.project, self.deploy, prepared, &seen, self.observer, self.redactor)
+                .await
+                .map_err(|error| grounded(error, exists))?;
+        let (wanted, host_ports) =
+            want(self.client, self.project, self.deploy, &prepared, &seen).map_err(|error| grounded(error, exists))?;
+        let plan = draw(self.project, self.deploy, &prepared, &wanted, &seen);
+        let now = Timestamp::now();
+        let mut state = self.next_state(&seen, &wanted, host_ports, now);
+        if plan.kind == Kind::Unchanged {
+            state.phase = Phase::Ready;
+            state.failure = None;
+            if let Some(good) = &mut state.good {
+                good.commit.clone_from(&self.deploy.commit);
+            }
+            let written = guarded(self.lease, self.interrupt, self.limit(self.project.timeouts.start), async {
+                self.client.host.apply(&[self.save(&state)]).await
+            });
+            written.await.map_err(|halt| grounded(halt_error(halt), true))?;
+            self.observer.event(&Event::StageDone(Phase::Preparing, begun.elapsed()));
+            return Ok(self.deployed(Some(Kind::Unchanged), wanted.addresses, plan.services));
+        }
+        match self.apply(&plan, &prepared, &wanted, &seen, &mut state, env_file).await {
+            Ok((kind, services)) => Ok(self.deployed(Some(kind), wanted.addresses, services)),
+            Err(crash) => Err(self.crash(crash, &seen, &prepared, &wanted, state).await),
+        }
+    }
+
+    fn deployed(
+        &self,
+        kind: Option<Kind>,
+        addresses: Vec<Address>,
+        services: BTreeMap<String, plan::Change>,
+    ) -> Deployed {
+        Deployed {
+            name: self.deploy.target.name.clone(),
+            project: self.deploy.target.project.clone(),
+            kind,
+            url: addresses.first().map(|address| address.url.clone()),
+            addresses,
+            services,
+            seconds: (self.begun.elapsed().as_secs_f64() * 100.0).round() / 100.0,
+        }
+    }
+
+    /// The state at the beginning of this run; the creation time survives.
+    fn next_state(&self, seen: &Seen, wanted: &Wanted, ports: BTreeMap<String, u16>, now: Timestamp) -> State {
+        let before = seen.state.as_ref();
+        State {
+            schema: SCHEMA,
+            app: self.deploy.target.app.clone(),
+            name: self.deploy.target.name.clone(),
+            project: self.deploy.target.project.clone(),
+            subject: self.deploy.subject.clone(),
+            repository: self.deploy.repository.clone().or_else(|| before?.repository.clone()),
+            owner: before.and_then(|state| state.owner.clone()).or_else(|| self.deploy.owner.clone()),
+            phase: Phase::Preparing,
+            created_at: before.map_or(now, |state| state.created_at),
+            updated_at: now,
+            commit: self.deploy.commit.clone(),
+            addresses: wanted.addresses.clone(),
+            ports,
+            // Without its stack there is nothing to go back to.
+            good: before.and_then(|state| state.good.clone()).filter(|_| seen.good.is_some()),
+            failure: None,
+        }
+    }
+
+    /// Does the stage's work while the state file says so.
+    async fn stage<T>(
+        &self,
+        state: &mut State,
+        phase: Phase,
+        limit: Duration,
+        work: impl Future<Output = Result<T, Fault>>,
+    ) -> Result<T, Halt> {
+        let begun = Instant::now();
+        if state.phase != phase {
+            self.observer.event(&Event::Stage(phase));
+        }
+        // `next_state` begins with `preparing`, and the stages follow in order.
+        state
+            .advance(phase, Timestamp::now())
+            .map_err(|error| Halt::Fault(Fault::new(FaultKind::Failed, "move on", error.to_string())))?;
+        let change = [self.save(state)];
+        let write = self.client.host.apply(&change);
+        let both = async { futures_util::try_join!(write, work) };
+        let ((), done) = guarded(self.lease, self.interrupt, self.limit(limit), both).await?;
+        self.observer.event(&Event::StageDone(phase, begun.elapsed()));
+        Ok(done)
+    }
+
+    fn stack(&self, wanted: &Wanted, prepared: &Prepared) -> Stack {
+        Stack {
+            project: self.deploy.target.project.clone(),
+            rendered: Secret::new(wanted.model.to_string()),
+            variables: prepared.variables.clone(),
+        }
+    }
+
+    async fn apply(
+        &self,
+        plan: &Plan,
+        prepared: &Prepared,
+        wanted: &Wanted,
+        seen: &Seen,
+        state: &mut State,
+        env_file: Option<Secret<String>>,
+    ) -> Result<(Kind, BTreeMap<String, plan::Change>), Crash> {
+        let limits = &self.project.timeouts;
+        let progress = |line: &str| self.observer.event(&Event::Progress(&self.redactor.clean(line)));
+        let stack = self.stack(wanted, prepared);
+        let directory = self.deploy.target.directory(&self.client.base_dir);
+
+        self.stage(state, Phase::Preparing, limits.start, async {
+            if let Some(content) = env_file {
+                let content = Secret::new(content.expose().clone().into_bytes());
+                self.client.host.apply(&[Change::Write { path: self.path(".env"), content, mode: 0o600 }]).await?;
+            }
+            let missing = missing_uploads(prepared, self.deploy, seen);
+            let sent = missing.into_iter().map(|upload| async {
+                let place = format!("{directory}/files/{}", upload.hash);
+                self.client.host.upload(&place, std::slice::from_ref(&upload.entry)).await
+            });
+            futures_util::future::try_join_all(sent).await.map(|_| ())
+        })
+        .await?;
+
+        if !prepared.built.is_empty() {
+            let built = self
+                .stage(state, Phase::Building, limits.build, async {
+                    self.keep_good_images(prepared, seen).await?;
+                    self.retrying(|| self.client.runtime.build(&stack, &prepared.built, &progress)).await
+                })
+                .await;
+            built.map_err(with_output)?;
+        }
+        let pulls = pulls(self.project, prepared, wanted, &seen.images);
+        if !pulls.is_empty() {
+            self.stage(state, Phase::Pulling, limits.pull, async {
+                let pulled = pulls.iter().map(|image| self.retrying(move || self.pull(image)));
+                futures_util::future::try_join_all(pulled).await.map(|_| ())
+            })
+            .await?;
+        }
+
+        let selector = self.selector();
+        let expected = Expected::of(&wanted.model);
+        let images_changed = !prepared.built.is_empty() || !pulls.is_empty();
+        let kind = plan.kind;
+        let started = self
+            .stage(state, Phase::Starting, limits.start, async {
+                let names = stack::images(&wanted.model).into_values().collect();
+                let images =
+                    if images_changed { self.client.engine.image_ids(&names).await? } else { seen.images.clone() };
+                let running = Running { images: &images, ..seen.running() };
+                let services = plan::changes(&wanted.model, &running);
+                if plan::unchanged(&wanted.model, &wanted.digest, &running) {
+                    return Ok((images, services, None));
+                }
+                let events = self.client.engine.watch(&selector).await?;
+                self.retrying(|| self.client.runtime.up(&stack, &progress)).await?;
+                Ok((images, services, Some(events)))
+            })
+            .await;
+        let (images, services, events) = started.map_err(with_output)?;
+        let Some(events) = events else {
+            let containers = plan::container_ids(&seen.containers);
+            self.settle(state, wanted, prepared, seen, containers, images).await?;
+            return Ok((Kind::Unchanged, services));
+        };
+
+        let steps_limit = self.project.steps.iter().map(|step| step.timeout.unwrap_or(limits.step)).sum::<Duration>();
+        let last = Mutex::new(BTreeMap::new());
+        let failure = Mutex::new(None);
+        let verified = self
+            // A little more than the limits inside: those can say what was not well.
+            .stage(state, Phase::Verifying, limits.verify + steps_limit + Duration::from_secs(5), async {
+                for step in &self.project.steps {
+                    if let Err(crash) = self.step(step).await? {
+                        *lock(&failure) = Some(crash);
+                        return Ok(None);
+                    }
+                }
+                let verify = async {
+                    let mut note = |reasons: &BTreeMap<String, String>| {
+                        lock(&last).clone_from(reasons);
+                        let text: Vec<_> = reasons.iter().map(|(service, why)| format!("{service} {why}")).collect();
+                        self.observer.event(&Event::Progress(&text.join(", ")));
+                    };
+                    let (verdict, containers) =
+                        wait::wait(&*self.client.engine, &selector, &expected, events, &mut note).await?;
+                    if let Verdict::Broken(problems) = verdict {
+                        let text: Vec<_> = problems.iter().map(|(service, why)| format!("{service} {why}")).collect();
+                        *lock(&failure) = Some(broken(text.join("; "), problems, vec![]));
+                        return Ok(None);
+                    }
+                    self.ask(wanted, prepared, &containers, &last).await?;
+                    Ok(Some(containers))
+                };
+                match tokio::time::timeout(limits.verify, verify).await {
+                    Ok(done) => done,
+                    Err(_) => {
+                        let problems = lock(&last).clone();
+                        let text: Vec<_> = problems.iter().map(|(service, why)| format!("{service} {why}")).collect();
+                        let message = format!("after {} s: {}", limits.verify.as_secs(), text.join("; "));
+                        *lock(&failure) = Some(broken(message, problems, vec![]));
+                        Ok(None)
+                    }
+                }
+            })
+            .await?;
+        let failure = lock(&failure).take();
+        if let Some(crash) = failure {
+            return Err(crash);
+        }
+        let containers = plan::container_ids(&verified.unwrap_or_default());
+        self.settle(state, wanted, prepared, seen, containers, images).await?;
+        if images_changed {
+            self.prune().await;
+        }
+        Ok((kind, services))
+    }
+
+    /// Records the new version as the good one, and removes files that only the old one used.
+    async fn settle(
+        &self,
+        state: &mut State,
+        wanted: &Wanted,
+        prepared: &Prepared,
+        seen: &Seen,
+        containers: BTreeMap<String, Vec<String>>,
+        images: BTreeMap<String, String>,
+    ) -> Result<(), Crash> {
+        let now = Timestamp::now();
+        let files: Vec<String> = prepared.uploads.iter().map(|upload| upload.hash.clone()).collect();
+        let rendered = wanted.model.to_string();
+        let file = plan::stack_file(&rendered);
+        let mut ready = state.clone();
+        ready.phase = Phase::Ready;
+        ready.updated_at = now;
+        ready.good = Some(Good {
+            digest: wanted.digest.clone(),
+            stack: file.clone(),
+            containers,
+            images,
+            files: files.clone(),
+            commit: self.deploy.commit.clone(),
+            at: now,
+        });
+        let path = self.path(&file);
+        let content = Secret::new(rendered.into_bytes());
+        let mut changes = vec![Change::Write { path: path.clone(), content, mode: 0o600 }, self.save(&ready)];
+        let kept: Vec<String> = files.iter().map(|hash| self.path(&format!("files/{hash}"))).chain([path]).collect();
+        let stale = seen.survey.paths.iter().filter(|path| !kept.contains(path));
+        changes.extend(stale.map(|path| Change::Remove { path: path.clone() }));
+        guarded(self.lease, self.interrupt, self.project.timeouts.start, self.client.host.apply(&changes)).await?;
+        *state = ready;
+        Ok(())
+    }
+
+    /// What runs now keeps a name, so that nothing that prunes images takes away the way back.
+    async fn keep_good_images(&self, prepared: &Prepared, seen: &Seen) -> Result<(), Fault> {
+        let tags = prepared.built.iter().filter_map(|service| {
+            let image = format!("{}-{service}", self.deploy.target.project);
+            let id = seen.images.get(&image)?.clone();
+            Some(async move { self.client.engine.tag(&id, &format!("{image}:last-good")).await })
+        });
+        futures_util::future::try_join_all(tags).await.map(|_| ())
+    }
+
+    async fn prune(&self) {
+        // Images of versions before the last: a failure costs disk, not the deploy.
+        if let Err(fault) = self.client.engine.prune(&Prune::DanglingImages(self.selector())).await {
+            self.observer.event(&Event::Warning(&self.redactor.clean(&fault.chain())));
+        }
+    }
+
+    async fn pull(&self, image: &str) -> Result<(), Fault> {
+        let login = registry::login(&self.project.logins, image);
+        let mut stream = self.client.engine.pull(image, login).await?;
+        let mut told = Instant::now();
+        while let Some(progress) = stream.next().await {
+            let progress = progress?;
+            if told.elapsed() > Duration::from_secs(2) {
+                told = Instant::now();
+                let line =
+                    format!("{image}: {} {} of {} MB", progress.status, progress.current >> 20, progress.total >> 20);
+                self.observer.event(&Event::Progress(&line));
+            }
+        }
+        Ok(())
+    }
+
+    /// Again, at most twice, what may go away by itself.
+    async fn retrying<T, F: Future<Output = Result<T, Fault>>>(&self, work: impl Fn() -> F) -> Result<T, Fault> {
+        let mut tried = 0;
+        loop {
+            match work().await {
+                Err(fault) if fault.transient && tried < RETRIES => {
+                    tried += 1;
+                    self.observer
+                        .event(&Event::Warning(&self.redactor.clean(&format!("{}; trying again", fault.chain()))));
+                    let mut byte = [0];
+                    let _ = getrandom::fill(&mut byte);
+                    tokio::time::sleep(Duration::from_millis(500 * u64::from(tried) + u64::from(byte[0]))).await;
+                }
+                done => return done,
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! What is on the host, what is wanted, and what follows from both: the plan. Reads; changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::error::Refusal;
+use super::files::Upload;
+use super::prepare::{self, Prepared, Wanted};
+use super::{Client, Error, Observer};
+use crate::engine::Container;
+use crate::fault::{Fault, FaultKind};
+use crate::host::{Query, Survey};
+use crate::ownership::Selector;
+use crate::plan::{self, Action, Kind, Plan, Running};
+use crate::project::{Deploy, Project, Proxy, PullPolicy};
+use crate::runtime::Runtime;
+use crate::secret::{Redactor, Secret};
+use crate::state::State;
+use crate::{generate, ports, stack};
+
+/// What is on the host.
+pub(super) struct Seen {
+    pub(super) survey: Survey,
+    pub(super) state: Option<State>,
+    pub(super) good: Option<Value>,
+    pub(super) good_text: Option<String>,
+    pub(super) containers: Vec<Container>,
+    pub(super) images: BTreeMap<String, String>,
+    pub(super) published: BTreeSet<u16>,
+}
+
+pub(super) async fn observe(
+    client: &Client,
+    project: &Project,
+    deploy: &Deploy,
+    prepared: &Prepared,
+) -> Result<Seen, Error> {
+    let target = &deploy.target;
+    let own = format!("{}/{}", target.app, target.name);
+    let query = Query {
+        read: vec!["*/*/state.json".to_owned(), format!("{own}/stack-*.json"), format!("{own}/.env")],
+        list: vec![format!("{own}/files/*"), format!("{own}/stack-*.json")],
+    };
+    let selector = Selector::preview(&target.app, &target.name);
+    let mut names: BTreeSet<String> = stack::images(&prepared.model).into_values().collect();
+    names.extend(prepared.built.iter().map(|service| format!("{}-{service}", target.project)));
+    let published = async {
+        match project.proxy {
+            Proxy::None => client.engine.published_ports().await,
+            Proxy::Traefik(_) => Ok(BTreeSet::new()),
+        }
+    };
+    let (survey, containers, images, published) = futures_util::try_join!(
+        client.host.survey(&client.base_dir, &query),
+        client.engine.containers(&selector),
+        client.engine.image_ids(&names),
+        published,
+    )?;
+    let state_path = target.file(&client.base_dir, "state.json");
+    let state = match survey.files.get(&state_path) {
+        Some(text) => Some(State::parse(&state_path, text).map_err(|error| {
+            let hint = "; `preview destroy` removes the preview, whatever its state file says";
+            Error::Fault(
+                Fault::new(FaultKind::Invalid, "read the preview's state", format!("{error}{hint}")).caused_by(error),
+            )
+        })?),
+        None => None,
+    };
+    let good_file = state.as_ref().and_then(|state| Some(target.file(&client.base_dir, &state.good.as_ref()?.stack)));
+    let good_text = good_file.and_then(|path| survey.files.get(&path)).cloned();
+    let good = good_text.as_deref().and_then(|text| serde_json::from_str(text).ok());
+    Ok(Seen { survey, state, good, good_text, containers, images, published })
+}
+
+impl Seen {
+    pub(super) fn running(&self) -> Running<'_> {
+        Running {
+            state: self.state.as_ref(),
+            good: self.good.as_ref(),
+            containers: &self.containers,
+            images: &self.images,
+        }
+    }
+}
+
+/// With the credentials that the host keeps, or new ones; the second value is the new content of their file, if it changes.
+pub(super) async fn with_generated(
+    resolver: &dyn Runtime,
+    project: &Project,
+    deploy: &Deploy,
+    prepared: Prepared,
+    seen: &Seen,
+    observer: &dyn Observer,
+    redactor: &Redactor,
+) -> Result<(Prepared, Option<Secret<String>>), Error> {
+    if project.generate.is_empty() {
+        return Ok((prepared, None));
+    }
+    let path = seen
+        .survey
+        .files
+        .iter()
+        .find(|(path, _)| path.ends_with(&format!("/{}/{}/.env", deploy.target.app, deploy.target.name)));
+    let (generated, file) =
+        generate::merge(path.map(|(_, text)| text.as_str()).unwrap_or_default(), &project.generate)?;
+    let variables = prepare::variables(project, deploy, &generated, observer, redactor).await?;
+    Ok((prepare::prepare(resolver, project, deploy, variables).await?, file))
+}
+
+/// The stack as it should be, and its host ports.
+pub(super) fn want(
+    client: &Client,
+    project: &Project,
+    deploy: &Deploy,
+    prepared: &Prepared,
+    seen: &Seen,
+) -> Result<(Wanted, BTreeMap<String, u16>), Error> {
+    if let Some(state) = &seen.state {
+        let other_repository = matches!((&state.repository, &deploy.repository), (Some(a), Some(b)) if a != b);
+        if state.subject != deploy.subject || other_repository {
+            let by = match (&state.repository, other_repository) {
+                (Some(repository), true) => format!("{} of {repository}", state.subject),
+                _ => state.subject.to_string(),
+            };
+            return Err(Refusal::NameTaken { name: deploy.target.name.clone(), by }.into());
+        }
+    }
+    let ports = match project.proxy {
+        Proxy::Traefik(_) => BTreeMap::new(),
+        Proxy::None => {
+            let remembered = seen.state.as_ref().map(|state| state.ports.clone()).unwrap_or_default();
+            let mut taken: BTreeSet<u16> = seen.published.union(&seen.survey.facts.listening).copied().collect();
+            let own = deploy.target.file(&client.base_dir, "state.json");
+            for (path, text) in
+                seen.survey.files.iter().filter(|(path, _)| path.ends_with("/state.json") && **path != own)
+            {
+                if let Ok(other) = State::parse(path, text) {
+                    taken.extend(other.ports.values());
+                }
+            }
+            ports::allocate(&deploy.target.project, &prepared.wanted, &remembered, &taken).map_err(|error| {
+                Error::Fault(Fault::new(FaultKind::PortTaken, "find a free port", error.to_string()))
+            })?
+        }
+    };
+    let directory = deploy.target.directory(&client.base_dir);
+    Ok((prepare::render(project, deploy, prepared, &directory, &ports), ports))
+}
+
+/// Names of upload directories that the host does not have.
+pub(super) fn missing_uploads<'a>(prepared: &'a Prepared, deploy: &Deploy, seen: &Seen) -> Vec<&'a Upload> {
+    let there = |hash: &str| {
+        let end = format!("/{}/{}/files/{hash}", deploy.target.app, deploy.target.name);
+        seen.survey.paths.iter().any(|path| path.ends_with(&end))
+    };
+    prepared.uploads.iter().filter(|upload| !there(&upload.hash)).collect()
+}
+
+pub(super) fn pulls(
+    project: &Project,
+    prepared: &Prepared,
+    wanted: &Wanted,
+    images: &BTreeMap<String, String>,
+) -> Vec<String> {
+    let built: BTreeSet<&String> = prepared.built.iter().collect();
+    let own: BTreeSet<String> = stack::images(&wanted.model)
+        .into_iter()
+        .filter(|(service, _)| built.contains(service))
+        .map(|(_, image)| image)
+        .collect();
+    let all: BTreeSet<String> =
+        stack::images(&wanted.model).into_values().filter(|image| !own.contains(image)).collect();
+    all.into_iter().filter(|image| project.pull == PullPolicy::Always || !images.contains_key(image)).collect()
+}
+
+pub(super) fn draw(project: &Project, deploy: &Deploy, prepared: &Prepared, wanted: &Wanted, seen: &Seen) -> Plan {
+    let running = seen.running();
+    let uploads = missing_uploads(prepared, deploy, seen);
+    let pulls = pulls(project, prepared, wanted, &seen.images);
+    let same = plan::unchanged(&wanted.model, &wanted.digest, &running);
+    let kind = match &seen.state {
+        None => Kind::Create,
+        Some(state) if state.good.is_none() => Kind::Resume,
+        Some(_) if same && prepared.built.is_empty() && pulls.is_empty() => Kind::Unchanged,
+        Some(_) => Kind::Update,
+    };
+    let mut actions = Vec::new();
+    if !uploads.is_empty() {
+        actions.push(Action::Upload { files: uploads.iter().map(|upload| upload.source.clone()).collect() });
+    }
+    if !prepared.built.is_empty() {
+        actions.push(Action::Build { services: prepared.built.clone() });
+    }
+    if !pulls.is_empty() {
+        actions.push(Action::Pull { images: pulls });
+    }
+    if kind != Kind::Unchanged {
+        actions.push(Action::Up);
+        actions.extend(
+            project.steps.iter().map(|step| Action::Step { name: step.name.clone(), service: step.service.clone() }),
+        );
+        actions.push(Action::Verify);
+    }
+    Plan {
+        name: deploy.target.name.clone(),
+        project: deploy.target.project.clone(),
+        kind,
+        actions,
+        services: plan::changes(&wanted.model, &running),
+        addresses: wanted.addresses.clone(),
+        differences: wanted.differences.clone(),
+        warnings: prepared.warnings.clone(),
+    }
+}

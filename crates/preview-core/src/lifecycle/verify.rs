@@ -1,0 +1,134 @@
+//! Whether the new version works: its steps, then health, then an answer.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+
+use super::Event;
+use super::crash::{Crash, broken};
+use super::diagnose::{last_lines, printable};
+use super::flight::Flight;
+use super::prepare::{Prepared, Wanted};
+use super::probe::{self, Question};
+use crate::engine::{Chunk, Container, ExecRequest};
+use crate::fault::{Fault, FaultKind};
+use crate::project::{Project, StepSpec};
+
+impl Flight<'_> {
+    /// Runs a step in its service. An outer error is the host's, an inner one the step's.
+    pub(super) async fn step(&self, step: &StepSpec) -> Result<Result<(), Crash>, Fault> {
+        self.observer.event(&Event::Note(&format!("step {}", step.name)));
+        let limit = step.timeout.unwrap_or(self.project.timeouts.step);
+        let (mut output, mut partial) = (Vec::new(), Vec::new());
+        let run = async {
+            let containers = self.client.engine.containers(&self.selector()).await?;
+            let Some(container) = super::pick_container(&containers, &step.service) else {
+                return Ok(Err("its service does not run".to_owned()));
+            };
+            let request = ExecRequest { argv: step.run.clone(), ..ExecRequest::default() };
+            let mut exec = match self.client.engine.exec(&container.id, &request).await {
+                Ok(exec) => exec,
+                Err(fault) if matches!(fault.kind, FaultKind::Conflict | FaultKind::NotFound | FaultKind::Invalid) => {
+                    return Ok(Err(fault.chain()));
+                }
+                Err(fault) => return Err(fault),
+            };
+            while let Some(chunk) = exec.output.next().await {
+                let (Chunk::Stdout(bytes) | Chunk::Stderr(bytes)) = chunk?;
+                output.extend_from_slice(&bytes);
+                partial.extend_from_slice(&bytes);
+                while let Some(end) = partial.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = partial.drain(..=end).collect();
+                    self.print(&line);
+                }
+                // The last lines are what is shown; a step that prints for hours must not fill the memory.
+                if output.len() > 1 << 20 {
+                    output.drain(..512 << 10);
+                }
+            }
+            Ok(match self.client.engine.exec_exit_code(&exec.id).await? {
+                0 => Ok(()),
+                code => Err(format!("it exited with code {code}")),
+            })
+        };
+        let ended = match tokio::time::timeout(limit, run).await {
+            Ok(ended) => ended?,
+            Err(_) => Err(format!("it took longer than {} s", limit.as_secs())),
+        };
+        self.print(&partial);
+        let text = self.redactor.clean(&String::from_utf8_lossy(&output));
+        let lines = last_lines(&text);
+        Ok(match ended {
+            Ok(()) => Ok(()),
+            Err(why) => {
+                let problems = BTreeMap::from([(step.service.clone(), format!("step `{}` failed", step.name))]);
+                Err(broken(format!("step `{}` in {}: {why}", step.name, step.service), problems, lines))
+            }
+        })
+    }
+
+    /// Shows a line of a step's output.
+    fn print(&self, line: &[u8]) {
+        let text = self.redactor.clean(&String::from_utf8_lossy(line));
+        for line in text.lines() {
+            self.observer.event(&Event::Progress(&printable(line)));
+        }
+    }
+
+    /// Asks the services that must answer.
+    pub(super) async fn ask(
+        &self,
+        wanted: &Wanted,
+        prepared: &Prepared,
+        containers: &[Container],
+        last: &Mutex<BTreeMap<String, String>>,
+    ) -> Result<(), Fault> {
+        let questions = questions(self.project, wanted, prepared);
+        let asked = questions.iter().map(|question| async move {
+            let Some(container) = super::pick_container(containers, &question.service) else { return Ok(()) };
+            let word = Mutex::new(String::new());
+            let answer = probe::ask(&*self.client.host, container, question, &word);
+            tokio::pin!(answer);
+            loop {
+                tokio::select! {
+                    done = &mut answer => return done,
+                    () = tokio::time::sleep(Duration::from_millis(200)) => {
+                        let word = lock(&word).clone();
+                        if !word.is_empty() {
+                            lock(last).insert(question.service.clone(), format!("does not answer: {word}"));
+                        }
+                    }
+                }
+            }
+        });
+        lock(last).clear();
+        futures_util::future::try_join_all(asked).await.map(|_| ())
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// What has to answer: the configured question, and routed services without a health check.
+fn questions(project: &Project, wanted: &Wanted, prepared: &Prepared) -> Vec<Question> {
+    let mut questions = Vec::new();
+    let first = prepared.routes.first();
+    if let Some(health) = &project.health
+        && let Some(service) = health.service.clone().or_else(|| Some(first?.service.clone()))
+        && let Some(port) =
+            health.port.or_else(|| Some(prepared.routes.iter().find(|route| route.service == service)?.port))
+    {
+        questions.push(Question { service, port, path: Some(health.path.clone()) });
+    }
+    for route in &prepared.routes {
+        let checked = wanted.model.pointer(&format!("/services/{}/healthcheck/test", route.service)).is_some();
+        let asked = questions.iter().any(|question| question.service == route.service && question.port == route.port);
+        if !checked && !asked {
+            questions.push(Question { service: route.service.clone(), port: route.port, path: None });
+        }
+    }
+    questions
+}

@@ -1,0 +1,442 @@
+//! The lifecycle on memory adapters: what may fail, fails at every place in turn, and what is left is looked at.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use preview_core::engine::Engine as _;
+use preview_core::fault::{Fault, FaultKind};
+use preview_core::host::{Change, Entry, Host, Query, Stream, Survey};
+use preview_core::lifecycle::{self, Client, Error, Interrupt, Quiet, Refusal, Restored};
+use preview_core::lock::{Acquired, Holder, Lease, Lock};
+use preview_core::ownership::Selector;
+use preview_core::plan::Kind;
+use preview_core::project::{Deploy, Project, Proxy, PullPolicy, Target, Timeouts};
+use preview_core::runtime::{Progress, Resolved, Runtime, Source, Stack};
+use preview_core::secret::Redactor;
+use preview_core::stack::Guardrails;
+use preview_core::state::{Phase, State, Subject};
+use preview_core::testkit::engine::MemoryEngine;
+use preview_core::testkit::host::MemoryHost;
+use preview_core::testkit::lock::MemoryLock;
+use preview_core::testkit::runtime::MemoryRuntime;
+use serde_json::{Value, json};
+
+const BASE: &str = "/base";
+const LOCK: &str = "/base/shop/pr-7/.lock";
+const STATE: &str = "/base/shop/pr-7/state.json";
+
+/// Changes until the run dies; a life that is over never ends a change.
+type Life = Arc<AtomicI64>;
+
+fn alive(life: &Life) -> Result<(), Fault> {
+    if life.fetch_sub(1, Ordering::SeqCst) > 0 {
+        Ok(())
+    } else {
+        Err(Fault::new(FaultKind::Unreachable, "live", "killed"))
+    }
+}
+
+struct World {
+    engine: MemoryEngine,
+    host: Arc<MemoryHost>,
+    lock: MemoryLock,
+    runtime: MemoryRuntime,
+}
+
+/// The world's adapters, until the life is over.
+struct Mortal<T> {
+    inner: T,
+    life: Life,
+}
+
+#[async_trait]
+impl Host for Mortal<Arc<MemoryHost>> {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+    async fn survey(&self, base: &str, query: &Query) -> Result<Survey, Fault> {
+        self.inner.survey(base, query).await
+    }
+    async fn apply(&self, changes: &[Change]) -> Result<(), Fault> {
+        for change in changes {
+            alive(&self.life)?;
+            self.inner.apply(std::slice::from_ref(change)).await?;
+        }
+        Ok(())
+    }
+    async fn upload(&self, directory: &str, entries: &[Entry]) -> Result<bool, Fault> {
+        alive(&self.life)?;
+        self.inner.upload(directory, entries).await
+    }
+    async fn socket(&self, path: &str) -> Result<PathBuf, Fault> {
+        self.inner.socket(path).await
+    }
+    async fn dial(&self, address: &str, port: u16) -> Result<Box<dyn Stream>, Fault> {
+        self.inner.dial(address, port).await
+    }
+    async fn close(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Runtime for Mortal<MemoryRuntime> {
+    async fn resolve(&self, source: &Source) -> Result<Resolved, Fault> {
+        self.inner.resolve(source).await
+    }
+    async fn build(&self, stack: &Stack, services: &[String], progress: Progress<'_>) -> Result<(), Fault> {
+        alive(&self.life)?;
+        self.inner.build(stack, services, progress).await
+    }
+    async fn up(&self, stack: &Stack, progress: Progress<'_>) -> Result<(), Fault> {
+        alive(&self.life)?;
+        // A short life ends in the middle of the work.
+        let left = self.life.load(Ordering::SeqCst).max(0);
+        let before = self.inner.made();
+        self.inner.stop_after(usize::try_from(left).expect("not negative"));
+        let done = self.inner.up(stack, progress).await;
+        let made = i64::try_from(self.inner.made() - before).expect("few");
+        let died = done.is_err() && made >= left;
+        self.life.fetch_sub(if died { left } else { made }, Ordering::SeqCst);
+        done
+    }
+}
+
+struct MortalLease {
+    inner: Box<dyn Lease>,
+    life: Life,
+}
+
+#[async_trait]
+impl Lease for MortalLease {
+    fn check(&self) -> Result<(), Fault> {
+        if self.life.load(Ordering::SeqCst) > 0 {
+            self.inner.check()
+        } else {
+            Err(Fault::new(FaultKind::LeaseLost, "hold the lock", "killed"))
+        }
+    }
+    async fn lost(&self) {
+        self.inner.lost().await;
+    }
+    async fn release(self: Box<Self>, remove: bool) -> Result<(), Fault> {
+        self.inner.release(remove).await
+    }
+}
+
+#[async_trait]
+impl Lock for Mortal<MemoryLock> {
+    async fn acquire(
+        &self,
+        path: &str,
+        holder: &Holder,
+        wait: Duration,
+        waiting: &(dyn Fn(Option<Holder>) + Send + Sync),
+    ) -> Result<Acquired, Fault> {
+        Ok(match self.inner.acquire(path, holder, wait, waiting).await? {
+            Acquired::Held(inner) => Acquired::Held(Box::new(MortalLease { inner, life: self.life.clone() })),
+            late @ Acquired::TimedOut(_) => late,
+        })
+    }
+    async fn holder(&self, path: &str) -> Result<Option<Holder>, Fault> {
+        self.inner.holder(path).await
+    }
+}
+
+/// `web` is built, `db` has data; a version is a number, a sick one says why.
+fn model(version: u32, sick: Option<&str>) -> Value {
+    let mut environment = json!({"VERSION": version.to_string()});
+    if let Some(sick) = sick {
+        environment["SICK"] = json!(sick);
+    }
+    json!({
+        "services": {
+            "web": {"build": {"context": "/", "args": {"VERSION": version.to_string()}}, "environment": environment, "networks": {"default": null}},
+            "db": {"image": "db:1", "networks": {"default": null}, "volumes": [{"type": "volume", "source": "data", "target": "/data"}]},
+        },
+        "networks": {"default": {}},
+        "volumes": {"data": {}},
+    })
+}
+
+impl World {
+    fn new() -> Self {
+        let engine = MemoryEngine::new();
+        engine.add_image("db:1", &BTreeMap::new());
+        let runtime = MemoryRuntime::new(engine.clone());
+        Self { engine, host: Arc::new(MemoryHost::default()), lock: MemoryLock::default(), runtime }
+    }
+
+    fn client(&self, life: &Life) -> Client {
+        Client {
+            host: Arc::new(Mortal { inner: self.host.clone(), life: life.clone() }),
+            engine: Arc::new(self.engine.clone()),
+            lock: Arc::new(Mortal { inner: self.lock.clone(), life: life.clone() }),
+            runtime: Arc::new(Mortal { inner: self.runtime.clone(), life: life.clone() }),
+            base_dir: BASE.to_owned(),
+        }
+    }
+
+    async fn deploy_for(&self, life: i64, deploy: &Deploy) -> Result<lifecycle::Deployed, Error> {
+        let life = Arc::new(AtomicI64::new(life));
+        let client = self.client(&life);
+        let done = lifecycle::deploy(
+            std::future::ready(Ok(client)),
+            &self.runtime,
+            &project(),
+            deploy,
+            &Quiet,
+            &Redactor::default(),
+            &Interrupt::default(),
+        )
+        .await;
+        // The lock of a dead run is free.
+        self.lock.lose(LOCK);
+        done
+    }
+
+    async fn deploy(&self, version: u32, sick: Option<&str>) -> Result<lifecycle::Deployed, Error> {
+        self.runtime.set_model(model(version, sick));
+        self.deploy_for(i64::MAX, &request()).await
+    }
+
+    async fn destroy_for(&self, life: i64) -> Result<lifecycle::Destroyed, Error> {
+        let client = self.client(&Arc::new(AtomicI64::new(life)));
+        let done =
+            lifecycle::destroy(&client, &target(), "me", Duration::from_secs(1), &Quiet, &Interrupt::default()).await;
+        self.lock.lose(LOCK);
+        done
+    }
+
+    fn state(&self) -> Option<State> {
+        self.host.content(STATE).map(|text| State::parse(STATE, &text).expect("the state file is whole"))
+    }
+
+    /// Ids of the containers by service.
+    async fn running(&self) -> BTreeMap<String, Vec<String>> {
+        preview_core::plan::container_ids(&self.engine.containers(&selector()).await.expect("lists"))
+    }
+
+    async fn assert_nothing_left(&self, when: &str) {
+        let inventory = self.engine.inventory(&selector()).await.expect("lists");
+        assert!(inventory.is_empty(), "{when}: {inventory:?}");
+        let left: Vec<_> = self.host.paths().into_iter().filter(|path| path.starts_with("/base/shop")).collect();
+        assert!(left.is_empty(), "{when}: {left:?}");
+        assert!(self.lock.held().is_empty(), "{when}");
+    }
+}
+
+fn selector() -> Selector {
+    Selector::preview("shop", "pr-7")
+}
+
+fn target() -> Target {
+    Target { app: "shop".into(), name: "pr-7".into(), project: "shop_pr-7".into() }
+}
+
+fn request() -> Deploy {
+    Deploy {
+        target: target(),
+        subject: Subject::Pull(7),
+        repository: Some("acme/shop".into()),
+        owner: Some("octocat".into()),
+        commit: None,
+        update_only: false,
+        who: "me".into(),
+    }
+}
+
+fn project() -> Project {
+    Project {
+        files: vec![],
+        directory: "/".into(),
+        repository: "/".into(),
+        env_files: vec![],
+        profiles: vec![],
+        pull: PullPolicy::Missing,
+        logins: BTreeMap::new(),
+        routes: None,
+        url: None,
+        proxy: Proxy::None,
+        guardrails: Guardrails::default(),
+        timeouts: Timeouts::default(),
+        health: None,
+        secrets: vec![],
+        generate: BTreeMap::new(),
+        env: BTreeMap::new(),
+        env_services: vec![],
+        env_services_place: String::new(),
+        steps: vec![],
+    }
+}
+
+fn failed(done: Result<lifecycle::Deployed, Error>) -> Box<lifecycle::FailureReport> {
+    match done {
+        Err(Error::Failed(report)) => report,
+        other => panic!("not a failed deploy: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn create_unchanged_update_destroy() {
+    let world = World::new();
+    assert_eq!(world.deploy(1, None).await.expect("created").kind, Some(Kind::Create));
+    let first = world.running().await;
+    let made = world.state().expect("a state").created_at;
+    assert_eq!(world.deploy(1, None).await.expect("again").kind, Some(Kind::Unchanged));
+    assert_eq!(world.running().await, first);
+    assert_eq!(world.deploy(2, None).await.expect("updated").kind, Some(Kind::Update));
+    let second = world.running().await;
+    assert_eq!(second["db"], first["db"], "what does not differ is kept");
+    assert_ne!(second["web"], first["web"]);
+    assert_eq!(world.state().expect("a state").created_at, made, "the creation time survives");
+    assert!(world.destroy_for(i64::MAX).await.expect("destroyed").existed);
+    world.assert_nothing_left("destroyed").await;
+    assert!(!world.destroy_for(i64::MAX).await.expect("again").existed);
+    world.assert_nothing_left("destroyed twice").await;
+}
+
+#[tokio::test]
+async fn a_sick_update_goes_back_and_a_sick_first_deploy_leaves_nothing() {
+    let world = World::new();
+    let report = failed(world.deploy(1, Some("no database")).await);
+    assert_eq!(report.restored, Restored::Removed);
+    assert_eq!(report.services[0].log, ["no database"]);
+    world.assert_nothing_left("a first deploy that failed").await;
+
+    world.deploy(1, None).await.expect("created");
+    let first = world.running().await;
+    let report = failed(world.deploy(2, Some("boom")).await);
+    assert_eq!((report.restored, report.phase), (Restored::Previous, Phase::Verifying));
+    assert_eq!(report.services[0].log, ["boom"], "the new version's log");
+    let restored = world.running().await;
+    assert_eq!(restored["db"], first["db"], "what the update did not touch is not recreated");
+    let state = world.state().expect("a state");
+    assert_eq!(state.phase, Phase::Failed);
+    assert!(state.failure.expect("why").message.contains("unhealthy"));
+    assert_eq!(world.deploy(1, None).await.expect("the old version").kind, Some(Kind::Unchanged));
+    assert_eq!(world.running().await, restored);
+    assert_eq!(world.deploy(3, None).await.expect("a better one").kind, Some(Kind::Update));
+}
+
+#[tokio::test]
+async fn a_first_deploy_that_dies_anywhere_is_mended_by_the_next_run_and_by_destroy() {
+    for life in 0..24 {
+        let world = World::new();
+        world.runtime.set_model(model(1, None));
+        let died = world.deploy_for(life, &request()).await;
+        assert!(life > 0 || died.is_err(), "the first change of all is a change");
+        world.deploy(1, None).await.unwrap_or_else(|error| panic!("after {life} changes: {}", error.chain()));
+        assert_eq!(world.running().await.len(), 2, "after {life} changes");
+        assert_eq!(world.state().expect("a state").phase, Phase::Ready);
+
+        let world = World::new();
+        world.runtime.set_model(model(1, None));
+        let _ = world.deploy_for(life, &request()).await;
+        world.destroy_for(i64::MAX).await.expect("destroyed");
+        world.assert_nothing_left(&format!("destroyed after {life} changes")).await;
+    }
+}
+
+#[tokio::test]
+async fn an_update_that_dies_anywhere_is_mended_by_the_next_run() {
+    for life in 0..24 {
+        let world = World::new();
+        world.deploy(1, None).await.expect("created");
+        let first = world.running().await;
+        world.runtime.set_model(model(2, None));
+        let _ = world.deploy_for(life, &request()).await;
+        let done = world.deploy(2, None).await;
+        done.unwrap_or_else(|error| panic!("after {life} changes: {}", error.chain()));
+        assert_eq!(world.state().expect("a state").phase, Phase::Ready);
+        let now = world.running().await;
+        assert_eq!((now.len(), &now["db"]), (2, &first["db"]), "after {life} changes");
+        let again = world.deploy(2, None).await.expect("again");
+        assert_eq!(again.kind, Some(Kind::Unchanged), "after {life} changes");
+
+        // A sick version after the death still goes back to the good one.
+        let world = World::new();
+        world.deploy(1, None).await.expect("created");
+        world.runtime.set_model(model(2, None));
+        let _ = world.deploy_for(life, &request()).await;
+        // A run that dies while it tidies up has got its version through.
+        let good = if world.state().expect("a state").phase == Phase::Ready && life > 0 { 2 } else { 1 };
+        let report = failed(world.deploy(3, Some("sick")).await);
+        assert_eq!(report.restored, Restored::Previous, "after {life} changes");
+        assert_eq!(
+            world.deploy(good, None).await.expect("the good one").kind,
+            Some(Kind::Unchanged),
+            "after {life} changes"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_destroy_that_dies_anywhere_is_ended_by_the_next() {
+    for life in 0..12 {
+        let world = World::new();
+        world.deploy(1, None).await.expect("created");
+        let _ = world.destroy_for(life).await;
+        world.destroy_for(i64::MAX).await.expect("destroyed");
+        world.assert_nothing_left(&format!("after {life} changes")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_lost_lease_ends_the_run_and_changes_nothing_more() {
+    let world = World::new();
+    world.deploy(1, None).await.expect("created");
+    world.runtime.set_model(model(2, None));
+    // The lease is lost with the third change.
+    let error = world.deploy_for(3, &request()).await.expect_err("lost");
+    assert_eq!(error.exit_code(), 6, "{}", error.chain());
+    assert!(error.report().is_none(), "nothing was taken back: somebody else may be at work");
+}
+
+#[tokio::test]
+async fn another_subject_of_the_same_name_is_refused_and_changes_nothing() {
+    let world = World::new();
+    world.deploy(1, None).await.expect("created");
+    let (before, state) = (world.running().await, world.state());
+    for deploy in [
+        Deploy { subject: Subject::Branch("pr-7".into()), ..request() },
+        Deploy { repository: Some("acme/other".into()), ..request() },
+    ] {
+        let error = world.deploy_for(i64::MAX, &deploy).await.expect_err("refused");
+        assert!(matches!(error, Error::Refused(Refusal::NameTaken { .. })), "{error}");
+    }
+    assert_eq!((world.running().await, world.state()), (before, state));
+}
+
+#[tokio::test]
+async fn update_only_makes_nothing() {
+    let world = World::new();
+    world.runtime.set_model(model(1, None));
+    let deploy = Deploy { update_only: true, ..request() };
+    assert_eq!(world.deploy_for(i64::MAX, &deploy).await.expect("done").kind, None);
+    world.assert_nothing_left("nothing was there").await;
+    world.deploy(1, None).await.expect("created");
+    world.runtime.set_model(model(2, None));
+    assert_eq!(world.deploy_for(i64::MAX, &deploy).await.expect("done").kind, Some(Kind::Update));
+}
+
+#[tokio::test]
+async fn transient_failures_are_tried_again_and_others_are_not() {
+    let world = World::new();
+    let fault = || Fault::new(FaultKind::Unreachable, "bring the stack up", "the daemon blinked").transient();
+    world.runtime.fail_next("up", fault());
+    world.runtime.fail_next("up", fault());
+    assert_eq!(world.deploy(1, None).await.expect("the third time").kind, Some(Kind::Create));
+    let before = world.runtime.calls().iter().filter(|call| **call == "up").count();
+    assert_eq!(before, 3);
+    world.runtime.fail_next("build", Fault::new(FaultKind::Failed, "build the images", "syntax error"));
+    let report = failed(world.deploy(2, None).await);
+    assert_eq!((report.phase, &report.restored), (Phase::Building, &Restored::Previous));
+    assert_eq!(report.output, ["syntax error"]);
+    let builds = world.runtime.calls().iter().filter(|call| **call == "build").count();
+    assert_eq!(builds, 2, "one for each deploy");
+}
