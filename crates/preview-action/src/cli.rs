@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use preview_core::config::Environment;
+use preview_core::lifecycle::Error;
 
 /// A preview environment for every pull request or branch, on a Docker VM that its team owns.
 ///
@@ -36,11 +38,11 @@ Every setting: flag over environment (PREVIEW_…) over preview.toml over defaul
 #[command(next_help_heading = "Options of all commands")]
 pub(crate) struct Global {
     /// The configuration file; `preview.toml` in the project directory if it exists
-    #[arg(long, global = true, value_name = "FILE", env = "PREVIEW_CONFIG")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// The directory of the Compose files
-    #[arg(long, global = true, value_name = "DIR", default_value = ".", env = "PREVIEW_PROJECT_DIR")]
-    pub(crate) project_dir: PathBuf,
+    /// The directory of the Compose files; this one without it
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) project_dir: Option<PathBuf>,
     /// Where previews run: `local`, or `ssh://user@host[:port]`
     #[arg(long, global = true, value_name = "HOST")]
     pub(crate) host: Option<String>,
@@ -63,11 +65,27 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "TIME")]
     pub(crate) timeout: Option<String>,
     /// Form of what is printed on standard output
-    #[arg(long, global = true, value_enum, default_value_t, env = "PREVIEW_FORMAT")]
-    pub(crate) format: Format,
+    #[arg(long, global = true, value_enum)]
+    pub(crate) format: Option<Format>,
     /// Say more: `-v` what is done, `-vv` how
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+}
+
+impl Global {
+    /// With what the environment says where no flag does. A variable that is empty says nothing: CI systems make that of an input
+    /// that was not given.
+    pub(crate) fn over(mut self, environment: &Environment) -> Result<Self, Error> {
+        let get = |name: &str| environment.get(name).filter(|value| !value.is_empty());
+        self.config = self.config.or_else(|| get("PREVIEW_CONFIG").map(PathBuf::from));
+        self.project_dir = self.project_dir.or_else(|| get("PREVIEW_PROJECT_DIR").map(PathBuf::from));
+        if let (None, Some(format)) = (self.format, get("PREVIEW_FORMAT")) {
+            let known = Format::from_str(format, false);
+            self.format =
+                Some(known.map_err(|_| Error::invalid(format!("PREVIEW_FORMAT: `{format}` is not `text` or `json`")))?);
+        }
+        Ok(self)
+    }
 }
 
 /// Form of standard output.

@@ -46,7 +46,14 @@ pub(crate) async fn run(cli: Cli) -> u8 {
     if let Some(key) = environment.get("PREVIEW_IDENTITY_KEY").filter(|key| !key.is_empty()) {
         console.event(&Event::Secret(&Secret::new(key.clone())));
     }
-    let context = Context { global: cli.global, environment, console, redactor, interrupt: Interrupt::default() };
+    let global = match cli.global.over(&environment) {
+        Ok(global) => global,
+        Err(error) => {
+            console.error(&error.chain());
+            return error.exit_code();
+        }
+    };
+    let context = Context { global, environment, console, redactor, interrupt: Interrupt::default() };
     listen(&context.interrupt, &context.console);
     let done = match cli.command {
         Command::Deploy(deploy) => context.deploy(deploy).await,
@@ -106,7 +113,7 @@ impl Context {
     }
 
     fn json(&self) -> bool {
-        self.global.format == Format::Json
+        self.global.format == Some(Format::Json)
     }
 
     /// Tells of the error; the value is the exit code.

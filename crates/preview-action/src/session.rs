@@ -44,8 +44,9 @@ impl Session {
     /// Reads the configuration. Touches no network.
     pub(crate) fn load(global: &Global, deploy: Option<&Deploy>, mut environment: Environment) -> Result<Self, Error> {
         let identity_key = environment.remove(IDENTITY_KEY).filter(|key| !key.trim().is_empty()).map(Secret::new);
-        let directory = std::fs::canonicalize(&global.project_dir)
-            .map_err(|error| invalid(format!("--project-dir {}: {error}", global.project_dir.display())))?;
+        let directory = global.project_dir.as_deref().unwrap_or_else(|| Path::new("."));
+        let directory = std::fs::canonicalize(directory)
+            .map_err(|error| invalid(format!("--project-dir {}: {error}", directory.display())))?;
         let file = read_config(global.config.as_deref(), &directory)?;
         let mut flags = Overrides {
             host: global.host.clone(),
