@@ -128,15 +128,15 @@ pub(super) async fn release(client: &Client, target: &Target, lease: Box<dyn Lea
     // The file goes always: nobody has to wonder about locks that nobody holds.
     lease.release(true).await?;
     if empty {
-        client
-            .host
-            .apply(&[
-                Change::RemoveEmpty { path: target.directory(&client.base_dir) },
-                Change::RemoveEmpty { path: target.app_directory(&client.base_dir) },
-            ])
-            .await?;
+        client.host.apply(&directories(client, target)).await?;
     }
     Ok(())
+}
+
+/// The removal of a preview's directories where nothing is in them.
+pub(super) fn directories(client: &Client, target: &Target) -> [Change; 2] {
+    [target.directory(&client.base_dir), target.app_directory(&client.base_dir)]
+        .map(|path| Change::RemoveEmpty { path })
 }
 
 /// Everything that can be found wrong without the host. Generated credentials are not known yet: something stands in for them.
@@ -435,7 +435,7 @@ impl Flight<'_> {
                 good.commit.clone_from(&self.deploy.commit);
             }
             let written = guarded(self.lease, self.interrupt, self.limit(self.project.timeouts.start), async {
-                self.client.host.apply(&[self.save(&state)]).await
+                self.lease.conclude(&*self.client.host, &[self.save(&state)], &[]).await
             });
             written.await.map_err(|halt| grounded(halt_error(halt), true))?;
             self.observer.event(&Event::StageDone(Phase::Preparing, begun.elapsed()));
@@ -533,7 +533,10 @@ impl Flight<'_> {
         let stack = self.stack(wanted, prepared);
         let directory = self.deploy.target.directory(&self.client.base_dir);
 
-        self.stage(state, Phase::Preparing, limits.start, async {
+        let selector = self.selector();
+        // Subscribed before anything starts, and beside the rest: it is a round trip.
+        let watch = self.client.engine.watch(&selector);
+        let prepare = async {
             if let Some(content) = env_file {
                 let content = Secret::new(content.expose().clone().into_bytes());
                 self.client.host.apply(&[Change::Write { path: self.path(".env"), content, mode: 0o600 }]).await?;
@@ -544,8 +547,9 @@ impl Flight<'_> {
                 self.client.host.upload(&place, std::slice::from_ref(&upload.entry)).await
             });
             futures_util::future::try_join_all(sent).await.map(|_| ())
-        })
-        .await?;
+        };
+        let both = async { futures_util::try_join!(watch, prepare) };
+        let (events, ()) = self.stage(state, Phase::Preparing, limits.start, both).await?;
 
         if !prepared.built.is_empty() {
             let built = self
@@ -565,7 +569,6 @@ impl Flight<'_> {
             .await?;
         }
 
-        let selector = self.selector();
         let expected = Expected::of(&wanted.model);
         let images_changed = !prepared.built.is_empty() || !pulls.is_empty();
         let kind = plan.kind;
@@ -579,7 +582,6 @@ impl Flight<'_> {
                 if plan::unchanged(&wanted.model, &wanted.digest, &running) {
                     return Ok((images, services, None));
                 }
-                let events = self.client.engine.watch(&selector).await?;
                 self.retrying(|| self.client.runtime.up(&stack, &progress)).await?;
                 Ok((images, services, Some(events)))
             })
@@ -635,6 +637,7 @@ impl Flight<'_> {
             return Err(crash);
         }
         let containers = plan::container_ids(&verified.unwrap_or_default());
+        let images_changed = images != seen.images;
         self.settle(state, wanted, prepared, seen, containers, images).await?;
         if images_changed {
             self.prune().await;
@@ -642,7 +645,8 @@ impl Flight<'_> {
         Ok((kind, services))
     }
 
-    /// Records the new version as the good one, and removes files that only the old one used.
+    /// Records the new version as the good one, and removes files that only the old one used. Where no image is to be pruned
+    /// after that, the lock may be given back with it.
     async fn settle(
         &self,
         state: &mut State,
@@ -652,6 +656,7 @@ impl Flight<'_> {
         containers: BTreeMap<String, Vec<String>>,
         images: BTreeMap<String, String>,
     ) -> Result<(), Crash> {
+        let last = images == seen.images;
         let now = Timestamp::now();
         let files: Vec<String> = prepared.uploads.iter().map(|upload| upload.hash.clone()).collect();
         let mut ready = state.clone();
@@ -673,7 +678,14 @@ impl Flight<'_> {
                 changes.push(Change::Remove { path: path.clone() });
             }
         }
-        guarded(self.lease, self.interrupt, self.project.timeouts.start, self.client.host.apply(&changes)).await?;
+        let limit = self.project.timeouts.start;
+        if last {
+            // Once the lock may have been given back there is no way back, so an interrupt comes too late.
+            let conclusion = self.lease.conclude(&*self.client.host, &changes, &[]);
+            guarded(self.lease, &Interrupt::default(), limit, conclusion).await?;
+        } else {
+            guarded(self.lease, self.interrupt, limit, self.client.host.apply(&changes)).await?;
+        }
         *state = ready;
         Ok(())
     }
