@@ -21,7 +21,9 @@ use proxy::Proxy;
 
 const USAGE: &str = "\
 usage: cargo xtask bench [--quick] [--rtt 0,50,150] [--services 1,4,8] [--runs 5] [--only stacks|list|program]
-                         [--peers preview,forward,docker-host,script] [--binary FILE]";
+                         [--peers preview,forward,docker-host,script] [--binary FILE] [--all]
+
+Without --all, stacks of other sizes than 4 are measured at 50 ms only.";
 
 /// What is measured, and how often.
 struct Options {
@@ -31,6 +33,8 @@ struct Options {
     only: Option<String>,
     peers: Vec<Peer>,
     binary: Option<PathBuf>,
+    /// Each size at each round trip.
+    all: bool,
     /// Everything, so that the result may stand in the documentation.
     whole: bool,
 }
@@ -107,7 +111,8 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
 /// A stack through its whole life, by each peer in turn; who begins changes from run to run.
 fn measure_stacks(options: &Options, link: &Link<'_>, round_trip: u64, results: &mut Results) -> Result<()> {
     let project = link.dir.join("project");
-    for &services in &options.services {
+    let usual = |services: &&usize| options.all || **services == 4 || round_trip == report::GOAL_AT;
+    for &services in options.services.iter().filter(usual) {
         // Not counted: it brings what the peers deploy.
         stacks::write(&project, &stacks::compose(services, 0, false))?;
         link.measure(Peer::Preview, Task::First, &project)?;
@@ -213,6 +218,7 @@ impl Options {
             only: None,
             peers: Peer::ALL.to_vec(),
             binary: None,
+            all: false,
             whole: true,
         };
         let mut words = words.iter();
@@ -220,6 +226,10 @@ impl Options {
             if word == "--quick" {
                 (options.round_trips, options.services, options.runs) = (vec![50], vec![4], 2);
                 options.whole = false;
+                continue;
+            }
+            if word == "--all" {
+                options.all = true;
                 continue;
             }
             let value = words.next().with_context(|| format!("{word} needs a value\n{USAGE}"))?;
@@ -283,6 +293,7 @@ mod tests {
     fn only_a_whole_run_is_documented() {
         assert!(Options::parse(&[]).unwrap().whole);
         assert!(Options::parse(&["--runs", "7"]).unwrap().whole);
+        assert!(Options::parse(&["--all"]).unwrap().whole);
         for words in [&["--quick"][..], &["--runs", "3"], &["--rtt", "50"], &["--binary", "x"]] {
             assert!(!Options::parse(words).unwrap().whole, "{words:?}");
         }

@@ -32,7 +32,7 @@ impl Facts {
 }
 
 /// The round trip at which the goals are judged.
-const GOAL_AT: u64 = 50;
+pub(crate) const GOAL_AT: u64 = 50;
 
 pub(crate) fn render(results: &Results, program: Option<&Program>, facts: &Facts, runs: usize) -> String {
     let mut text = format!(
@@ -159,5 +159,6 @@ const HOW: &str = "\
 - **Round trips**: how much longer it takes at the longest round trip than at the one before, divided by the difference.
 - **Memory**: the kernel's `VmHWM` of our process alone; `ssh` and `docker compose`, which it starts, are not in it.
 
-Again: `cargo xtask bench` (about half an hour); `cargo xtask bench --quick` for a first look, which writes nothing.
+Again: `cargo xtask bench` (about half an hour; `--all` measures each size at each round trip); `cargo xtask bench --quick` for a
+first look, which writes nothing.
 ";
