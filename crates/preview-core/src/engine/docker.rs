@@ -63,6 +63,11 @@ impl DockerEngine {
         Ok(Self { docker, transport })
     }
 
+    /// Opens so many connections ahead; where the socket is forwarded, that saves the first requests a round trip.
+    pub async fn warm(&self, count: usize) {
+        self.transport.warm(count).await;
+    }
+
     /// How many connections were opened and how many requests were sent so far: each costs a round trip.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
