@@ -433,7 +433,8 @@ async fn transient_failures_are_tried_again_and_others_are_not() {
     assert_eq!(world.deploy(1, None).await.expect("the third time").kind, Some(Kind::Create));
     let before = world.runtime.calls().iter().filter(|call| **call == "up").count();
     assert_eq!(before, 3);
-    world.runtime.fail_next("build", Fault::new(FaultKind::Failed, "build the images", "syntax error"));
+    let broken = Fault::new(FaultKind::Failed, "build the images", "exit code 1");
+    world.runtime.fail_next("build", broken.with_output(vec!["syntax error".to_owned()]));
     let report = failed(world.deploy(2, None).await);
     assert_eq!((report.phase, &report.restored), (Phase::Building, &Restored::Previous));
     assert_eq!(report.output, ["syntax error"]);
