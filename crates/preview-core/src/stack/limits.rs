@@ -162,7 +162,7 @@ fn rotate_logs(table: &mut Map<String, Value>, rails: &Guardrails, note: &mut im
     let options = logging.entry("options").or_insert_with(|| json!({}));
     let Some(options) = options.as_object_mut() else { return };
     let size = options.get("max-size").and_then(Value::as_str).map(str::to_owned);
-    let files = match options.get("max-file").map(|files| number(files)) {
+    let files = match options.get("max-file").map(number) {
         None => Some(if driver == "local" { 5.0 } else { 1.0 }),
         Some(files) => files,
     };
