@@ -1,5 +1,8 @@
 //! `kill -9` in each phase: nothing of the run stays at work, the state says that it died, and the next command goes on without hand work.
 
+use std::net::TcpListener;
+use std::sync::OnceLock;
+
 use preview_tests::{Run, Site, VmEngine, Where, eventually};
 
 use crate::stacks::{nothing, serving, stack, waiting, with_web};
@@ -55,6 +58,30 @@ const BUILDING: Death = Death {
         std::thread::sleep(std::time::Duration::from_secs(2));
     },
 };
+
+const PULLING: Death = Death {
+    phase: "pulling",
+    stuck: |site, version| {
+        let image = format!("127.0.0.1:{}/slow:{version}", silent_registry());
+        site.write("compose.yml", &with_web(&format!("    image: {image}\n")));
+    },
+    right: VERIFYING.right,
+    there: |run, site| {
+        run.until("pulling…");
+        eventually("the state says so", || site.phase("pr-7") == "pulling");
+    },
+};
+
+/// The port of a registry that takes connections and says nothing.
+fn silent_registry() -> u16 {
+    static PORT: OnceLock<u16> = OnceLock::new();
+    *PORT.get_or_init(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        std::thread::spawn(move || listener.incoming().collect::<Vec<_>>());
+        port
+    })
+}
 
 const STARTING: Death = Death {
     phase: "starting",
@@ -145,6 +172,11 @@ fn while_it_builds_on_this_machine() {
 #[test]
 fn while_it_builds_on_a_vm() {
     in_phase(Where::Vm(VmEngine::V28), &BUILDING);
+}
+
+#[test]
+fn while_it_pulls_on_this_machine() {
+    in_phase(Where::Local, &PULLING);
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! Versions that do not work: an update goes back to what worked, a first deploy leaves nothing, and the report says why.
 
-use preview_tests::{Ran, Site, VmEngine, Where};
+use preview_tests::{Ran, Site, VmEngine, Where, eventually};
 use serde_json::Value;
 
-use crate::stacks::{nothing, serving, stack, standing, still, waiting, with_web};
+use crate::stacks::{never_up, nothing, serving, stack, standing, still, waiting, with_web};
 
 /// Prints more than a report shows, and serves nothing.
 const MUTE: &str = "i=0; while [ $$i -lt 80 ]; do i=$$((i+1)); echo line $$i; done; exec sleep 100000";
@@ -109,6 +109,13 @@ fn updates(place: Where) {
     run.interrupt();
     back(&run.end().expect(5));
     assert_eq!(site.phase("pr-7"), "aborted");
+
+    site.write("compose.yml", &never_up());
+    let mut run = site.start(&["deploy", "--pr", "7", "--format", "json"]);
+    run.until("starting…");
+    eventually("Compose waits", || site.containers("pr-7").contains_key("first"));
+    run.interrupt();
+    back(&run.end().expect(5));
 
     // Repaired.
     site.write("compose.yml", &stack(&serving("three")));
@@ -224,7 +231,7 @@ fn first_deploys(place: Where) {
     site.write("compose.yml", &waiting(false));
     let mut run = site.start(&["deploy", "--pr", "7", "--format", "json"]);
     run.until("starting…");
-    preview_tests::eventually("the first container is there", || !site.containers("pr-7").is_empty());
+    eventually("the first container is there", || !site.containers("pr-7").is_empty());
     run.interrupt();
     gone(&run.end().expect(5));
 }

@@ -58,6 +58,14 @@ services:
     )
 }
 
+/// [`stack`] with a page that waits for what never gets healthy, so that `docker compose up` does not end.
+pub(crate) fn never_up() -> String {
+    let first = "\n  first:\n    image: busybox:1.36\n    command: [\"sleep\", \"100000\"]\n    stop_grace_period: 0s\n    \
+                 healthcheck: { test: [\"CMD\", \"false\"], interval: 1s, start_period: 1000s }";
+    let needs = "    depends_on: { first: { condition: service_healthy } }\n    ports";
+    stack(&serving("never")).replace("    ports", needs).replace("\nvolumes:", &format!("{first}\nvolumes:"))
+}
+
 /// A preview that works, with data in its volume; its address and containers.
 pub(crate) fn standing(site: &Site, name: &str, pr: &str) -> (String, std::collections::BTreeMap<String, String>) {
     let first = site.deploy(pr).expect(0).json();

@@ -40,13 +40,14 @@ impl Site {
         Run { child, out, err, private, family: BTreeMap::new() }
     }
 
-    /// Command lines of processes on the host that are at work on previews of the application: lock shells, receivers of uploads.
+    /// What processes on the host hold open of the application's previews, or name: locks, uploads.
     #[must_use]
     pub fn processes(&self) -> String {
         // The brackets keep the script from finding itself.
         let (first, rest) = self.app.split_at(1);
         self.shell(&format!(
-            "for p in /proc/[0-9]*; do tr '\\0\\n' '  ' <$p/cmdline 2>/dev/null && echo; done | grep '/[{first}]{rest}/' || :"
+            "{{ for p in /proc/[0-9]*; do tr '\\0\\n' '  ' <$p/cmdline 2>/dev/null && echo; done; ls -l /proc/[0-9]*/fd 2>/dev/null; }} \
+             | grep '/[{first}]{rest}/' || :"
         ))
     }
 

@@ -1,5 +1,6 @@
 //! `cargo xtask …`: set-up and habits of this workspace.
 
+mod bench;
 mod checks;
 mod demo;
 mod test;
@@ -13,6 +14,7 @@ const USAGE: &str = "\
 usage: cargo xtask <command>
 
   demo [--down]           deploy examples/hello on this machine and fetch its page; --down removes it
+  bench [OPTIONS]         whole commands against the ways without it, over a slow link; writes docs/benchmarks.md
   test [-- ARGS]          every check and every test, on a real engine and real VMs; ARGS go to `cargo test`
   lab up|down|env         the lab alone: make it ready, remove it, print its environment for a shell
   lab load IMAGE VM       copy an image of this machine's engine into a running VM
@@ -24,6 +26,7 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["demo"] => demo::up(),
         ["demo", "--down"] => demo::down(),
+        ["bench", rest @ ..] => bench::run(rest),
         ["test"] => test::all(&[]),
         ["test", "--", rest @ ..] => test::all(rest),
         ["lab", "up"] => lab_up(),

@@ -26,6 +26,9 @@ use crate::cli::{Deploy, Global};
 /// Content of the private key, where CI has it in a variable. Never part of the configuration.
 const IDENTITY_KEY: &str = "PREVIEW_IDENTITY_KEY";
 
+/// So many requests to the engine go out at once when a run begins to look around.
+const AT_FIRST: usize = 4;
+
 /// What a run of the program works with.
 pub(crate) struct Session {
     pub(crate) config: Config,
@@ -316,6 +319,7 @@ impl Session {
     ) -> Result<Client, Error> {
         let socket = host.socket(docker_socket).await?;
         let engine = DockerEngine::connect(&socket)?;
+        engine.warm(AT_FIRST).await;
         let runtime = compose.with_socket(socket, Some(guardian));
         Ok(Client { host, engine: Arc::new(engine), lock, runtime: Arc::new(runtime), base_dir })
     }

@@ -45,19 +45,28 @@ pub struct Fault {
     pub operation: &'static str,
     /// What it was tried on and what the other side said; never a secret.
     pub context: String,
+    /// The last lines that a program printed before it failed, as they came.
+    pub output: Vec<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl Fault {
     /// A failure of `operation`, deterministic unless [`transient`](Self::transient) says otherwise.
     pub fn new(kind: FaultKind, operation: &'static str, context: impl Into<String>) -> Self {
-        Self { kind, transient: false, operation, context: context.into(), source: None }
+        Self { kind, transient: false, operation, context: context.into(), output: Vec::new(), source: None }
     }
 
     /// Marks a failure that may go away by itself.
     #[must_use]
     pub fn transient(mut self) -> Self {
         self.transient = true;
+        self
+    }
+
+    /// Keeps what a program printed.
+    #[must_use]
+    pub fn with_output(mut self, output: Vec<String>) -> Self {
+        self.output = output;
         self
     }
 

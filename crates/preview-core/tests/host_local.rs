@@ -273,6 +273,52 @@ async fn release_with_remove_leaves_no_file() {
 }
 
 #[tokio::test]
+async fn the_last_changes_and_the_release_are_one() {
+    let tests = hosts().into_iter().map(|(shell, host)| async move {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = dir.path().join("a/pr-1").display().to_string();
+        let lock = ShellLock::new(Arc::clone(&host));
+        let path = format!("{home}/.lock");
+        let take = || async {
+            match lock.acquire(&path, &holder("ada"), Duration::ZERO, &|_| ()).await.expect("answers") {
+                Acquired::Held(lease) => lease,
+                Acquired::TimedOut(by) => panic!("{shell}: held by {by:?}"),
+            }
+        };
+        let content = "$(echo no) `no` \\ 'x'\n".repeat(500);
+        let file = format!("{home}/state.json");
+
+        let lease = take().await;
+        assert!(lease.conclude(&*host, &[write(&file, content.as_str())], &[]).await.expect("changes"), "{shell}");
+        lease.release(true).await.expect("is nothing more to do");
+        assert_eq!(std::fs::read_to_string(&file).expect("reads"), content, "{shell}");
+        assert!(!Path::new(&path).exists(), "{shell}");
+
+        // What cannot be made leaves the lock where it is, and names the change.
+        let lease = take().await;
+        let last = [Change::Remove { path: file.clone() }, write(format!("{home}/.lock/x"), "y")];
+        let fault = lease.conclude(&*host, &last, &[]).await.expect_err("a file is no directory");
+        assert_eq!(fault.kind, FaultKind::Conflict, "{shell}: {fault}");
+        assert!(fault.context.starts_with(&format!("write {home}/.lock/x")), "{shell}: {fault}");
+        lease.check().expect("held");
+        assert_eq!(lock.holder(&path).await.expect("answers"), Some(holder("ada")), "{shell}");
+
+        // Directories go after the lock's file.
+        let after = [Change::RemoveEmpty { path: home.clone() }];
+        assert!(lease.conclude(&*host, &[Change::Remove { path: file }], &after).await.expect("changes"), "{shell}");
+        drop(lease);
+        assert!(!Path::new(&home).exists(), "{shell}");
+
+        // Nobody knows how it ended: then the lock is not ours.
+        let lease = take().await;
+        let dropped = tokio::time::timeout(Duration::ZERO, lease.conclude(&*host, &[write(&home, "")], &[])).await;
+        assert!(dropped.is_err(), "{shell}");
+        assert_eq!(lease.check().expect_err("unknown").kind, FaultKind::LeaseLost, "{shell}");
+    });
+    futures_util::future::join_all(tests).await;
+}
+
+#[tokio::test]
 async fn a_holder_does_not_remove_the_lock_of_another() {
     let lock = ShellLock::new(local::connect().expect("connects"));
     let dir = tempfile::tempdir().expect("a directory");

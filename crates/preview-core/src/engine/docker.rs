@@ -63,6 +63,11 @@ impl DockerEngine {
         Ok(Self { docker, transport })
     }
 
+    /// Opens so many connections ahead; where the socket is forwarded, that saves the first requests a round trip.
+    pub async fn warm(&self, count: usize) {
+        self.transport.warm(count).await;
+    }
+
     /// How many connections were opened and how many requests were sent so far: each costs a round trip.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
@@ -403,6 +408,10 @@ impl Engine for DockerEngine {
             Err(fault) if fault.kind == FaultKind::Conflict => Ok(false),
             Err(fault) => Err(fault),
         }
+    }
+
+    async fn remove_container(&self, id: &str) -> Result<bool, Fault> {
+        remove::remove_container(self, id, id).await
     }
 
     async fn remove(&self, selector: &Selector) -> Result<Removed, Fault> {

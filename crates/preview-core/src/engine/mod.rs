@@ -341,6 +341,9 @@ pub trait Engine: Send + Sync {
     /// Makes sure that a bridge network of this name exists; true if it was made now. An existing one is left as it is.
     async fn ensure_network(&self, name: &str, labels: &BTreeMap<String, String>) -> Result<bool, Fault>;
 
+    /// Removes one container by its full id, as [`remove`](Self::remove) does; true if it was there. The caller knows that it is ours.
+    async fn remove_container(&self, id: &str) -> Result<bool, Fault>;
+
     /// Removes everything that is meant: containers (killed, with their anonymous volumes), then networks, volumes and images.
     /// What others hold on to (a foreign container in our network) is a `Conflict` that names it.
     async fn remove(&self, selector: &Selector) -> Result<Removed, Fault>;

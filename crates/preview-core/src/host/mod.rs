@@ -23,7 +23,8 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub(crate) use script::{checked, kind_of, quote};
+pub(crate) use script::{apply as apply_script, checked, describe, kind_of, quote};
+pub(crate) use shell::random_token;
 
 use crate::fault::Fault;
 

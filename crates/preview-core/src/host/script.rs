@@ -170,7 +170,7 @@ pub(super) fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
 const TEMPORARY: &str = ".preview-tmp-";
 
 /// Makes the changes one after the other and prints the number of each that is done, so that the one that failed is known.
-pub(super) fn apply(changes: &[Change], mark: &str) -> Result<String, Fault> {
+pub(crate) fn apply(changes: &[Change], mark: &str) -> Result<String, Fault> {
     const OPERATION: &str = "change files on the host";
     let mut script = format!(
         "umask 077\n\
@@ -205,7 +205,7 @@ pub(super) fn apply(changes: &[Change], mark: &str) -> Result<String, Fault> {
 }
 
 /// What a change is, for errors; content is not shown.
-pub(super) fn describe(change: &Change) -> String {
+pub(crate) fn describe(change: &Change) -> String {
     match change {
         Change::Write { path, .. } => format!("write {path}"),
         Change::Rename { from, to } => format!("rename {from} to {to}"),

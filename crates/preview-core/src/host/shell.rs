@@ -8,7 +8,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
@@ -159,8 +159,10 @@ impl<T: Transport> ShellHost<T> {
             Some(shell) => shell,
             None => Shell::open(&*self.transport, &self.shell_argv).await?,
         };
+        let begun = Instant::now();
         match tokio::time::timeout(limit, shell.exchange(&text, &token)).await {
             Ok(Ok((status, stdout, stderr))) => {
+                tracing::debug!(operation, status, took = ?begun.elapsed(), "asked the host");
                 *place = Some(shell);
                 Ok(Answer { status, stdout, stderr: String::from_utf8_lossy(&stderr).trim().to_owned(), mark })
             }

@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use openssh::{ForwardType, Session, Socket};
@@ -117,6 +117,7 @@ async fn connect_guarded(options: &SshOptions, guardian: &Guardian) -> Result<Ss
         options.identity_file = Some(key_file.clone());
     }
 
+    let begun = Instant::now();
     let mut child = Command::new("ssh")
         .args(arguments(&options, &control)?)
         .stdin(Stdio::null())
@@ -135,7 +136,7 @@ async fn connect_guarded(options: &SshOptions, guardian: &Guardian) -> Result<Ss
         let _ = tokio::fs::remove_file(&key_file).await;
     }
     match ready {
-        Ok(Ok(true)) => {}
+        Ok(Ok(true)) => tracing::debug!(took = ?begun.elapsed(), "connected"),
         Ok(Ok(false)) => {
             // It ended: its last words may still be on the way.
             if let Some(reader) = reader {

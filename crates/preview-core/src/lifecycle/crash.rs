@@ -10,7 +10,7 @@ use super::error::FailureReport;
 use super::flight::Flight;
 use super::observe::Seen;
 use super::prepare::{Prepared, Wanted};
-use super::run::Halt;
+use super::run::{self, Halt};
 use super::undo;
 use super::wait::{self, Expected, Verdict};
 use super::{Error, Event};
@@ -57,7 +57,7 @@ impl Flight<'_> {
             Halt::Fault(fault) if fault.kind == FaultKind::Unreachable => {
                 // The end of a connection is not seen everywhere at once.
                 let lost = tokio::time::timeout(Duration::from_secs(1), self.lease.lost()).await.is_ok();
-                if lost || self.lease.check().is_err() { Halt::LeaseLost(fault) } else { Halt::Fault(fault) }
+                if lost || self.lease.check().is_err() { Halt::LeaseLost(run::lost()) } else { Halt::Fault(fault) }
             }
             other => other,
         }
@@ -148,7 +148,7 @@ impl Flight<'_> {
             phase,
             message,
             services,
-            output,
+            output: output.iter().map(|line| self.redactor.clean(line)).collect(),
             restored,
         });
         let error = if timed_out {
@@ -180,6 +180,7 @@ fn first_lines(message: &str) -> String {
 /// The words of a program that failed are the output of the report.
 pub(super) fn with_output(halt: Halt) -> Crash {
     let output = match &halt {
+        Halt::Fault(fault) if !fault.output.is_empty() => last_lines(&fault.output.join("\n")),
         // One line is all in the message.
         Halt::Fault(fault) if fault.context.lines().count() > 1 => last_lines(&fault.context),
         _ => Vec::new(),

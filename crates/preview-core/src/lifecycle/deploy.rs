@@ -115,15 +115,15 @@ pub(super) async fn release(client: &Client, target: &Target, lease: Box<dyn Lea
     // The file goes always: nobody has to wonder about locks that nobody holds.
     lease.release(true).await?;
     if empty {
-        client
-            .host
-            .apply(&[
-                Change::RemoveEmpty { path: target.directory(&client.base_dir) },
-                Change::RemoveEmpty { path: target.app_directory(&client.base_dir) },
-            ])
-            .await?;
+        client.host.apply(&directories(client, target)).await?;
     }
     Ok(())
+}
+
+/// The removal of a preview's directories where nothing is in them.
+pub(super) fn directories(client: &Client, target: &Target) -> [Change; 2] {
+    [target.directory(&client.base_dir), target.app_directory(&client.base_dir)]
+        .map(|path| Change::RemoveEmpty { path })
 }
 
 /// Everything that can be found wrong without the host. Generated credentials are not known yet: something stands in for them.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::deploy::release;
+use super::deploy::{directories, release};
 use super::run::{Halt, acquire, guarded};
 use super::undo::{contents, remove_all};
 use super::{Client, Error, Event, Interrupt, Observer};
@@ -69,18 +69,19 @@ pub async fn destroy(
             if died { remove_all(&*client.engine, &selector).await } else { client.engine.remove(&selector).await }
         };
         let ((), removed) = futures_util::try_join!(mark, remove)?;
-        client.host.apply(&contents(target, &client.base_dir, &survey.paths)).await?;
+        let last = contents(target, &client.base_dir, &survey.paths);
+        let gone = lease.conclude(&*client.host, &last, &directories(client, target)).await?;
         let files = survey.paths.iter().filter(|path| !path.ends_with("/.lock") && !path.ends_with("/files")).count();
-        Ok((removed, files))
+        Ok((removed, files, gone))
     };
     let done = guarded(&*lease, interrupt, LIMIT, work).await;
-    if matches!(done, Err(Halt::LeaseLost(_))) {
+    if matches!(done, Err(Halt::LeaseLost(_)) | Ok((_, _, true))) {
         // The lock is not ours any more, so it is not ours to remove.
         drop(lease);
     } else {
         release(client, target, lease, true).await?;
     }
-    let (removed, files) = done.map_err(|halt| -> Error {
+    let (removed, files, _) = done.map_err(|halt| -> Error {
         match halt {
             Halt::Fault(fault) | Halt::LeaseLost(fault) => fault.into(),
             Halt::TimedOut(limit) => Fault::new(

@@ -12,6 +12,7 @@ use super::deploy::Deployed;
 use super::observe::{Seen, draw, missing_uploads, observe, pulls, want, with_generated};
 use super::prepare::{Prepared, Wanted};
 use super::run::{Halt, guarded};
+use super::up::up;
 use super::verify::lock;
 use super::wait::{self, Expected, Verdict};
 use super::{Client, Event, Interrupt, Observer};
@@ -90,7 +91,7 @@ impl Flight<'_> {
                 good.commit.clone_from(&self.deploy.commit);
             }
             let written = guarded(self.lease, self.interrupt, self.limit(self.project.timeouts.start), async {
-                self.client.host.apply(&[self.save(&state)]).await
+                self.lease.conclude(&*self.client.host, &[self.save(&state)], &[]).await
             });
             written.await.map_err(|halt| grounded(halt_error(halt), true))?;
             self.observer.event(&Event::StageDone(Phase::Preparing, begun.elapsed()));
@@ -188,7 +189,10 @@ impl Flight<'_> {
         let stack = self.stack(wanted, prepared);
         let directory = self.deploy.target.directory(&self.client.base_dir);
 
-        self.stage(state, Phase::Preparing, limits.start, async {
+        let selector = self.selector();
+        // Subscribed before anything starts, and beside the rest: it is a round trip.
+        let watch = self.client.engine.watch(&selector);
+        let prepare = async {
             if let Some(content) = env_file {
                 let content = Secret::new(content.expose().clone().into_bytes());
                 self.client.host.apply(&[Change::Write { path: self.path(".env"), content, mode: 0o600 }]).await?;
@@ -199,8 +203,9 @@ impl Flight<'_> {
                 self.client.host.upload(&place, std::slice::from_ref(&upload.entry)).await
             });
             futures_util::future::try_join_all(sent).await.map(|_| ())
-        })
-        .await?;
+        };
+        let both = async { futures_util::try_join!(watch, prepare) };
+        let (events, ()) = self.stage(state, Phase::Preparing, limits.start, both).await?;
 
         if !prepared.built.is_empty() {
             let built = self
@@ -220,7 +225,6 @@ impl Flight<'_> {
             .await?;
         }
 
-        let selector = self.selector();
         let expected = Expected::of(&wanted.model);
         let images_changed = !prepared.built.is_empty() || !pulls.is_empty();
         let kind = plan.kind;
@@ -234,8 +238,7 @@ impl Flight<'_> {
                 if plan::unchanged(&wanted.model, &wanted.digest, &running) {
                     return Ok((images, services, None));
                 }
-                let events = self.client.engine.watch(&selector).await?;
-                self.retrying(|| self.client.runtime.up(&stack, &progress)).await?;
+                self.retrying(|| up(self.client, &selector, &seen.containers, &stack, &progress)).await?;
                 Ok((images, services, Some(events)))
             })
             .await;
@@ -291,14 +294,16 @@ impl Flight<'_> {
             return Err(crash);
         }
         let containers = plan::container_ids(&verified.unwrap_or_default());
+        let stale_images = images != seen.images;
         self.settle(state, wanted, prepared, seen, containers, images).await?;
-        if images_changed {
+        if stale_images {
             self.prune().await;
         }
         Ok((kind, services))
     }
 
-    /// Records the new version as the good one, and removes files that only the old one used.
+    /// Records the new version as the good one, and removes files that only the old one used. Where no image is to be pruned
+    /// after that, the lock may be given back with it.
     async fn settle(
         &self,
         state: &mut State,
@@ -308,6 +313,7 @@ impl Flight<'_> {
         containers: BTreeMap<String, Vec<String>>,
         images: BTreeMap<String, String>,
     ) -> Result<(), Crash> {
+        let last = images == seen.images;
         let now = Timestamp::now();
         let files: Vec<String> = prepared.uploads.iter().map(|upload| upload.hash.clone()).collect();
         let rendered = wanted.model.to_string();
@@ -330,7 +336,13 @@ impl Flight<'_> {
         let kept: Vec<String> = files.iter().map(|hash| self.path(&format!("files/{hash}"))).chain([path]).collect();
         let stale = seen.survey.paths.iter().filter(|path| !kept.contains(path));
         changes.extend(stale.map(|path| Change::Remove { path: path.clone() }));
-        guarded(self.lease, self.interrupt, self.project.timeouts.start, self.client.host.apply(&changes)).await?;
+        // The version before loses its files here, so there is no way back any more: an interrupt comes too late.
+        let (never, limit) = (Interrupt::default(), self.project.timeouts.start);
+        if last {
+            guarded(self.lease, &never, limit, self.lease.conclude(&*self.client.host, &changes, &[])).await?;
+        } else {
+            guarded(self.lease, &never, limit, self.client.host.apply(&changes)).await?;
+        }
         *state = ready;
         Ok(())
     }

@@ -13,6 +13,7 @@ mod probe;
 mod query;
 mod run;
 mod undo;
+mod up;
 mod verify;
 mod wait;
 

@@ -138,15 +138,20 @@ pub(super) async fn guarded<T>(
     tokio::select! {
         biased;
         () = interrupt.fired() => Err(Halt::Aborted),
-        () = lease.lost() => Err(Halt::LeaseLost(Fault::new(
-            FaultKind::LeaseLost,
-            "hold the lock",
-            "the host has not been heard of for too long, so nothing was taken back: somebody else may be at work on the \
-             preview now; the next deploy or destroy of it mends what is left",
-        ))),
+        () = lease.lost() => Err(Halt::LeaseLost(lost())),
         done = tokio::time::timeout(limit, work) => match done {
             Ok(done) => done.map_err(Halt::from),
             Err(_) => Err(Halt::TimedOut(limit)),
         },
     }
+}
+
+/// The lease is lost, whatever was noticed first.
+pub(super) fn lost() -> Fault {
+    Fault::new(
+        FaultKind::LeaseLost,
+        "hold the lock",
+        "the connection was lost, or the host has not been heard of for too long, so nothing was taken back: somebody else \
+         may be at work on the preview now; the next deploy or destroy of it mends what is left",
+    )
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::error::Restored;
 use super::run::{Halt, guarded};
+use super::up::up;
 use super::wait::{self, Expected, Verdict};
 use super::{Client, Event, Interrupt, Observer};
 use crate::engine::{Engine, Removed};
@@ -131,7 +132,7 @@ async fn restore(undo: &Undo<'_>, text: &str, good: &Good) -> Result<Restored, F
             variables: undo.variables.clone(),
         };
         let progress = |line: &str| undo.observer.event(&Event::Progress(&undo.redactor.clean(line)));
-        undo.client.runtime.up(&stack, &progress).await?;
+        up(undo.client, &selector, &containers, &stack, &progress).await?;
         let (verdict, containers) = wait::wait(engine, &selector, &expected, events, &mut |_| {}).await?;
         if let Verdict::Broken(problems) = verdict {
             let text: Vec<_> = problems.iter().map(|(service, why)| format!("{service} {why}")).collect();

@@ -168,7 +168,16 @@ pub(super) async fn wait(
     let mut settled: Option<Instant> = None;
     let mut told = BTreeMap::new();
     loop {
-        let (verdict, containers) = look(engine, selector, expected).await?;
+        // One look answers all events that came until it began, and those that come meanwhile ask for one more in all.
+        let mut more = false;
+        let looked = look(engine, selector, expected);
+        tokio::pin!(looked);
+        let (verdict, containers) = loop {
+            tokio::select! {
+                looked = &mut looked => break looked?,
+                () = next(&mut events) => more = true,
+            }
+        };
         let pause = match &verdict {
             Verdict::Well | Verdict::Broken(_) => return Ok((verdict, containers)),
             Verdict::Settling => {
@@ -188,6 +197,7 @@ pub(super) async fn wait(
                 POLL
             }
         };
+        let pause = if more { Duration::ZERO } else { pause };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = next(&mut events) => {}

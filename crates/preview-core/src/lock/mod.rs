@@ -14,6 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::fault::Fault;
+use crate::host::{Change, Host};
 
 /// Heartbeats are this far apart.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -67,6 +68,15 @@ pub trait Lease: Send + Sync {
     /// Ends when the lease is lost; for waiting beside long work.
     async fn lost(&self);
 
-    /// Gives the lock back; with `remove`, the lock's file goes too, before anybody else can have it.
+    /// Makes the last changes of a run, on the host that has the lock. True if the lock was given back with them, its file
+    /// removed, and `after` made then; false if it is still held. So it is after a failure, unless the lease is lost.
+    ///
+    /// An adapter that can saves the exchange that a [`release`](Self::release) of its own costs.
+    async fn conclude(&self, host: &dyn Host, changes: &[Change], after: &[Change]) -> Result<bool, Fault> {
+        let _ = after;
+        host.apply(changes).await.map(|()| false)
+    }
+
+    /// Gives the lock back, if [`conclude`](Self::conclude) did not; with `remove`, the lock's file goes too, before anybody else can have it.
     async fn release(self: Box<Self>, remove: bool) -> Result<(), Fault>;
 }

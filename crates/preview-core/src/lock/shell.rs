@@ -7,6 +7,7 @@
 //! seconds, each of which is answered. Children of the shell do not inherit the lock's descriptor once it is held.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,12 +18,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{Acquired, GRACE, HEARTBEAT, Holder, Lease, Lock, TTL};
 use crate::fault::{Fault, FaultKind};
 use crate::host::shell::{Process, ShellHost, Transport};
-use crate::host::{kind_of, quote};
+use crate::host::{Change, Host, apply_script, describe, kind_of, quote, random_token};
 
 const ACQUIRE: &str = "take the lock";
 const RELEASE: &str = "release the lock";
 /// The shell answers each line within a second and the way there; a host that swaps may need longer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+const CONCLUDE: &str = "change files on the host";
+/// Removing a large directory may take a while.
+const CONCLUDE_LIMIT: Duration = Duration::from_secs(300);
 
 /// `$1` the lock's file, `$2` the holder as JSON, `$3` the time to live in seconds.
 const HOLD: &str = r#"
@@ -36,6 +40,8 @@ if ( echo x | read -r -t 1 x ) 2>/dev/null; then
 else
   hear() { line=$(timeout "$ttl" sh -c 'IFS= read -r line && printf %s "$line"' 9>&-); }
 fi
+# The lines up to a mark.
+take() { timeout "$ttl" sh -c 'while IFS= read -r l; do if [ "$l" = "$1" ]; then exit 0; fi; printf "%s\n" "$l"; done; exit 1' sh "$1" 9>&-; }
 same() { [ "$lock" -ef /proc/self/fd/9 ]; }
 reopen() {
   for again in 1 2 3 4 5; do
@@ -72,6 +78,17 @@ while hear; do
   case $line in
     beat*) printf '%s\n' "$line" ;;
     release) : >/proc/self/fd/9; exec 9>&-; echo released; exit 0 ;;
+    conclude*)
+      mark=${line#* }
+      changes=$(take "$mark") && after=$(take "$mark") || exit 1
+      if said=$( { eval "$changes"; } 2>&1 </dev/null 9>&- ); then
+        if same; then rm -f "$lock"; fi
+        exec 9>&-
+        ( eval "$after" ) >/dev/null 2>&1 </dev/null
+        echo released
+        exit 0
+      fi
+      printf 'failed %s\n' "$(printf %s "$said" | tr '\n' ' ')" ;;
     remove) if same; then rm -f "$lock"; fi; exec 9>&-; echo released; exit 0 ;;
     *) exit 1 ;;
   esac
@@ -212,6 +229,7 @@ impl<T: Transport> Lock for ShellLock<T> {
                     };
                 }
             };
+            tracing::debug!(path, answer, took = ?sent.elapsed(), "asked for the lock");
             if answer == "held" {
                 return Ok(Acquired::Held(Box::new(ShellLease::start(path, conversation, sent, self.timing))));
             }
@@ -273,15 +291,23 @@ impl Shared {
     }
 }
 
-struct Release {
-    remove: bool,
-    done: oneshot::Sender<()>,
+enum Wish {
+    Release {
+        remove: bool,
+        done: oneshot::Sender<()>,
+    },
+    /// The lines to say; what comes back is why it failed.
+    Conclude {
+        text: String,
+        done: oneshot::Sender<Result<(), String>>,
+    },
 }
 
 struct ShellLease {
     shared: Arc<Shared>,
     /// The task ends, and the lock with it, when this is dropped.
-    release: mpsc::Sender<Release>,
+    wishes: mpsc::Sender<Wish>,
+    concluded: AtomicBool,
 }
 
 impl ShellLease {
@@ -292,9 +318,9 @@ impl ShellLease {
             confirmed: Mutex::new(sent),
             lost: watch::Sender::new(false),
         });
-        let (release, wishes) = mpsc::channel(1);
-        tokio::spawn(keep(Arc::clone(&shared), conversation, wishes, timing.heartbeat));
-        Self { shared, release }
+        let (wishes, heard) = mpsc::channel(1);
+        tokio::spawn(keep(Arc::clone(&shared), conversation, heard, timing.heartbeat));
+        Self { shared, wishes, concluded: AtomicBool::new(false) }
     }
 }
 
@@ -302,7 +328,7 @@ impl ShellLease {
 async fn keep(
     shared: Arc<Shared>,
     mut conversation: Conversation,
-    mut wishes: mpsc::Receiver<Release>,
+    mut wishes: mpsc::Receiver<Wish>,
     heartbeat: Duration,
 ) {
     let mut beats = tokio::time::interval(heartbeat);
@@ -314,18 +340,42 @@ async fn keep(
         let given_up = tokio::time::Instant::from_std(shared.confirmed() + shared.grace);
         tokio::select! {
             wish = wishes.recv() => {
-                let Some(Release { remove, done }) = wish else { return };
-                if conversation.say(if remove { "remove" } else { "release" }).await.is_err() {
+                let sent = Instant::now();
+                let said = match &wish {
+                    None => return,
+                    Some(Wish::Release { remove: true, .. }) => conversation.say("remove").await,
+                    Some(Wish::Release { .. }) => conversation.say("release").await,
+                    Some(Wish::Conclude { text, .. }) => conversation.say(text).await,
+                };
+                if said.is_err() {
                     break;
                 }
                 // Answers to heartbeats may come first.
-                while let Ok(Some(answer)) = conversation.answers.next_line().await {
-                    if answer == "released" {
+                let answer = loop {
+                    match conversation.answers.next_line().await {
+                        Ok(Some(answer)) if answer.starts_with("beat ") => {}
+                        Ok(answer) => break answer,
+                        Err(_) => break None,
+                    }
+                };
+                match (wish, answer) {
+                    (Some(Wish::Release { done, .. }), Some(answer)) if answer == "released" => {
                         let _ = done.send(());
                         return;
                     }
+                    (Some(Wish::Conclude { done, .. }), Some(answer)) => {
+                        let failed = answer.strip_prefix("failed ").map(str::to_owned);
+                        let over = failed.is_none();
+                        let _ = done.send(failed.map_or(Ok(()), Err));
+                        if over {
+                            return;
+                        }
+                        // Still ours, for the time to live since then.
+                        unanswered.clear();
+                        *shared.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = sent;
+                    }
+                    _ => break,
                 }
-                break;
             }
             answer = conversation.answers.next_line() => {
                 let Ok(Some(answer)) = answer else { break };
@@ -350,6 +400,23 @@ async fn keep(
     shared.lost.send_replace(true);
 }
 
+/// Makes the lease a lost one when it is dropped, unless told otherwise.
+struct LostUnlessKnown<'a>(Option<&'a Shared>);
+
+impl LostUnlessKnown<'_> {
+    fn known(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for LostUnlessKnown<'_> {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0 {
+            shared.lost.send_replace(true);
+        }
+    }
+}
+
 #[async_trait]
 impl Lease for ShellLease {
     fn check(&self) -> Result<(), Fault> {
@@ -362,11 +429,43 @@ impl Lease for ShellLease {
         let _ = lost.wait_for(|lost| *lost).await;
     }
 
+    async fn conclude(&self, _: &dyn Host, changes: &[Change], after: &[Change]) -> Result<bool, Fault> {
+        self.check()?;
+        let mark = format!("#M{}", random_token()?);
+        let (text, rest) = (apply_script(changes, &mark)?, apply_script(after, &mark)?);
+        let end = format!("#E{mark}");
+        let text = format!("conclude {end}\n{text}\n{end}\n{rest}\n{end}");
+        // Until the answer is there it is not known whether the lock is still ours; so it is not, if nobody waits for it.
+        let unknown = LostUnlessKnown(Some(&self.shared));
+        let (done, concluded) = oneshot::channel();
+        let lost = |_| self.shared.fault(CONCLUDE);
+        self.wishes.send(Wish::Conclude { text, done }).await.map_err(lost)?;
+        let Ok(Ok(answer)) = tokio::time::timeout(CONCLUDE_LIMIT, concluded).await else {
+            return Err(self.shared.fault(CONCLUDE));
+        };
+        unknown.known();
+        match answer {
+            Ok(()) => {
+                self.concluded.store(true, Ordering::Relaxed);
+                Ok(true)
+            }
+            // Each change that is done printed one newline, which is a blank by now.
+            Err(said) => {
+                let made = said.len() - said.trim_start().len();
+                let failed = changes.get(made).map(describe).unwrap_or_default();
+                Err(Fault::new(kind_of(&said), CONCLUDE, format!("{failed}: {}", said.trim())))
+            }
+        }
+    }
+
     async fn release(self: Box<Self>, remove: bool) -> Result<(), Fault> {
+        if self.concluded.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         self.check()?;
         let (done, released) = oneshot::channel();
         let lost = |_| self.shared.fault(RELEASE);
-        self.release.send(Release { remove, done }).await.map_err(lost)?;
+        self.wishes.send(Wish::Release { remove, done }).await.map_err(lost)?;
         match tokio::time::timeout(self.shared.grace, released).await {
             Ok(Ok(())) => Ok(()),
             _ => Err(self.shared.fault(RELEASE)),

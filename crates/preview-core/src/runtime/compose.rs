@@ -1,12 +1,18 @@
 //! The Compose CLI: command lines as values, and the meaning of what it prints.
 
+mod words;
+
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
+
+use words::{classify, name_files, parse_version, warning};
 
 use super::{Progress, Resolved, Runtime, Source, Stack, Variables};
 use crate::fault::{Fault, FaultKind};
@@ -93,11 +99,16 @@ impl Compose {
                 let _ = stdin.write_all(input.as_bytes()).await;
             }
         };
+        let said = Tail::default();
         let out = async {
             let mut text = Vec::new();
             if let Some(mut stdout) = child.stdout.take() {
                 if let Some(progress) = progress {
-                    lines(stdout, |line| progress(line)).await;
+                    lines(stdout, |line| {
+                        progress(line);
+                        said.push(line);
+                    })
+                    .await;
                 } else {
                     let _ = stdout.read_to_end(&mut text).await;
                 }
@@ -105,20 +116,18 @@ impl Compose {
             text
         };
         let err = async {
-            let mut kept = std::collections::VecDeque::new();
+            let kept = Tail::default();
             if let Some(stderr) = child.stderr.take() {
                 lines(stderr, |line| {
                     if let Some(progress) = progress {
                         progress(line);
                     }
-                    if kept.len() == TAIL {
-                        kept.pop_front();
-                    }
-                    kept.push_back(line.to_owned());
+                    kept.push(line);
+                    said.push(line);
                 })
                 .await;
             }
-            kept.into_iter().collect::<Vec<_>>()
+            kept.lines()
         };
         let ((), stdout, stderr) = futures_util::join!(feed, out, err);
         let status = child
@@ -126,7 +135,7 @@ impl Compose {
             .await
             .map_err(|error| Fault::new(FaultKind::Failed, operation, "its end cannot be awaited").caused_by(error))?;
         group.ended();
-        Ok(Ran { status, stdout, stderr })
+        Ok(Ran { status, stdout, stderr, said: said.lines() })
     }
 
     /// Why the CLI failed: it may be missing or too old, which its own message does not say well.
@@ -171,6 +180,26 @@ struct Ran {
     status: ExitStatus,
     stdout: Vec<u8>,
     stderr: Vec<String>,
+    /// The last lines of both, in the order in which they came.
+    said: Vec<String>,
+}
+
+/// The last lines of something that is read.
+#[derive(Default)]
+struct Tail(Mutex<VecDeque<String>>);
+
+impl Tail {
+    fn push(&self, line: &str) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() == TAIL {
+            lines.pop_front();
+        }
+        lines.push_back(line.to_owned());
+    }
+
+    fn lines(self) -> Vec<String> {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner).into()
+    }
 }
 
 /// A process group that ends with us: when this is dropped early, or, if we are killed, by the guardian.
@@ -286,83 +315,6 @@ fn stack_args(stack: &Stack, verb: &[&str]) -> Vec<OsString> {
     line
 }
 
-/// `2.40.3-3`, `v2.24.0-desktop.1`, `5.0.1`.
-fn parse_version(text: &str) -> Option<(u64, u64)> {
-    let mut parts = text.trim().trim_start_matches('v').split('.');
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-}
-
-/// The one place where the CLI's words are read: it has no other way to say what went wrong.
-fn classify(operation: &'static str, stderr: &[String]) -> Fault {
-    let mut text: Vec<&str> = Vec::new();
-    // What it did before it failed says nothing, and it often says the last thing twice.
-    for line in stderr.iter().map(|line| line.trim()).filter(|line| !line.is_empty() && warning(line).is_none()) {
-        text.retain(|before| !before.ends_with(line));
-        if !progress_of_up(line) {
-            text.push(line);
-        }
-    }
-    let all = text.join("\n");
-    let lower = all.to_lowercase();
-    let has = |needles: &[&str]| needles.iter().any(|needle| lower.contains(needle));
-    let (kind, transient) = if has(&["port is already allocated", "address already in use"]) {
-        (FaultKind::PortTaken, true)
-    } else if has(&["no space left on device"]) {
-        (FaultKind::NoSpace, false)
-    } else if has(&[
-        "cannot connect to the docker daemon",
-        "error during connect",
-        "connection refused",
-        "broken pipe",
-        "unexpected eof",
-    ]) {
-        (FaultKind::Unreachable, true)
-    } else if has(&[
-        "tls handshake timeout",
-        "i/o timeout",
-        "temporary failure in name resolution",
-        "502 bad gateway",
-        "503 service unavailable",
-        "toomanyrequests",
-    ]) {
-        (FaultKind::Failed, true)
-    } else if has(&["pull access denied", "unauthorized", "authentication required"]) {
-        (FaultKind::Denied, false)
-    } else if has(&["no such image", "manifest unknown", "not found: manifest"]) {
-        (FaultKind::NotFound, false)
-    } else {
-        (FaultKind::Failed, false)
-    };
-    let fault = Fault::new(kind, operation, all);
-    if transient { fault.transient() } else { fault }
-}
-
-/// Whether this is a line such as `Container shop_pr-7-api-1  Starting`.
-fn progress_of_up(line: &str) -> bool {
-    let words: Vec<&str> = line.split_whitespace().collect();
-    matches!(words.as_slice(), ["Network" | "Volume" | "Container", _, doing]
-        if doing.ends_with("ing") || doing.ends_with("ed") || matches!(*doing, "Recreate" | "Healthy"))
-}
-
-/// Compose names the file in some of its messages only.
-fn name_files(message: &mut String, files: &[PathBuf]) {
-    let files: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
-    if !files.iter().any(|file| message.contains(file)) {
-        message.push_str(&format!(" (in {})", files.join(", ")));
-    }
-}
-
-/// The text of a warning line: `time="…" level=warning msg="…"`, or `level=warning`-less `WARN[0000] …`.
-fn warning(line: &str) -> Option<String> {
-    let rest = if line.starts_with("time=") && line.contains("level=warning") {
-        line.split_once("msg=")?.1
-    } else {
-        line.strip_prefix("WARN[")?.split_once("] ")?.1
-    };
-    let text = serde_json::from_str::<String>(rest).unwrap_or_else(|_| rest.trim().to_owned());
-    Some(text.trim().to_owned())
-}
-
 #[async_trait]
 impl Runtime for Compose {
     async fn resolve(&self, source: &Source) -> Result<Resolved, Fault> {
@@ -401,7 +353,7 @@ impl Runtime for Compose {
         let ran = self
             .run(OPERATION, line, &stack.variables, Path::new("/"), Some(stack.rendered.expose()), Some(progress))
             .await?;
-        if ran.status.success() { Ok(()) } else { Err(self.explain(OPERATION, &ran).await) }
+        if ran.status.success() { Ok(()) } else { Err(self.explain(OPERATION, &ran).await.with_output(ran.said)) }
     }
 
     async fn up(&self, stack: &Stack, progress: Progress<'_>) -> Result<(), Fault> {
@@ -474,55 +426,6 @@ mod tests {
                 "up"
             ]
         );
-    }
-
-    #[test]
-    fn versions() {
-        assert_eq!(parse_version("2.40.3-3"), Some((2, 40)));
-        assert_eq!(parse_version("v2.24.0-desktop.1\n"), Some((2, 24)));
-        assert_eq!(parse_version("1.29.2"), Some((1, 29)));
-        assert_eq!(parse_version(""), None);
-    }
-
-    #[test]
-    fn a_failure_is_said_once_and_without_what_went_before() {
-        let said = [
-            " Network shop_default  Creating",
-            " Network shop_default  Created",
-            " Container shop-app-1  Creating",
-            " Container shop-app-1  Error response from daemon: no such thing",
-            "Error response from daemon: no such thing",
-        ];
-        let fault = classify("bring the stack up", &said.map(str::to_owned));
-        assert_eq!(fault.context, "Error response from daemon: no such thing");
-    }
-
-    #[test]
-    fn warnings_are_read_in_both_forms() {
-        let line = r#"time="2026-11-21T01:33:22Z" level=warning msg="The \"X\" variable is not set. Defaulting to a blank string.""#;
-        assert_eq!(warning(line).as_deref(), Some("The \"X\" variable is not set. Defaulting to a blank string."));
-        assert_eq!(warning("WARN[0000] something").as_deref(), Some("something"));
-        assert_eq!(warning("Error: x"), None);
-    }
-
-    #[test]
-    fn the_words_of_the_cli_have_a_kind() {
-        let kind = |text: &str| {
-            let fault = classify("x", &[text.to_owned()]);
-            (fault.kind, fault.transient)
-        };
-        assert_eq!(
-            kind("Error response from daemon: driver failed … Bind for 127.0.0.1:80 failed: port is already allocated"),
-            (FaultKind::PortTaken, true)
-        );
-        assert_eq!(kind("write /x: no space left on device"), (FaultKind::NoSpace, false));
-        assert_eq!(
-            kind("Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?"),
-            (FaultKind::Unreachable, true)
-        );
-        let up = [" Network x_default  Creating", " Container x-web-1  Error", "dependency failed to start"];
-        assert_eq!(classify("x", &up.map(str::to_owned)).context, "dependency failed to start");
-        assert_eq!(kind("dependency failed to start: container x is unhealthy"), (FaultKind::Failed, false));
     }
 
     #[tokio::test]

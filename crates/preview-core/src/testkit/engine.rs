@@ -31,7 +31,7 @@ use crate::fault::Fault;
 use crate::ownership::Selector;
 
 /// Operations that change something; what [`MemoryEngine::changes`] looks for.
-const CHANGES: [&str; 6] = ["pull", "tag", "exec", "ensure_network", "remove", "prune"];
+const CHANGES: [&str; 7] = ["pull", "tag", "exec", "ensure_network", "remove_container", "remove", "prune"];
 
 /// An engine in memory. Clones are the same engine.
 #[derive(Clone, Default)]

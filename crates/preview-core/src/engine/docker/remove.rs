@@ -10,7 +10,7 @@ use bollard::query_parameters::{
 use futures_util::stream::{self, StreamExt as _};
 
 use super::{AT_ONCE, DockerEngine, errors};
-use crate::engine::{Container, Engine as _, Object, Removed};
+use crate::engine::{Engine as _, Object, Removed};
 use crate::fault::{Fault, FaultKind};
 use crate::ownership::Selector;
 
@@ -29,7 +29,12 @@ pub(super) async fn remove(engine: &DockerEngine, selector: &Selector) -> Result
     let found = engine.inventory(selector).await?;
     let ours: HashSet<String> = found.containers.iter().map(|container| container.id.clone()).collect();
     // Networks and volumes cannot go while containers hold on to them, so a failure here ends the work.
-    let containers = each(found.containers, |container| remove_container(engine, container)).await?;
+    let containers =
+        each(
+            found.containers,
+            |container| async move { remove_container(engine, &container.id, &container.name).await },
+        )
+        .await?;
     let (networks, volumes, images) = tokio::join!(
         each(found.networks, |network| remove_network(engine, network, &ours)),
         each(found.volumes, |volume| remove_volume(engine, volume)),
@@ -48,32 +53,31 @@ where
 }
 
 /// True if it was removed by us; false if it was gone, or someone else removed it.
-async fn remove_container(engine: &DockerEngine, container: Container) -> Result<bool, Fault> {
+pub(super) async fn remove_container(engine: &DockerEngine, id: &str, name: &str) -> Result<bool, Fault> {
     let options = RemoveContainerOptions { force: true, v: true, link: false };
-    let answer =
-        tokio::time::timeout(super::transport::LIMIT, engine.docker.remove_container(&container.id, Some(options)))
-            .await
-            .unwrap_or(Err(Error::RequestTimeoutError));
+    let answer = tokio::time::timeout(super::transport::LIMIT, engine.docker.remove_container(id, Some(options)))
+        .await
+        .unwrap_or(Err(Error::RequestTimeoutError));
     match answer {
         Ok(()) => Ok(true),
         Err(error) => match status(&error) {
             Some(404) => Ok(false),
             // `removal of container … is already in progress`
-            Some(409) => gone(engine, &container).await.map(|()| false),
-            _ => Err(errors::fault(CONTAINER, &container.name, error)),
+            Some(409) => gone(engine, id, name).await.map(|()| false),
+            _ => Err(errors::fault(CONTAINER, name, error)),
         },
     }
 }
 
-async fn gone(engine: &DockerEngine, container: &Container) -> Result<(), Fault> {
+async fn gone(engine: &DockerEngine, id: &str, name: &str) -> Result<(), Fault> {
     let options = WaitContainerOptions { condition: "removed".to_owned() };
-    let mut waiting = std::pin::pin!(engine.docker.wait_container(&container.id, Some(options)));
+    let mut waiting = std::pin::pin!(engine.docker.wait_container(id, Some(options)));
     match tokio::time::timeout(GONE_LIMIT, waiting.next()).await {
-        Err(_) => Err(errors::timed_out(CONTAINER, &container.name)),
+        Err(_) => Err(errors::timed_out(CONTAINER, name)),
         // Gone with its exit code, which bollard makes an error, or gone before we asked.
         Ok(None | Some(Ok(_) | Err(Error::DockerContainerWaitError { .. }))) => Ok(()),
         Ok(Some(Err(error))) if status(&error) == Some(404) => Ok(()),
-        Ok(Some(Err(error))) => Err(errors::fault(CONTAINER, &container.name, error)),
+        Ok(Some(Err(error))) => Err(errors::fault(CONTAINER, name, error)),
     }
 }
 

@@ -12,7 +12,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bollard::BollardRequest;
 use bollard::errors::Error;
@@ -138,6 +138,7 @@ impl Transport {
             request.headers_mut().insert(name, value.clone());
         }
         self.0.sent.fetch_add(1, Ordering::Relaxed);
+        let begun = Instant::now();
         loop {
             let (mut sender, fresh) = match self.take_idle().await {
                 Some(sender) => (sender, false),
@@ -147,6 +148,8 @@ impl Transport {
                 Ok(response) => {
                     // Not ready until its answer has been read; `take_idle` looks.
                     self.idle().push(sender);
+                    let status = response.status().as_u16();
+                    tracing::debug!(method = %parts.method, path, status, fresh, took = ?begun.elapsed(), "asked the engine");
                     return Ok(response);
                 }
                 Err(mut error) => match error.take_message() {
@@ -155,6 +158,15 @@ impl Transport {
                     _ => return Err(error.into_error().into()),
                 },
             }
+        }
+    }
+
+    /// Opens connections before anybody needs them: a forward's round trip then overlaps with other work.
+    pub(super) async fn warm(&self, count: usize) {
+        for _ in 0..count {
+            // Why it cannot be opened is told by the first request, which tries again.
+            let Ok(sender) = self.connect().await else { return };
+            self.idle().push(sender);
         }
     }
 

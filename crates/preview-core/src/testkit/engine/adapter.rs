@@ -251,6 +251,14 @@ impl Engine for MemoryEngine {
         Ok(is_new)
     }
 
+    async fn remove_container(&self, id: &str) -> Result<bool, Fault> {
+        let mut world = self.world();
+        world.called("remove_container")?;
+        let there = world.container_mut(id).is_some();
+        world.take_container(id);
+        Ok(there)
+    }
+
     async fn remove(&self, selector: &Selector) -> Result<Removed, Fault> {
         let mut world = self.world();
         world.called("remove")?;

@@ -15,6 +15,7 @@ impl Suite<'_> {
     pub(super) async fn removal(&self) {
         self.networks_are_made_once().await;
         self.all_that_is_meant_goes_and_nothing_else().await;
+        self.one_container_goes_alone().await;
         self.removing_twice_at_the_same_time_is_no_error().await;
         self.what_others_hold_on_to_is_a_conflict_that_names_them().await;
         self.images_that_others_use_stay().await;
@@ -68,6 +69,18 @@ impl Suite<'_> {
         assert_eq!(again, Removed::default(), "nothing was there to remove");
         self.fixture.take(&foreign).await;
         self.clear("stays").await;
+    }
+
+    async fn one_container_goes_alone(&self) {
+        self.whole_preview("one").await;
+        let preview = self.preview("one");
+        let before = ok(self.engine.inventory(&preview).await, "an inventory");
+        let id = &before.containers[0].id;
+        assert!(ok(self.engine.remove_container(id).await, "a container is removed"), "it was there");
+        assert!(!ok(self.engine.remove_container(id).await, "removing again is no error"), "it was gone");
+        let after = ok(self.engine.inventory(&preview).await, "an inventory");
+        assert_eq!((after.containers.len(), after.volumes), (0, before.volumes), "all else stays");
+        self.clear("one").await;
     }
 
     async fn removing_twice_at_the_same_time_is_no_error(&self) {

@@ -1,0 +1,164 @@
+//! The results as a document: goals first, then everything that was measured.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use anyhow::Result;
+use xtask::lab::{Lab, Vm};
+use xtask::sh;
+
+use super::peers::{Peer, Task};
+use super::program::Program;
+use super::{Results, Row, median};
+
+/// What is told of the machine.
+pub(crate) struct Facts {
+    cores: usize,
+    kernel: String,
+    engine: String,
+    compose: String,
+}
+
+impl Facts {
+    pub(crate) fn collect(lab: &Lab, vm: &Vm) -> Result<Self> {
+        let kernel = sh::text(&mut sh::cmd("uname", ["-r"]))?;
+        Ok(Self {
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            kernel: kernel.split('.').take(1).collect(),
+            engine: vm.text(&["docker", "version", "--format", "{{.Server.Version}}"])?,
+            compose: sh::text(&mut lab.docker(["compose", "version", "--short"]))?,
+        })
+    }
+}
+
+/// The round trip at which the goals are judged.
+pub(crate) const GOAL_AT: u64 = 50;
+
+pub(crate) fn render(results: &Results, program: Option<&Program>, facts: &Facts, runs: usize) -> String {
+    let mut text = format!(
+        "# Benchmarks\n\n\
+         Written by `cargo xtask bench`: whole commands, each with a connection of its own, on one machine and in one run. The \
+         median of {runs} runs each. Who goes first changes from run to run.\n\n\
+         {} cores, Linux {}; engine {} on the VM, Compose {}. The VM is a container on the same machine, behind a proxy that \
+         hands on each piece half a round trip after it came, without a limit of bandwidth; a new connection costs one round trip \
+         more, as TCP's handshake does.\n\n",
+        facts.cores, facts.kernel, facts.engine, facts.compose
+    );
+    goals(&mut text, results, program);
+    measured(&mut text, results);
+    text.push_str(HOW);
+    text
+}
+
+fn seconds(results: &Results, row: Row, peer: Peer) -> Option<f64> {
+    median(&results.get(&(row, peer))?.seconds)
+}
+
+fn goals(text: &mut String, results: &Results, program: Option<&Program>) {
+    text.push_str("## Goals\n\n| what | goal | measured | |\n|---|---|---|---|\n");
+    let mut line = |what: &str, goal: &str, measured: &str, met: bool| {
+        let met = if met { "met" } else { "**not met**" };
+        let _ = writeln!(text, "| {what} | {goal} | {measured} | {met} |");
+    };
+    for (task, goal) in [(Task::Unchanged, 0.6), (Task::First, 1.1), (Task::Destroy, 0.8)] {
+        let sizes: BTreeSet<usize> =
+            results.keys().filter(|(row, _)| row.task == task).map(|(row, _)| row.services).collect();
+        let ratios: Vec<(usize, f64)> = sizes
+            .into_iter()
+            .filter_map(|services| {
+                let row = Row { task, services, round_trip: GOAL_AT };
+                Some((services, seconds(results, row, Peer::Preview)? / seconds(results, row, Peer::Forward)?))
+            })
+            .collect();
+        if ratios.is_empty() {
+            continue;
+        }
+        let measured: Vec<String> = ratios.iter().map(|(services, ratio)| format!("{ratio:.2} ({services})")).collect();
+        line(
+            &format!("{} at {GOAL_AT} ms, of Compose over a forwarded socket (services)", task.title()),
+            &format!("≤ {goal:.2}"),
+            &measured.join(", "),
+            ratios.iter().all(|(_, ratio)| *ratio <= goal),
+        );
+    }
+    let list = slope(results, Task::List, 0, Peer::Preview);
+    if let (Some(list), Some(connect)) = (list, slope(results, Task::Connect, 0, Peer::Forward)) {
+        let measured = format!("{:.1} ({list:.1} less {connect:.1} to connect)", list - connect);
+        line("round trips of a list of 50, after the connection", "≤ 6", &measured, list - connect <= 6.0);
+    }
+    let ours = results.iter().filter(|((_, peer), _)| *peer == Peer::Preview).map(|(_, samples)| samples.connections);
+    if let Some(most) = ours.max() {
+        line("TCP connections of a command, at most", "1", &most.to_string(), most == 1);
+    }
+    if let Some(program) = program {
+        let (size, peak) = (program.size as f64 / 1e6, program.peak as f64 * 1024.0 / 1e6);
+        line("release binary", "≤ 8 MB", &format!("{size:.1} MB"), size <= 8.0);
+        let version = program.version * 1e3;
+        line("`preview --version`", "≤ 10 ms", &format!("{version:.1} ms"), version <= 10.0);
+        line("peak memory, 8 services and 50 MB to upload", "≤ 30 MB", &format!("{peak:.1} MB"), peak <= 30.0);
+    }
+    text.push('\n');
+}
+
+/// Round trips one after the other, from how the time grows with the round trip between the two longest ones.
+fn slope(results: &Results, task: Task, services: usize, peer: Peer) -> Option<f64> {
+    let times: BTreeSet<u64> = results
+        .keys()
+        .filter(|(row, other)| (row.task, row.services, *other) == (task, services, peer))
+        .map(|(row, _)| row.round_trip)
+        .collect();
+    let mut longest = times.into_iter().rev();
+    let (far, near) = (longest.next()?, longest.next()?);
+    let at = |round_trip| seconds(results, Row { task, services, round_trip }, peer);
+    Some((at(far)? - at(near)?) * 1e3 / (far - near) as f64)
+}
+
+fn measured(text: &mut String, results: &Results) {
+    let peers: BTreeSet<Peer> = results.keys().map(|(_, peer)| *peer).collect();
+    text.push_str("## Seconds\n\n| what | services | round trip |");
+    for peer in &peers {
+        let _ = write!(text, " {} |", peer.title());
+    }
+    text.push_str(" preview / forwarded |\n|---|--:|--:|");
+    text.push_str(&"--:|".repeat(peers.len() + 1));
+    text.push('\n');
+    let rows: BTreeSet<Row> = results.keys().map(|(row, _)| *row).collect();
+    for row in rows {
+        let services = if row.services == 0 { String::new() } else { row.services.to_string() };
+        let _ = write!(text, "| {} | {services} | {} ms |", row.task.title(), row.round_trip);
+        for peer in &peers {
+            let cell = seconds(results, row, *peer).map_or_else(|| "–".to_owned(), |median| format!("{median:.2}"));
+            let _ = write!(text, " {cell} |");
+        }
+        let ratio = seconds(results, row, Peer::Preview).zip(seconds(results, row, Peer::Forward));
+        let _ = writeln!(text, " {} |", ratio.map_or_else(|| "–".to_owned(), |(a, b)| format!("{:.2}", a / b)));
+    }
+    text.push_str("\nTCP connections of a command, at most:");
+    for (index, peer) in peers.iter().enumerate() {
+        let of_peer = results.iter().filter(|((_, other), _)| other == peer).map(|(_, samples)| samples.connections);
+        let comma = if index == 0 { "" } else { "," };
+        let _ = write!(text, "{comma} {} {}", peer.title(), of_peer.max().unwrap_or(0));
+    }
+    text.push_str(".\n\n");
+}
+
+const HOW: &str = "\
+## What is measured
+
+- **Stacks**: `busybox:1.36` with a health check each second; the second half of the services waits until the first half is
+  healthy. The image is on the VM already. One service changed: the environment of the last one.
+- **preview**: `preview deploy`, `preview destroy` and `preview list`, from the start of the process to its end, with lock, state,
+  checks and report.
+- **compose, forwarded socket**: `ssh -f -N -L`, then `docker compose up -d --wait`, `down -v` or `ls --all`. The connection is
+  part of the time, its end is not. It is handed the stack that `preview` rendered, with the same limits, without our labels.
+- **compose, `-H ssh://`**: the same with `docker -H ssh://vm compose`.
+- **script**: the file through `tar`, then `ssh vm docker compose …`, both over one connection (`ControlMaster`). `tar` stands for
+  `rsync`, which takes more round trips for a single small file.
+- Host keys are pinned and strict for all.
+- **List of 50**: the state file of a real preview under 50 names, and for each a container that was created and not started.
+- **Round trips**: how much longer it takes at the longest round trip than at the one before, divided by the difference.
+- **Memory**: the kernel's `VmHWM` of our process alone; `ssh` and `docker compose`, which it starts, are not in it.
+
+Again: `cargo xtask bench` (about half an hour; `--all` measures each size at each round trip); `cargo xtask bench --quick` for a
+first look, which writes nothing.
+";
