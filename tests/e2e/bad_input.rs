@@ -267,3 +267,26 @@ fn what_a_pull_request_may_not_bring() {
     refused(&site, DEPLOY, 3, &words);
     refused(&site, &["plan", "--pr", "7"], 3, &words);
 }
+
+/// The table in `docs/exit-codes.md` has the codes that `--help` tells of, and each is what some test expects (but 1: it is for what nobody
+/// foresaw).
+#[test]
+fn exit_codes_are_documented_and_produced() {
+    let top = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let page = std::fs::read_to_string(format!("{top}/docs/exit-codes.md")).expect("the page");
+    let codes: Vec<u8> =
+        page.lines().filter_map(|line| line.strip_prefix("| ")?.split(' ').next()?.parse().ok()).collect();
+    assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 7]);
+    let help = std::process::Command::new(preview_tests::preview_binary()).arg("--help").output().expect("it runs");
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    let (_, help) = help.split_once("Exit codes:").expect("a table");
+    let tests: String = std::fs::read_dir(format!("{top}/tests/e2e"))
+        .expect("tests")
+        .filter_map(|entry| std::fs::read_to_string(entry.expect("a file").path()).ok())
+        .collect();
+    for code in codes {
+        assert!(help.contains(&format!("  {code} ")), "--help does not tell of {code}");
+        let expected = [format!("expect({code})"), format!("args, {code}, "), format!("DEPLOY, {code}, ")];
+        assert!(code == 1 || expected.iter().any(|text| tests.contains(text)), "no test expects {code}");
+    }
+}
