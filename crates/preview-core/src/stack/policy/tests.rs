@@ -1,0 +1,124 @@
+//! What a stack may not have, key by key.
+
+use serde_json::json;
+
+use super::*;
+
+fn refused(service: Value) -> Vec<String> {
+    let model = json!({"services": {"api": service}});
+    keys(&model)
+}
+
+fn keys(model: &Value) -> Vec<String> {
+    violations(model, Path::new("/repo"), Some("preview-proxy")).into_iter().map(|v| v.key).collect()
+}
+
+#[test]
+fn an_ordinary_service_passes() {
+    let service = json!({
+        "image": "x", "command": null, "privileged": false, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"],
+        "build": {"context": "/repo/api", "dockerfile": "Dockerfile", "additional_contexts": {"base": "docker-image://debian"}},
+        "volumes": [{"type": "bind", "source": "/repo/conf"}, {"type": "volume", "source": "data"}, {"type": "tmpfs"}],
+        "network_mode": "service:db", "ipc": "private", "labels": {"app": "x"}, "x-more": 1
+    });
+    assert_eq!(refused(service), Vec::<String>::new());
+}
+
+#[test]
+fn each_way_to_the_host_is_refused_by_name() {
+    for (key, value) in [
+        ("privileged", json!(true)),
+        ("devices", json!([{"source": "/dev/kvm"}])),
+        ("cap_add", json!(["SYS_ADMIN"])),
+        ("pid", json!("host")),
+        ("ipc", json!("host")),
+        ("ipc", json!("container:other")),
+        ("uts", json!("host")),
+        ("userns_mode", json!("host")),
+        ("cgroup", json!("host")),
+        ("cgroup_parent", json!("/")),
+        ("network_mode", json!("host")),
+        ("network_mode", json!("bridge")),
+        ("network_mode", json!("container:other")),
+        ("security_opt", json!(["seccomp:unconfined"])),
+        ("volumes_from", json!(["container:other"])),
+        ("provider", json!({"type": "x"})),
+        ("use_api_socket", json!(true)),
+        ("runtime", json!("runc2")),
+        ("gpus", json!([{"count": -1}])),
+        ("external_links", json!(["other"])),
+        ("oom_score_adj", json!(-500)),
+        ("post_start", json!([{"command": "x", "privileged": true}])),
+        ("a_key_of_tomorrow", json!(1)),
+    ] {
+        assert_eq!(refused(json!({ key: value })), vec![format!("services.api.{key}")]);
+    }
+}
+
+#[test]
+fn mounts_from_outside_and_the_docker_socket_are_refused() {
+    for source in ["/etc", "/", "/repository", "/var/run/docker.sock", "/repo/docker.sock"] {
+        assert_eq!(
+            refused(json!({"volumes": [{"type": "bind", "source": source}]})),
+            ["services.api.volumes"],
+            "{source}"
+        );
+    }
+    let shared = json!({"volumes": [{"type": "bind", "source": "/repo/x", "bind": {"propagation": "rshared"}}]});
+    assert_eq!(refused(shared), ["services.api.volumes"]);
+}
+
+#[test]
+fn builds_that_reach_outside_are_refused() {
+    for (key, value) in [
+        ("context", json!("/etc")),
+        ("dockerfile", json!("../../etc/passwd")),
+        ("dockerfile", json!("/etc/passwd")),
+        ("secrets", json!([{"source": "x"}])),
+        ("ssh", json!(["default"])),
+        ("entitlements", json!(["network.host"])),
+        ("network", json!("host")),
+        ("privileged", json!(true)),
+        ("cache_to", json!(["type=local,dest=/x"])),
+    ] {
+        let mut build = json!({"context": "/repo/api"});
+        build[key] = value;
+        assert_eq!(refused(json!({ "build": build })), vec![format!("services.api.build.{key}")]);
+    }
+    let named = json!({"build": {"context": "/repo", "additional_contexts": {"x": "/root"}}});
+    assert_eq!(refused(named), ["services.api.build.additional_contexts.x"]);
+}
+
+#[test]
+fn what_belongs_to_others_is_refused_except_the_proxys_network() {
+    let model = json!({
+        "networks": {
+            "proxy": {"name": "preview-proxy", "external": true},
+            "other": {"name": "prod", "external": true},
+            "lan": {"driver": "macvlan"},
+        },
+        "volumes": {
+            "prod": {"name": "prod", "external": true},
+            "etc": {"driver": "local", "driver_opts": {"type": "none", "o": "bind", "device": "/etc"}},
+            "fast": {"driver_opts": {"type": "tmpfs", "device": "tmpfs"}},
+        },
+        "secrets": {"s": {"file": "/root/.ssh/id_rsa"}, "ext": {"external": true, "name": "s"}},
+    });
+    assert_eq!(
+        keys(&model),
+        [
+            "networks.lan.driver",
+            "networks.other.external",
+            "secrets.ext.external",
+            "secrets.s.file",
+            "volumes.etc.driver_opts",
+            "volumes.prod.external"
+        ]
+    );
+}
+
+#[test]
+fn ownership_labels_of_the_file_are_refused() {
+    assert_eq!(refused(json!({"labels": {"preview.managed": "true"}})), ["services.api.labels.preview.managed"]);
+    assert_eq!(keys(&json!({"volumes": {"v": {"labels": {"preview.app": "x"}}}})), ["volumes.v.labels.preview.app"]);
+}
