@@ -125,7 +125,9 @@ pub fn failure(report: &FailureReport) -> String {
             }
         }
     }
-    if !report.output.is_empty() {
+    // One line is all in the message.
+    let said = matches!(report.output.as_slice(), [line] if report.message.contains(line));
+    if !report.output.is_empty() && !said {
         let _ = writeln!(text, "\nthe last lines of its output:");
         for line in &report.output {
             let _ = writeln!(text, "  | {line}");

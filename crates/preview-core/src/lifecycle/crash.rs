@@ -181,8 +181,7 @@ fn first_lines(message: &str) -> String {
 pub(super) fn with_output(halt: Halt) -> Crash {
     let output = match &halt {
         Halt::Fault(fault) if !fault.output.is_empty() => last_lines(&fault.output.join("\n")),
-        // One line is all in the message.
-        Halt::Fault(fault) if fault.context.lines().count() > 1 => last_lines(&fault.context),
+        Halt::Fault(fault) => last_lines(&fault.context),
         _ => Vec::new(),
     };
     Crash { halt, problems: BTreeMap::new(), output }
