@@ -126,7 +126,7 @@ pub fn failure(report: &FailureReport) -> String {
         }
     }
     // One line is all in the message.
-    let said = matches!(report.output.as_slice(), [line] if report.message.contains(line));
+    let said = matches!(report.output.as_slice(), [line] if report.message.ends_with(line.as_str()));
     if !report.output.is_empty() && !said {
         let _ = writeln!(text, "\nthe last lines of its output:");
         for line in &report.output {
