@@ -22,6 +22,11 @@ use crate::runtime::{Stack, Variables};
 use crate::secret::{Redactor, Secret};
 use crate::state::{Failure, Good, Phase, State};
 
+/// The version before is brought up at most so often.
+const ATTEMPTS: u32 = 3;
+/// A container that was asked to stop is killed after 10 seconds, where its file does not say otherwise.
+const LATE: Duration = Duration::from_secs(11);
+
 /// What is needed to go back.
 pub(super) struct Undo<'a> {
     pub(super) client: &'a Client,
@@ -44,7 +49,7 @@ pub(super) struct Undo<'a> {
 /// Goes back.
 pub(super) async fn undo(undo: &Undo<'_>) -> Restored {
     let limits = &undo.project.timeouts;
-    let limit = limits.start + limits.verify + Duration::from_secs(30);
+    let limit = limits.start + limits.verify + Duration::from_secs(60);
     // A second Ctrl-C ends the program; the first one led here.
     let never = Interrupt::default();
     let work = async {
@@ -122,27 +127,43 @@ async fn restore(undo: &Undo<'_>, text: &str, good: &Good) -> Result<Restored, F
     let (verdict, containers) = wait::look(engine, &selector, &expected).await?;
     let untouched =
         plan::container_ids(&containers) == good.containers && matches!(verdict, Verdict::Well | Verdict::Settling);
-    let containers = if untouched {
-        containers
-    } else {
-        let events = engine.watch(&selector).await?;
-        let stack = Stack {
-            project: undo.target.project.clone(),
-            rendered: Secret::new(model.to_string()),
-            variables: undo.variables.clone(),
-        };
-        let progress = |line: &str| undo.observer.event(&Event::Progress(&undo.redactor.clean(line)));
-        up(undo.client, &selector, &containers, &stack, &progress).await?;
-        let (verdict, containers) = wait::wait(engine, &selector, &expected, events, &mut |_| {}).await?;
-        if let Verdict::Broken(problems) = verdict {
-            let text: Vec<_> = problems.iter().map(|(service, why)| format!("{service} {why}")).collect();
-            let why = format!("the version before was started again, but {}", text.join("; "));
-            record(undo, good, &containers, &model).await?;
-            return Ok(Restored::NotYet(why));
-        }
-        containers
+    let stack = Stack {
+        project: undo.target.project.clone(),
+        rendered: Secret::new(model.to_string()),
+        variables: undo.variables.clone(),
     };
-    record(undo, good, &containers, &model).await?;
+    let progress = |line: &str| undo.observer.event(&Event::Progress(&undo.redactor.clean(line)));
+    let mut containers = containers;
+    let mut due = !untouched;
+    // The engine ends what it was asked for by a client that was cut off: a container that still runs may be on its way out.
+    let cut_off = undo.failure.phase == Phase::Starting && undo.end != Phase::Failed;
+    for attempt in 1..=ATTEMPTS {
+        if due {
+            let events = engine.watch(&selector).await?;
+            up(undo.client, &selector, &containers, &stack, &progress).await?;
+            let (verdict, found) = wait::wait(engine, &selector, &expected, events, &mut |_| {}).await?;
+            containers = found;
+            if let Verdict::Broken(problems) = verdict {
+                if attempt < ATTEMPTS {
+                    continue;
+                }
+                let text: Vec<_> = problems.iter().map(|(service, why)| format!("{service} {why}")).collect();
+                let why = format!("the version before was started again, but {}", text.join("; "));
+                record(undo, good, &containers, &model).await?;
+                return Ok(Restored::NotYet(why));
+            }
+        }
+        record(undo, good, &containers, &model).await?;
+        if !cut_off || attempt == ATTEMPTS {
+            break;
+        }
+        tokio::time::sleep(LATE).await;
+        let (verdict, found) = wait::look(engine, &selector, &expected).await?;
+        if matches!(verdict, Verdict::Well | Verdict::Settling) {
+            break;
+        }
+        (containers, due) = (found, true);
+    }
     Ok(Restored::Previous)
 }
 
