@@ -74,11 +74,19 @@ pub(super) fn stop(lab: &Lab) -> Result<Stopped> {
         sh::kill("TERM", &owner)?;
         sh::wait_until("the engine's end", READY_WITHIN, || !is_dockerd(&owner))?;
     } else {
-        fs::remove_file(&file)?;
+        forget(&file)?;
         return Ok(Stopped::NotOurs);
     }
-    fs::remove_file(&file)?;
+    forget(&file)?;
     Ok(Stopped::Yes)
+}
+
+/// Removes the record of an engine; one that is gone already is as good.
+fn forget(file: &Path) -> Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 fn start(dir: &Path, docker: &Path) -> Result<String> {
