@@ -53,11 +53,29 @@ impl Run {
             let _ = sh::kill("KILL", &pid);
         }
         for entry in fs::read_dir(&self.temp)?.flatten() {
-            left.push(format!("file {}", entry.path().display()));
+            left.push(format!("file {}", contents(&entry.path())));
         }
         fs::remove_dir_all(&self.temp)?;
         Ok(left)
     }
+}
+
+/// A path, and if it is a directory some of what is in it: that tells whose it was.
+fn contents(path: &Path) -> String {
+    let mut pending = vec![path.to_owned()];
+    let mut inside = Vec::new();
+    while let Some(dir) = pending.pop().filter(|_| inside.len() < 10) {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            inside.push(entry.path().strip_prefix(path).unwrap_or(&entry.path()).display().to_string());
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                pending.push(entry.path());
+            }
+        }
+    }
+    inside.sort();
+    inside.truncate(10);
+    let path = path.display();
+    if inside.is_empty() { path.to_string() } else { format!("{path}, with {}", inside.join(", ")) }
 }
 
 /// The name in a line of name and application, if the application is one of the run's.
@@ -99,6 +117,16 @@ mod tests {
         for foreign in ["t123-0_pr-7-web-1 t123-0", "hello_demo-web-1 hello", "x t12", "x ", "x"] {
             assert_eq!(marked(foreign, "t12"), None, "{foreign}");
         }
+    }
+
+    #[test]
+    fn what_is_in_a_directory_is_told_with_it() {
+        let dir = std::env::temp_dir().join(format!("checks-contents-{}", std::process::id()));
+        fs::create_dir_all(dir.join("one/two")).unwrap();
+        fs::write(dir.join("one/file"), "").unwrap();
+        assert_eq!(contents(&dir), format!("{}, with one, one/file, one/two", dir.display()));
+        assert_eq!(contents(&dir.join("one/file")), dir.join("one/file").display().to_string());
+        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
