@@ -63,7 +63,7 @@ async fn compose_keeps_the_contract() {
     ));
     let done = futures_util::FutureExt::catch_unwind(found).await;
     // A suite that failed half-way leaves its containers; the network has Compose's labels alone.
-    let _ = engine.remove(&Selector::preview(&app, "pr-1")).await;
+    let _ = engine.remove(&Selector::preview(&app, "pr-1"), &[]).await;
     let network = format!("{project}_default");
     let removed = std::process::Command::new("docker").args(["network", "rm", &network]).output().expect("docker runs");
     if let Err(panic) = done {

@@ -414,8 +414,8 @@ impl Engine for DockerEngine {
         remove::remove_container(self, id, id).await
     }
 
-    async fn remove(&self, selector: &Selector) -> Result<Removed, Fault> {
-        remove::remove(self, selector).await
+    async fn remove(&self, selector: &Selector, seen: &[Container]) -> Result<Removed, Fault> {
+        remove::remove(self, selector, seen).await
     }
 
     async fn prune(&self, what: &Prune) -> Result<u64, Fault> {

@@ -160,6 +160,15 @@ impl Inventory {
     }
 }
 
+impl std::ops::AddAssign for Removed {
+    fn add_assign(&mut self, more: Self) {
+        self.containers += more.containers;
+        self.networks += more.networks;
+        self.volumes += more.volumes;
+        self.images += more.images;
+    }
+}
+
 /// How many objects of each kind were removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Removed {
@@ -346,7 +355,10 @@ pub trait Engine: Send + Sync {
 
     /// Removes everything that is meant: containers (killed, with their anonymous volumes), then networks, volumes and images.
     /// What others hold on to (a foreign container in our network) is a `Conflict` that names it.
-    async fn remove(&self, selector: &Selector) -> Result<Removed, Fault>;
+    ///
+    /// `seen` are containers of the same selection that an earlier look found: they go at once, while the engine is asked what there is
+    /// now. The others go then, so what is `seen` may be old, or nothing.
+    async fn remove(&self, selector: &Selector, seen: &[Container]) -> Result<Removed, Fault>;
 
     /// Frees disk; returns the bytes freed.
     async fn prune(&self, what: &Prune) -> Result<u64, Fault>;

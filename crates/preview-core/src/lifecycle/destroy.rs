@@ -45,30 +45,38 @@ pub async fn destroy(
     observer.event(&Event::Stage(Phase::Destroying));
     let why = format!("destroy of {}", target.name);
     let lock_path = target.file(&client.base_dir, ".lock");
-    let lease = acquire(&*client.lock, &lock_path, who, &why, wait, observer, interrupt).await?;
     let selector = Selector::preview(&target.app, &target.name);
+    // A look at the engine while the lock is asked for: what it finds is ours whatever happens meanwhile, and goes first. That
+    // it may be old by then, or fail, does no harm: under the lock the engine is asked again.
+    let look = client.engine.containers(&selector);
+    let lock = acquire(&*client.lock, &lock_path, who, &why, wait, observer, interrupt);
+    let (lease, seen) = futures_util::join!(lock, look);
+    let (lease, seen) = (lease?, seen.unwrap_or_default());
     let own = format!("{}/{}", target.app, target.name);
     let query = Query {
         read: vec![format!("{own}/state.json")],
         list: vec![format!("{own}/*"), format!("{own}/.env"), format!("{own}/files/*")],
     };
     let work = async {
-        let survey = client.host.survey(&client.base_dir, &query).await?;
-        // A run that dies from here on is seen as one that was destroying.
-        let state_path = target.file(&client.base_dir, "state.json");
-        let state = survey.files.get(&state_path).and_then(|text| State::parse(&state_path, text).ok());
-        let died = state.as_ref().is_some_and(|state| state.phase.in_flight());
+        // For those who look at the preview meanwhile. A run that dies here need not have come so far: a deploy finds that
+        // containers are missing, and a destroy removes the rest, whatever the state says.
         let mark = async {
-            let Some(mut state) = state else { return Ok(()) };
-            state.phase = Phase::Destroying;
-            let content = Secret::new(state.to_json());
-            client.host.apply(&[Change::Write { path: state_path.clone(), content, mode: 0o600 }]).await
+            let survey = client.host.survey(&client.base_dir, &query).await?;
+            let path = target.file(&client.base_dir, "state.json");
+            let state = survey.files.get(&path).and_then(|text| State::parse(&path, text).ok());
+            let died = state.as_ref().is_some_and(|state| state.phase.in_flight());
+            if let Some(mut state) = state {
+                state.phase = Phase::Destroying;
+                let content = Secret::new(state.to_json());
+                client.host.apply(&[Change::Write { path, content, mode: 0o600 }]).await?;
+            }
+            Ok((survey, died))
         };
-        let remove = async {
-            // The engine may still be at work for a run that died; otherwise one look is enough.
-            if died { remove_all(&*client.engine, &selector).await } else { client.engine.remove(&selector).await }
-        };
-        let ((), removed) = futures_util::try_join!(mark, remove)?;
+        let ((survey, died), mut removed) = futures_util::try_join!(mark, client.engine.remove(&selector, &seen))?;
+        if died {
+            // The engine may still be at work for the run that died; otherwise one look is enough.
+            removed += remove_all(&*client.engine, &selector).await?;
+        }
         let last = contents(target, &client.base_dir, &survey.paths);
         let gone = lease.conclude(&*client.host, &last, &directories(client, target)).await?;
         let files = survey.paths.iter().filter(|path| !path.ends_with("/.lock") && !path.ends_with("/files")).count();

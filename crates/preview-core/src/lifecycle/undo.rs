@@ -83,14 +83,11 @@ async fn clear(undo: &Undo<'_>) -> Result<Restored, Fault> {
 pub(super) async fn remove_all(engine: &dyn Engine, selector: &Selector) -> Result<Removed, Fault> {
     let mut all = Removed::default();
     for _ in 0..5 {
-        let removed = engine.remove(selector).await?;
+        let removed = engine.remove(selector, &[]).await?;
         if removed == Removed::default() {
             break;
         }
-        all.containers += removed.containers;
-        all.networks += removed.networks;
-        all.volumes += removed.volumes;
-        all.images += removed.images;
+        all += removed;
     }
     Ok(all)
 }

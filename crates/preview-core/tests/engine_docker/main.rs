@@ -263,7 +263,7 @@ async fn images_are_pulled_with_credentials() {
     assert!(!progress.is_empty());
     let asked = BTreeSet::from([format!("{registry}/app:1")]);
     assert_eq!(engine.image_ids(&asked).await.unwrap().len(), 1);
-    let removed = engine.remove(&Selector::App(fixture.app.clone())).await.unwrap();
+    let removed = engine.remove(&Selector::App(fixture.app.clone()), &[]).await.unwrap();
     assert_eq!(removed, Removed { images: 1, ..Removed::default() });
 }
 
@@ -305,7 +305,7 @@ async fn requests_are_few_and_connections_are_kept() {
     count("exec and its exit code");
     engine.inventory(&selector).await.unwrap();
     count("inventory");
-    let removed = engine.remove(&selector).await.unwrap();
+    let removed = engine.remove(&selector, &[]).await.unwrap();
     assert_eq!(removed, Removed { containers: 1, networks: 1, volumes: 1, images: 0 });
     count("remove of one container, network and volume");
     for (what, connections, requests) in &counted {

@@ -10,7 +10,7 @@ use bollard::query_parameters::{
 use futures_util::stream::{self, StreamExt as _};
 
 use super::{AT_ONCE, DockerEngine, errors};
-use crate::engine::{Engine as _, Object, Removed};
+use crate::engine::{Container, Engine as _, Object, Removed};
 use crate::fault::{Fault, FaultKind};
 use crate::ownership::Selector;
 
@@ -25,16 +25,15 @@ const VOLUME: &str = "remove volume";
 const IMAGE: &str = "remove image";
 
 /// See [`Engine::remove`](crate::engine::Engine::remove).
-pub(super) async fn remove(engine: &DockerEngine, selector: &Selector) -> Result<Removed, Fault> {
-    let found = engine.inventory(selector).await?;
-    let ours: HashSet<String> = found.containers.iter().map(|container| container.id.clone()).collect();
+pub(super) async fn remove(engine: &DockerEngine, selector: &Selector, seen: &[Container]) -> Result<Removed, Fault> {
+    let seen = seen.iter().filter(|container| selector.matches(&container.labels)).cloned().collect::<Vec<_>>();
+    let mut ours: HashSet<String> = seen.iter().map(|container| container.id.clone()).collect();
+    let one = |container: Container| async move { remove_container(engine, &container.id, &container.name).await };
+    let (first, found) = tokio::join!(each(seen, one), engine.inventory(selector));
     // Networks and volumes cannot go while containers hold on to them, so a failure here ends the work.
-    let containers =
-        each(
-            found.containers,
-            |container| async move { remove_container(engine, &container.id, &container.name).await },
-        )
-        .await?;
+    let (first, found) = (first?, found?);
+    let rest: Vec<_> = found.containers.into_iter().filter(|container| ours.insert(container.id.clone())).collect();
+    let containers = first + each(rest, one).await?;
     let (networks, volumes, images) = tokio::join!(
         each(found.networks, |network| remove_network(engine, network, &ours)),
         each(found.volumes, |volume| remove_volume(engine, volume)),
@@ -161,9 +160,15 @@ async fn remove_image(engine: &DockerEngine, image: Object) -> Result<bool, Faul
         Err(error) => match status(&error) {
             // Gone, or taken into use at this moment: it stays for whoever uses it.
             Some(404 | 409) => Ok(false),
+            // Removed by somebody else while the engine was at it: engines call that an error of their own (500).
+            Some(_) if is_gone(engine, &image.id).await => Ok(false),
             _ => Err(errors::fault(IMAGE, &image.name, error)),
         },
     }
+}
+
+async fn is_gone(engine: &DockerEngine, image: &str) -> bool {
+    engine.docker.inspect_image(image).await.is_err_and(|error| status(&error) == Some(404))
 }
 
 fn held(operation: &'static str, object: &str, by: &[String]) -> Fault {

@@ -154,7 +154,7 @@ impl Suite<'_> {
 
     /// Removes a preview between checks.
     async fn clear(&self, preview: &str) {
-        ok(self.engine.remove(&self.preview(preview)).await, "a preview is removed");
+        ok(self.engine.remove(&self.preview(preview), &[]).await, "a preview is removed");
     }
 }
 

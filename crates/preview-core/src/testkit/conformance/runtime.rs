@@ -55,7 +55,7 @@ pub async fn suite(
     unknown["image"] = json!("preview.invalid/never:1");
     up(json!({"a": service("red"), "b": unknown})).await.expect_err("never pulls");
     assert_eq!(ids().await["a"], second["a"], "a failed start leaves the rest alone");
-    engine.remove(&selector).await.expect("removed");
+    engine.remove(&selector, &[]).await.expect("removed");
     assert!(ids().await.is_empty());
 }
 

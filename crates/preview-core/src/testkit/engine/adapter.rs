@@ -259,7 +259,7 @@ impl Engine for MemoryEngine {
         Ok(there)
     }
 
-    async fn remove(&self, selector: &Selector) -> Result<Removed, Fault> {
+    async fn remove(&self, selector: &Selector, _: &[Container]) -> Result<Removed, Fault> {
         let mut world = self.world();
         world.called("remove")?;
         let found = world.inventory(selector);

@@ -137,6 +137,6 @@ async fn faults_are_used_once_and_calls_are_noted() {
     assert!(engine.containers(&Selector::Managed).await.is_ok());
     assert_eq!(engine.calls(), ["containers", "containers"]);
     assert!(engine.changes().is_empty());
-    engine.remove(&Selector::Managed).await.unwrap();
+    engine.remove(&Selector::Managed, &[]).await.unwrap();
     assert_eq!(engine.changes(), ["remove"]);
 }

@@ -67,7 +67,7 @@ impl Suite<'_> {
                 break;
             }
         }
-        ok(self.engine.remove(&Selector::App(self.fixture.app().to_owned())).await, "an application is removed");
+        ok(self.engine.remove(&Selector::App(self.fixture.app().to_owned()), &[]).await, "an application is removed");
         self.fixture.take(&foreign).await;
     }
 

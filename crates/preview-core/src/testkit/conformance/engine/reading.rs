@@ -32,7 +32,7 @@ impl Suite<'_> {
         let nothing = self.preview("nothing");
         assert_eq!(ok(self.engine.containers(&nothing).await, "no containers is no error"), []);
         assert_eq!(ok(self.engine.inventory(&nothing).await, "an empty inventory is no error"), Inventory::default());
-        assert_eq!(ok(self.engine.remove(&nothing).await, "removing nothing is no error"), Removed::default());
+        assert_eq!(ok(self.engine.remove(&nothing, &[]).await, "removing nothing is no error"), Removed::default());
         for id in ["no-such-container", "", "../info", "a?b"] {
             fails(self.engine.inspect(id).await, FaultKind::NotFound, "inspecting what is not there");
             fails(self.engine.stats(id).await, FaultKind::NotFound, "statistics of what is not there");
@@ -70,7 +70,7 @@ impl Suite<'_> {
         assert_eq!(inspected, by_name);
         assert_eq!(inspected.container, first, "inspection and list show the same");
 
-        ok(self.engine.remove(&app).await, "an application is removed");
+        ok(self.engine.remove(&app, &[]).await, "an application is removed");
         self.fixture.take(&foreign).await;
     }
 

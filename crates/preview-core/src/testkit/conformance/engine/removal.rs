@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Spec, Suite, fails, ok};
 use crate::engine::{Inventory, Prune, Removed};
 use crate::fault::FaultKind;
-use crate::ownership;
+use crate::ownership::{self, Selector};
 
 /// Older than anything on any engine: pruning with it must free nothing.
 const AGES: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
@@ -16,6 +16,7 @@ impl Suite<'_> {
         self.networks_are_made_once().await;
         self.all_that_is_meant_goes_and_nothing_else().await;
         self.one_container_goes_alone().await;
+        self.what_was_seen_before_may_be_old().await;
         self.removing_twice_at_the_same_time_is_no_error().await;
         self.what_others_hold_on_to_is_a_conflict_that_names_them().await;
         self.images_that_others_use_stay().await;
@@ -58,17 +59,33 @@ impl Suite<'_> {
         assert_eq!(before.volumes[0].name, self.name("stays-object"), "volumes have their name");
         assert_eq!(before.images[0].name, self.name("stays-object:1"), "images have their first name");
 
-        let removed = ok(self.engine.remove(&self.preview("gone")).await, "a preview is removed");
+        let removed = ok(self.engine.remove(&self.preview("gone"), &[]).await, "a preview is removed");
         assert_eq!(removed, Removed { containers: 1, networks: 1, volumes: 1, images: 1 }, "an image counts once");
         let left = ok(self.engine.inventory(&self.preview("gone")).await, "an inventory");
         assert_eq!(left, Inventory::default(), "nothing is left");
         let after = ok(self.engine.inventory(&self.preview("stays")).await, "an inventory");
         assert_eq!(after, before, "another preview is as it was");
         ok(self.engine.inspect(&foreign).await, "what is not marked as ours stays");
-        let again = ok(self.engine.remove(&self.preview("gone")).await, "removing again is no error");
+        let again = ok(self.engine.remove(&self.preview("gone"), &[]).await, "removing again is no error");
         assert_eq!(again, Removed::default(), "nothing was there to remove");
         self.fixture.take(&foreign).await;
         self.clear("stays").await;
+    }
+
+    async fn what_was_seen_before_may_be_old(&self) {
+        self.whole_preview("seen").await;
+        let preview = self.preview("seen");
+        let mut seen = ok(self.engine.inventory(&preview).await, "an inventory").containers;
+        ok(self.engine.remove_container(&seen[0].id).await, "a container is removed");
+        self.fixture.container(self.spec("seen", "seen-later")).await;
+        let foreign = self.fixture.container(self.foreign("seen", "foreign")).await;
+        let others = ok(self.engine.containers(&Selector::Managed).await, "a list");
+        seen.extend(others.into_iter().filter(|container| container.id == foreign));
+        ok(self.engine.remove(&preview, &seen).await, "a preview is removed");
+        let left = ok(self.engine.inventory(&preview).await, "an inventory");
+        assert_eq!(left, Inventory::default(), "what came later is gone too");
+        ok(self.engine.inspect(&foreign).await, "what is not meant stays, whoever names it");
+        self.fixture.take(&foreign).await;
     }
 
     async fn one_container_goes_alone(&self) {
@@ -86,7 +103,7 @@ impl Suite<'_> {
     async fn removing_twice_at_the_same_time_is_no_error(&self) {
         self.whole_preview("twice").await;
         let preview = self.preview("twice");
-        let (first, second) = tokio::join!(self.engine.remove(&preview), self.engine.remove(&preview));
+        let (first, second) = tokio::join!(self.engine.remove(&preview, &[]), self.engine.remove(&preview, &[]));
         let (first, second) = (ok(first, "one of two removals"), ok(second, "the other of two removals"));
         assert!(first.containers + second.containers <= 1, "nobody counts what another removed");
         let left = ok(self.engine.inventory(&preview).await, "an inventory");
@@ -105,12 +122,12 @@ impl Suite<'_> {
             let foreign = Spec { network, volume, ..self.foreign("held", "holder") };
             let foreign = self.fixture.container(foreign).await;
             let fault =
-                fails(self.engine.remove(&self.preview("held")).await, FaultKind::Conflict, "a foreign container");
+                fails(self.engine.remove(&self.preview("held"), &[]).await, FaultKind::Conflict, "a foreign container");
             assert!(fault.context.contains(&self.name("holder")), "the conflict names who holds on: {fault}");
             assert!(fault.context.contains(&name), "the conflict names what is held: {fault}");
             ok(self.engine.inspect(&foreign).await, "the foreign container stays");
             self.fixture.take(&foreign).await;
-            let rest = ok(self.engine.remove(&self.preview("held")).await, "removal goes on where it stopped");
+            let rest = ok(self.engine.remove(&self.preview("held"), &[]).await, "removal goes on where it stopped");
             assert_eq!(
                 (rest.containers, rest.networks + rest.volumes),
                 (0, 1),
@@ -130,14 +147,14 @@ impl Suite<'_> {
             // A container has the labels of its image, unless it sets them otherwise.
             user.labels.insert(ownership::MANAGED.to_owned(), "false".to_owned());
             let user = self.fixture.container(user).await;
-            let removed = ok(self.engine.remove(&self.preview("used")).await, "an image in use is no error");
+            let removed = ok(self.engine.remove(&self.preview("used"), &[]).await, "an image in use is no error");
             assert_eq!(removed.images, usize::from(!only_made), "only what is unused is removed");
             let left = ok(self.engine.inventory(&self.preview("used")).await, "an inventory");
             assert_eq!(left.images.len(), 1, "an image that a foreign container uses stays");
             assert_eq!(left.images[0].name, name, "with its names");
             self.fixture.take(&user).await;
         }
-        let removed = ok(self.engine.remove(&self.preview("used")).await, "a preview is removed");
+        let removed = ok(self.engine.remove(&self.preview("used"), &[]).await, "a preview is removed");
         assert_eq!(removed.images, 1, "an image that is not used any more goes");
     }
 
