@@ -16,7 +16,7 @@ use super::proxy::Proxy;
 pub(crate) const APP: &str = "bench";
 pub(crate) const BASE: &str = "/opt/previews";
 /// The Compose project of the peers.
-const PROJECT: &str = "peer";
+pub(crate) const PROJECT: &str = "peer";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Peer {
@@ -40,6 +40,11 @@ impl Peer {
             Self::DockerHost => "docker-host",
             Self::Script => "script",
         }
+    }
+
+    /// Whether a goal is about it.
+    pub(crate) fn judged(self) -> bool {
+        matches!(self, Self::Preview | Self::Forward)
     }
 
     pub(crate) fn title(self) -> &'static str {

@@ -139,7 +139,15 @@ fn measured(text: &mut String, results: &Results) {
         let comma = if index == 0 { "" } else { "," };
         let _ = write!(text, "{comma} {} {}", peer.title(), of_peer.max().unwrap_or(0));
     }
-    text.push_str(".\n\n");
+    text.push('.');
+    for peer in &peers {
+        let of_peer = results.iter().filter(|((_, other), _)| other == peer).map(|(_, samples)| samples.failures);
+        let failures: usize = of_peer.sum();
+        if failures > 0 {
+            let _ = write!(text, " Runs that failed and were begun again: {} {failures}.", peer.title());
+        }
+    }
+    text.push_str("\n\n");
 }
 
 const HOW: &str = "\
@@ -159,6 +167,6 @@ const HOW: &str = "\
 - **Round trips**: how much longer it takes at the longest round trip than at the one before, divided by the difference.
 - **Memory**: the kernel's `VmHWM` of our process alone; `ssh` and `docker compose`, which it starts, are not in it.
 
-Again: `cargo xtask bench` (about half an hour; `--all` measures each size at each round trip); `cargo xtask bench --quick` for a
+Again: `cargo xtask bench` (about half an hour; `--all` measures each size at each round trip, of each peer); `cargo xtask bench --quick` for a
 first look, which writes nothing.
 ";
