@@ -51,7 +51,7 @@ pub(crate) fn write(project: &Path, text: &str) -> Result<()> {
 
 /// What was deployed last, as `preview` rendered it: the same limits for the peers, but no labels of ours.
 pub(crate) fn rendered(vm: &Vm) -> Result<Value> {
-    let text = vm.text(&["cat", &format!("{BASE}/{APP}/pr-7/stack.json")])?;
+    let text = vm.text(&["sh", "-c", &format!("cat {BASE}/{APP}/pr-7/stack-*.json")])?;
     let text = text.replace(&format!("{APP}_pr-7"), "peer");
     let mut model = serde_json::from_str(&text).context("the rendered stack is no JSON")?;
     without_labels(&mut model);
