@@ -158,6 +158,11 @@ fn a_full_disk_of_the_previews() {
     site.write("big/blob", &"x".repeat(400_000));
     let base = site.base();
     site.shell(&format!("mkdir -p {base} && mount -t tmpfs -o size=128k,mode=0700,uid=$(id -u deploy) preview {base}"));
+    let ran = site.deploy("7").expect(3);
+    assert!(ran.err.contains("of disk are free on the VM, a new preview needs 5.0 GB"), "{}", ran.err);
+    nothing(&site);
+    // Whoever knows better finds out.
+    site.write("preview.toml", "[limits]\nmin_free_disk = \"0MB\"\n");
     let ran = site.deploy("7").expect(4);
     assert!(ran.err.contains("No space left on device"), "{}", ran.err);
     assert!(ran.err.contains("Nothing was left behind"), "{}", ran.err);

@@ -288,6 +288,7 @@ impl Site {
     }
 
     /// Everything on the host that carries the application's labels or lies in its directory; empty when nothing was left behind.
+    /// The one line by which runs agree about places is no preview's.
     #[must_use]
     pub fn remains(&self) -> Vec<String> {
         let filter = format!("label=preview.app={}", self.app);
@@ -300,7 +301,7 @@ impl Site {
         ] {
             found.extend(self.docker(args).lines().map(|id| format!("{kind} {id}")));
         }
-        let files = self.shell(&format!("[ ! -d '{0}' ] || find '{0}' -mindepth 1", self.base));
+        let files = self.shell(&format!("[ ! -d '{0}' ] || find '{0}' -mindepth 1 ! -path '{0}/.places'", self.base));
         found.extend(files.lines().map(|path| format!("file {path}")));
         found
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use preview_core::admission::{Limits, Weight};
 use preview_core::config::{self, Config, ConfigFile, Environment, Overrides, Settings};
 use preview_core::engine::docker::DockerEngine;
 use preview_core::host::ssh::{Destination, KnownHosts, SshOptions};
@@ -190,6 +191,14 @@ impl Session {
                     cert_resolver: config.proxy.cert_resolver.clone(),
                 }),
             },
+            limits: Limits {
+                places: Weight::places(config.limits.max_previews.get()),
+                per_owner: config.limits.max_per_owner.map(|places| Weight::places(places.get())),
+                per_app: config.limits.max_per_app.map(|places| Weight::places(places.get())),
+                free_disk: config.limits.min_free_disk.bytes(),
+                free_memory: config.limits.min_free_memory.bytes(),
+            },
+            weight: Weight::try_from(config.limits.weight).unwrap_or_default(),
             guardrails: Guardrails {
                 cpus: config.guardrails.cpus,
                 memory: config.guardrails.memory.bytes(),

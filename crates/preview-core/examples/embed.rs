@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use preview_core::admission::{Limits, Weight};
 use preview_core::engine::docker::DockerEngine;
 use preview_core::fault::Fault;
 use preview_core::host::{Host as _, local};
@@ -73,6 +74,8 @@ fn project(directory: &Path) -> Project {
         routes: None,
         url: None,
         proxy: Proxy::None,
+        limits: Limits::default(),
+        weight: Weight::default(),
         guardrails: Guardrails::default(),
         timeouts: Timeouts::default(),
         health: None,

@@ -8,6 +8,7 @@
 //!        engine · runtime · host · lock · secrets · forge     (traits; one file an adapter)
 //! ```
 
+pub mod admission;
 pub mod config;
 pub mod engine;
 pub mod fault;

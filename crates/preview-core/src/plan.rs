@@ -267,6 +267,7 @@ mod tests {
             subject: crate::state::Subject::Pull(1),
             repository: None,
             owner: None,
+            weight: crate::admission::Weight::default(),
             phase: Phase::Ready,
             created_at: now,
             updated_at: now,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::admission::{Limits, Weight};
 use crate::registry::Logins;
 use crate::route::Traefik;
 use crate::secrets::SecretSource;
@@ -163,6 +164,10 @@ pub struct Project {
     pub url: Option<String>,
     /// The reverse proxy.
     pub proxy: Proxy,
+    /// What the host may hold.
+    pub limits: Limits,
+    /// How many places a preview takes.
+    pub weight: Weight,
     /// Limits of each container.
     pub guardrails: Guardrails,
     /// Limits of time.

@@ -6,6 +6,8 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::admission::Weight;
+
 /// Version of the state file's schema that this build writes and reads.
 pub const SCHEMA: u32 = 1;
 
@@ -206,6 +208,9 @@ pub struct State {
     /// Who asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
+    /// How many places it takes.
+    #[serde(default)]
+    pub weight: Weight,
     /// Where it is.
     pub phase: Phase,
     /// When it was made; survives updates.

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use preview_core::admission::{Limits, Weight};
 use preview_core::engine::Engine as _;
 use preview_core::fault::{Fault, FaultKind};
-use preview_core::host::{Change, Entry, Host, Query, Stream, Survey};
+use preview_core::host::{Change, Entry, Guard, Host, Query, Stream, Survey};
 use preview_core::lifecycle::{self, Client, Error, Interrupt, Quiet, Refusal, Restored};
 use preview_core::lock::{Acquired, Holder, Lease, Lock};
 use preview_core::ownership::Selector;
@@ -67,6 +68,16 @@ impl Host for Mortal<Arc<MemoryHost>> {
             self.inner.apply(std::slice::from_ref(change)).await?;
         }
         Ok(())
+    }
+    async fn apply_if(&self, guard: &Guard, changes: &[Change]) -> Result<bool, Fault> {
+        alive(&self.life)?;
+        // A host that loses power may have made the changes without the guard's, which comes last.
+        let still = Guard { next: guard.expected.clone(), ..guard.clone() };
+        if !self.inner.apply_if(&still, changes).await? {
+            return Ok(false);
+        }
+        alive(&self.life)?;
+        self.inner.apply_if(guard, &[]).await
     }
     async fn upload(&self, directory: &str, entries: &[Entry]) -> Result<bool, Fault> {
         alive(&self.life)?;
@@ -262,6 +273,8 @@ fn project() -> Project {
         routes: None,
         url: None,
         proxy: Proxy::None,
+        limits: Limits::default(),
+        weight: Weight::default(),
         guardrails: Guardrails::default(),
         timeouts: Timeouts::default(),
         health: None,
@@ -440,4 +453,31 @@ async fn transient_failures_are_tried_again_and_others_are_not() {
     assert_eq!(report.output, ["syntax error"]);
     let builds = world.runtime.calls().iter().filter(|call| **call == "build").count();
     assert_eq!(builds, 2, "one for each deploy");
+}
+
+#[tokio::test]
+async fn who_finds_no_place_changes_nothing() {
+    let world = World::new();
+    world.runtime.set_model(model(1, None));
+    let number = |number: u64| {
+        let name = format!("pr-{number}");
+        let target = Target { app: "shop".into(), project: format!("shop_{name}"), name };
+        Deploy { target, subject: Subject::Pull(number), ..request() }
+    };
+    for other in 1..=6 {
+        world.deploy_for(i64::MAX, &number(other)).await.expect("there is a place");
+    }
+    let work = || world.runtime.calls().into_iter().filter(|call| *call != "resolve").count();
+    let (files, before) = (world.host.paths(), work());
+    let error = world.deploy_for(i64::MAX, &number(7)).await.expect_err("there is none");
+    let Error::Refused(Refusal::Full { name, full, .. }) = &error else { panic!("{error}") };
+    let holders: Vec<_> = full.holders.iter().map(|holder| holder.name.as_str()).collect();
+    assert_eq!((name.as_str(), holders.len(), error.exit_code()), ("pr-7", 6, 3));
+    assert_eq!((world.host.paths(), work()), (files, before), "nothing was made");
+    world.deploy_for(i64::MAX, &number(3)).await.expect("an update has its place");
+
+    // Who knew the host as it was a moment ago looks again.
+    world.host.set_facts(|facts| facts.memory_available = 0);
+    let error = world.deploy_for(i64::MAX, &number(7)).await.expect_err("there is none");
+    assert!(error.to_string().contains("6 of 6 places"), "places come before floors: {error}");
 }

@@ -3,6 +3,7 @@
 use super::error::ConfigError;
 use super::file::ConfigFile;
 use super::origin::element;
+use crate::admission::Weight;
 use crate::units::{ByteSize, TimeSpan};
 
 /// Docker's own minimum.
@@ -66,6 +67,9 @@ pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
         }
     }
 
+    if Weight::try_from(file.limits.weight).is_err() {
+        return wrong("limits.weight", "has to be a number from 0.001 to 1000; 1 is the usual preview");
+    }
     let guardrails = &file.guardrails;
     if !guardrails.cpus.is_finite() || guardrails.cpus < 0.01 {
         return wrong("guardrails.cpus", "has to be a number of processors, at least 0.01");

@@ -46,6 +46,8 @@ pub struct ConfigFile {
     /// Services that are reachable from outside. Default: the ports that the Compose files publish; behind a
     /// proxy, there may be only one of them.
     pub route: Vec<RouteTable>,
+    /// How many previews the VM may hold. What a preview has, an update keeps.
+    pub limits: Limits,
     /// Limits for every container of a preview; a lower limit in the Compose file stays.
     pub guardrails: Guardrails,
     /// How long each stage of a run may take.
@@ -158,6 +160,28 @@ pub struct RouteTable {
     /// Whether the address's path is taken off before the service sees the request. Default: `false`.
     #[serde(default)]
     pub strip_prefix: bool,
+}
+
+/// How many previews the VM may hold.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Limits {
+    /// Places for previews in all, of whatever application. Default: 6.
+    pub max_previews: NonZeroU16,
+    /// Places for the previews of one owner (whoever opened the pull request, or `--owner`). Default: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_per_owner: Option<NonZeroU16>,
+    /// Places for the previews of one application. Default: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_per_app: Option<NonZeroU16>,
+    /// A new preview needs so much free disk, where the files of previews are. Default: `5GB`.
+    pub min_free_disk: ByteSize,
+    /// A new preview needs so much available memory. Default: `1GB`.
+    pub min_free_memory: ByteSize,
+    /// How many places a preview of this application takes: 0.5 for a light one, 2 for a heavy one. Default: 1.0.
+    #[cfg_attr(feature = "schema", schemars(range(min = 0.001, max = 1000)))]
+    pub weight: f64,
 }
 
 /// Limits for every container of a preview.
@@ -312,6 +336,19 @@ impl Default for Proxy {
             entrypoint: None,
             cert_resolver: None,
             tls: None,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_previews: NonZeroU16::MIN.saturating_add(5),
+            max_per_owner: None,
+            max_per_app: None,
+            min_free_disk: ByteSize::from_mb(5 * 1024),
+            min_free_memory: ByteSize::from_mb(1024),
+            weight: 1.0,
         }
     }
 }

@@ -35,7 +35,8 @@ use std::sync::Arc;
 
 pub use error::ConfigError;
 pub use file::{
-    After, ConfigFile, Generate, Guardrails, Health, Proxy, ProxyKind, Pull, Restart, RouteTable, Step, Timeouts, Vm,
+    After, ConfigFile, Generate, Guardrails, Health, Limits, Proxy, ProxyKind, Pull, Restart, RouteTable, Step,
+    Timeouts, Vm,
 };
 #[cfg(feature = "schema")]
 pub use schema::schema;
@@ -75,6 +76,8 @@ pub struct Config {
     pub proxy: Proxy,
     /// Services that are reachable from outside; empty: the caller chooses one ([`Config::add_route`]). Either all have an address or none has.
     pub routes: Vec<Route>,
+    /// How many previews the VM may hold.
+    pub limits: Limits,
     /// Limits for every container.
     pub guardrails: Guardrails,
     /// Limits of time.

@@ -22,6 +22,7 @@ pub(super) fn resolve(file: ConfigFile) -> Result<Config, ConfigError> {
         vm: file.vm,
         proxy: file.proxy,
         routes: Vec::new(),
+        limits: file.limits,
         guardrails: file.guardrails,
         timeouts: file.timeouts,
         health: file.health,

@@ -100,6 +100,17 @@ pub enum Change {
     },
 }
 
+/// What changes may depend on: the content of a small file that says "somebody was here".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guard {
+    /// Absolute path; the file is made when needed, and never removed.
+    pub path: String,
+    /// What its content has to be, empty where it is absent; no newline.
+    pub expected: String,
+    /// Its content afterwards: something that was never there before.
+    pub next: String,
+}
+
 /// One entry of a tree to upload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -124,6 +135,12 @@ pub trait Host: Send + Sync {
 
     /// Makes these changes in this order, in one round trip; stops at the first that fails.
     async fn apply(&self, changes: &[Change]) -> Result<(), Fault>;
+
+    /// Makes these changes if the guard's file is as expected, and then gives it its next content; false, and nothing changed, if it is not.
+    /// Nobody else who asks with the same guard is between the look and the end of the changes. One round trip.
+    ///
+    /// The guard changes last: who reads it first and other files then, never finds the new guard with the old files.
+    async fn apply_if(&self, guard: &Guard, changes: &[Change]) -> Result<bool, Fault>;
 
     /// Puts a tree of files at `directory`, unless that exists already; true if it was sent. The directory appears as a whole.
     /// Symbolic links are kept as links; owners are not kept; modes are.

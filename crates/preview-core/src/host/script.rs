@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 
 use super::facts::{self, Sources};
-use super::{Change, Query, Survey};
+use super::{Change, Guard, Query, Survey};
 use crate::fault::{Fault, FaultKind};
 
 /// One word for a POSIX shell that means exactly this text; works in `fish` as well, for login shells.
@@ -202,6 +202,30 @@ pub(crate) fn apply(changes: &[Change], mark: &str) -> Result<String, Fault> {
         script.push_str("echo\n");
     }
     Ok(script)
+}
+
+/// What [`apply_if`] prints when the guard was not as expected.
+pub(super) const MOVED: &[u8] = b"moved";
+
+/// As [`apply`], but under a lock, and only if the guard's file is as expected. The lock is the shell's and ends with it.
+pub(super) fn apply_if(guard: &Guard, changes: &[Change], mark: &str) -> Result<String, Fault> {
+    const OPERATION: &str = "change files on the host";
+    let Guard { path, expected, next } = guard;
+    if expected.contains(['\n', '\0']) || next.contains(['\n', '\0']) {
+        return Err(Fault::new(FaultKind::Invalid, OPERATION, "a guard is one line"));
+    }
+    let (path, expected, next) = (quote(checked(OPERATION, path)?), quote(expected), quote(next));
+    let changes = apply(changes, mark)?;
+    Ok(format!(
+        "command -v flock >/dev/null || {{ echo 'flock: not found' >&2; exit 1; }}\n\
+         umask 077; g={path}; d=${{g%/*}}\n\
+         [ -z \"$d\" ] || [ -d \"$d\" ] || mkdir -p \"$d\" || exit 1\n\
+         command exec 9<>\"$g\" || exit 1\n\
+         flock -w 30 9 || {{ echo 'somebody holds the lock for too long' >&2; exit 1; }}\n\
+         [ \"$(cat \"$g\")\" = {expected} ] || {{ printf moved; exit 0; }}\n\
+         {changes}\
+         printf %s {next} >\"$g\" || exit 1\n"
+    ))
 }
 
 /// What a change is, for errors; content is not shown.

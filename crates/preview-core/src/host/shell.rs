@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use super::guardian::Guardian;
-use super::{Change, Entry, Host, Query, Stream, Survey, script, upload};
+use super::{Change, Entry, Guard, Host, Query, Stream, Survey, script, upload};
 use crate::fault::{Fault, FaultKind};
 
 /// A running program on the host, its ends not yet closed. Dropping all of it ends the program, at once on this machine, by
@@ -298,6 +298,16 @@ impl<T: Transport> Host for ShellHost<T> {
         }
         // Each change that is done printed one newline.
         let failed = changes.get(answer.stdout.len()).map(script::describe).unwrap_or_default();
+        Err(Fault::new(script::kind_of(&answer.stderr), OPERATION, format!("{failed}: {}", answer.stderr)))
+    }
+
+    async fn apply_if(&self, guard: &Guard, changes: &[Change]) -> Result<bool, Fault> {
+        const OPERATION: &str = "change files on the host";
+        let answer = self.exchange(OPERATION, APPLY_LIMIT, |mark| script::apply_if(guard, changes, mark)).await?;
+        if answer.status == 0 {
+            return Ok(answer.stdout != script::MOVED);
+        }
+        let failed = changes.get(answer.stdout.len()).map_or_else(|| guard.path.clone(), script::describe);
         Err(Fault::new(script::kind_of(&answer.stderr), OPERATION, format!("{failed}: {}", answer.stderr)))
     }
 

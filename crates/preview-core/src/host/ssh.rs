@@ -85,14 +85,37 @@ pub struct Ssh {
 /// A VM as a host.
 pub type SshHost = ShellHost<Ssh>;
 
+/// So often at most is connected, where trying again can help.
+const TRIES: u32 = 3;
+
 /// Connects. Starts the [`Guardian`] of this run, and the shell that stays; call inside a tokio runtime.
 ///
 /// # Errors
 /// `HostKey`, with the steps to a pinned key; `Denied`; `Unreachable` (transient where trying again can help);
 /// `Unsupported` if `ssh` is missing; `Invalid` if an option cannot be used.
 pub async fn connect(options: SshOptions) -> Result<Arc<SshHost>, Fault> {
+    let mut tries = 1;
+    loop {
+        let begun = Instant::now();
+        match connect_once(&options).await {
+            // `sshd` drops some of many that knock at once, and is back soon after a restart. What took long is not repeated.
+            Err(fault) if fault.transient && tries < TRIES && begun.elapsed() < Duration::from_secs(5) => {
+                tracing::debug!(error = fault.chain(), "connecting again");
+                let mut byte = [0];
+                let _ = getrandom::fill(&mut byte);
+                // Those who were dropped together should not come back together.
+                let pause = 300 * u64::from(tries) * (1 + u64::from(byte[0]) / 64);
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+                tries += 1;
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn connect_once(options: &SshOptions) -> Result<Arc<SshHost>, Fault> {
     let guardian = Guardian::start()?;
-    match connect_guarded(&options, &guardian).await {
+    match connect_guarded(options, &guardian).await {
         Ok(ssh) => Ok(ShellHost::start(ssh, guardian, default_shell())),
         Err(fault) => {
             guardian.finish().await;

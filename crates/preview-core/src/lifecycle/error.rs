@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use jiff::Timestamp;
+
 use super::Diagnosis;
+use crate::admission::Full;
 use crate::fault::{Fault, FaultKind};
 use crate::lock::Holder;
 use crate::stack::Violation;
@@ -25,6 +28,16 @@ pub enum Refusal {
         number: u64,
         /// The fork, as far as known.
         fork: String,
+    },
+    /// There is no room for one more preview. What it says is for people: see [`Full`] for the parts.
+    #[error("there is no room for {name}: {}\n{}", .full.text(*.now), .full.advice())]
+    Full {
+        /// The preview.
+        name: String,
+        /// What there is not enough of, and who has it.
+        full: Box<Full>,
+        /// When that was.
+        now: Timestamp,
     },
     /// The name belongs to another branch, pull request or repository.
     #[error("the name {name} is taken by {by}; rename the branch, or destroy that preview first")]

@@ -5,20 +5,22 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 
 use super::crash::{Crash, Landing, broken, grounded, halt_error, with_output};
 use super::deploy::Deployed;
-use super::observe::{Seen, draw, missing_uploads, observe, pulls, want, with_generated};
+use super::observe::{PLACES, Seen, draw, missing_uploads, observe, pulls, want, with_generated};
 use super::prepare::{Prepared, Wanted};
 use super::run::{Halt, guarded};
 use super::up::up;
 use super::verify::lock;
 use super::wait::{self, Expected, Verdict};
-use super::{Client, Event, Interrupt, Observer};
-use crate::engine::Prune;
+use super::{Client, Error, Event, Interrupt, Observer, Refusal};
+use crate::admission::{self, Wish};
+use crate::engine::{ContainerEvent, Prune};
 use crate::fault::{Fault, FaultKind};
-use crate::host::Change;
+use crate::host::{Change, Guard, Query, random_token};
 use crate::lock::Lease;
 use crate::ownership::Selector;
 use crate::plan::{self, Kind, Plan, Running};
@@ -31,6 +33,15 @@ use crate::state::{Address, Good, Phase, SCHEMA, State};
 
 /// Again at most so often, for what may go away by itself.
 const RETRIES: u32 = 2;
+
+/// What a run has in hand when it begins to change things.
+struct Begin {
+    events: BoxStream<'static, Result<ContainerEvent, Fault>>,
+    /// The state file was written just now, with the place.
+    reserved: bool,
+    /// New content of the generated credentials' file.
+    env_file: Option<Secret<String>>,
+}
 
 /// A run under its lease.
 pub(super) struct Flight<'a> {
@@ -97,7 +108,18 @@ impl Flight<'_> {
             self.observer.event(&Event::StageDone(Phase::Preparing, begun.elapsed()));
             return Ok(self.deployed(Some(Kind::Unchanged), wanted.addresses, plan.services));
         }
-        match self.apply(&plan, &prepared, &wanted, &seen, &mut state, env_file).await {
+        // Subscribed before anything starts, and beside the rest: it is a round trip.
+        let selector = self.selector();
+        let ready = guarded(self.lease, self.interrupt, self.limit(self.project.timeouts.start), async {
+            futures_util::try_join!(self.client.engine.watch(&selector), self.reserve(&state, &seen))
+        });
+        let begin = match ready.await {
+            Ok((_, Err(refusal))) => return Err(grounded(Error::Refused(refusal), exists)),
+            Ok((events, Ok(reserved))) => Begin { events, reserved, env_file },
+            // The place may have been taken all the same.
+            Err(halt) => return Err(self.crash(halt.into(), &seen, &prepared, &wanted, state).await),
+        };
+        match self.apply(&plan, &prepared, &wanted, &seen, &mut state, begin).await {
             Ok((kind, services)) => Ok(self.deployed(Some(kind), wanted.addresses, services)),
             Err(crash) => Err(self.crash(crash, &seen, &prepared, &wanted, state).await),
         }
@@ -131,6 +153,7 @@ impl Flight<'_> {
             subject: self.deploy.subject.clone(),
             repository: self.deploy.repository.clone().or_else(|| before?.repository.clone()),
             owner: before.and_then(|state| state.owner.clone()).or_else(|| self.deploy.owner.clone()),
+            weight: self.project.weight,
             phase: Phase::Preparing,
             created_at: before.map_or(now, |state| state.created_at),
             updated_at: now,
@@ -141,6 +164,38 @@ impl Flight<'_> {
             good: before.and_then(|state| state.good.clone()).filter(|_| seen.good.is_some()),
             failure: None,
         }
+    }
+
+    /// Takes the preview's place on the host, if it has none or needs more than it has: true if so. The state file is the
+    /// reservation. It is written only if no place was given away since the host was looked at; else one looks again.
+    async fn reserve(&self, state: &State, seen: &Seen) -> Result<Result<bool, Refusal>, Fault> {
+        /// Somebody gets a place each time that one has to look again, so this is more than any host has places.
+        const TRIES: usize = 200;
+        if seen.state.as_ref().is_some_and(|before| before.weight >= state.weight) {
+            return Ok(Ok(false));
+        }
+        let base = &self.client.base_dir;
+        let guard = format!("{base}/{PLACES}");
+        let query = Query { read: vec![PLACES.to_owned(), "*/*/state.json".to_owned()], list: Vec::new() };
+        let wish = Wish { app: &state.app, name: &state.name, owner: state.owner.as_deref(), weight: state.weight };
+        let mut again;
+        let mut survey = &seen.survey;
+        for _ in 0..TRIES {
+            let holders = admission::holders(&survey.files);
+            if let Err(full) = admission::admit(&wish, &holders, &survey.facts, &self.project.limits) {
+                let now = Timestamp::from_second(survey.facts.now).unwrap_or_else(|_| Timestamp::now());
+                return Ok(Err(Refusal::Full { name: state.name.clone(), full: Box::new(full), now }));
+            }
+            let expected = survey.files.get(&guard).cloned().unwrap_or_default();
+            let guard = Guard { path: guard.clone(), expected, next: random_token()? };
+            if self.client.host.apply_if(&guard, &[self.save(state)]).await? {
+                return Ok(Ok(true));
+            }
+            again = self.client.host.survey(base, &query).await?;
+            survey = &again;
+        }
+        let context = "others were faster each time; run the same command again";
+        Err(Fault::new(FaultKind::Conflict, "take a place on the host", context).transient())
     }
 
     /// Does the stage's work while the state file says so.
@@ -182,7 +237,7 @@ impl Flight<'_> {
         wanted: &Wanted,
         seen: &Seen,
         state: &mut State,
-        env_file: Option<Secret<String>>,
+        begin: Begin,
     ) -> Result<(Kind, BTreeMap<String, plan::Change>), Crash> {
         let limits = &self.project.timeouts;
         let progress = |line: &str| self.observer.event(&Event::Progress(&self.redactor.clean(line)));
@@ -190,22 +245,26 @@ impl Flight<'_> {
         let directory = self.deploy.target.directory(&self.client.base_dir);
 
         let selector = self.selector();
-        // Subscribed before anything starts, and beside the rest: it is a round trip.
-        let watch = self.client.engine.watch(&selector);
+        let Begin { events, reserved, env_file } = begin;
+        let missing = missing_uploads(prepared, self.deploy, seen);
+        // The reservation says that much already, and often there is nothing to prepare.
+        let idle = reserved && env_file.is_none() && missing.is_empty();
         let prepare = async {
             if let Some(content) = env_file {
                 let content = Secret::new(content.expose().clone().into_bytes());
                 self.client.host.apply(&[Change::Write { path: self.path(".env"), content, mode: 0o600 }]).await?;
             }
-            let missing = missing_uploads(prepared, self.deploy, seen);
             let sent = missing.into_iter().map(|upload| async {
                 let place = format!("{directory}/files/{}", upload.hash);
                 self.client.host.upload(&place, std::slice::from_ref(&upload.entry)).await
             });
             futures_util::future::try_join_all(sent).await.map(|_| ())
         };
-        let both = async { futures_util::try_join!(watch, prepare) };
-        let (events, ()) = self.stage(state, Phase::Preparing, limits.start, both).await?;
+        if idle {
+            self.observer.event(&Event::StageDone(Phase::Preparing, self.begun.elapsed()));
+        } else {
+            self.stage(state, Phase::Preparing, limits.start, prepare).await?;
+        }
 
         if !prepared.built.is_empty() {
             let built = self

@@ -19,6 +19,9 @@ use crate::secret::{Redactor, Secret};
 use crate::state::State;
 use crate::{generate, ports, stack};
 
+/// The file below the base directory that changes with each place that is given away.
+pub(super) const PLACES: &str = ".places";
+
 /// What is on the host.
 pub(super) struct Seen {
     pub(super) survey: Survey,
@@ -39,7 +42,13 @@ pub(super) async fn observe(
     let target = &deploy.target;
     let own = format!("{}/{}", target.app, target.name);
     let query = Query {
-        read: vec!["*/*/state.json".to_owned(), format!("{own}/stack-*.json"), format!("{own}/.env")],
+        // The guard before what it guards.
+        read: vec![
+            PLACES.to_owned(),
+            "*/*/state.json".to_owned(),
+            format!("{own}/stack-*.json"),
+            format!("{own}/.env"),
+        ],
         list: vec![format!("{own}/files/*"), format!("{own}/stack-*.json")],
     };
     let selector = Selector::preview(&target.app, &target.name);

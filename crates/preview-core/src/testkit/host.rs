@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use crate::fault::{Fault, FaultKind};
-use crate::host::{Change, Entry, Facts, Host, Query, Stream, Survey, checked, upload};
+use crate::host::{Change, Entry, Facts, Guard, Host, Query, Stream, Survey, checked, upload};
 
 /// The methods of [`Host`], for failures to inject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -319,6 +319,27 @@ impl Host for MemoryHost {
         }
         let mut state = self.state();
         changes.iter().try_for_each(|change| state.change(change))
+    }
+
+    async fn apply_if(&self, guard: &Guard, changes: &[Change]) -> Result<bool, Fault> {
+        let text: Vec<String> = changes.iter().map(describe).collect();
+        self.called(HostCall::Apply, format!("apply {} if {}", text.join("; "), guard.path))?;
+        checked(APPLY, &guard.path)?;
+        if guard.expected.contains(['\n', '\0']) || guard.next.contains(['\n', '\0']) {
+            return Err(Fault::new(FaultKind::Invalid, APPLY, "a guard is one line"));
+        }
+        let mut state = self.state();
+        let found = match state.resolve(&guard.path) {
+            Some((_, Node::File(content))) => content.clone(),
+            _ => Vec::new(),
+        };
+        if found != guard.expected.as_bytes() {
+            return Ok(false);
+        }
+        let content = crate::secret::Secret::new(guard.next.clone().into_bytes());
+        let last = Change::Write { path: guard.path.clone(), content, mode: 0o600 };
+        changes.iter().chain([&last]).try_for_each(|change| state.change(change))?;
+        Ok(true)
     }
 
     async fn upload(&self, directory: &str, entries: &[Entry]) -> Result<bool, Fault> {

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use crate::fault::{Fault, FaultKind};
-use crate::host::{Change, Entry, Host, Query, Survey};
+use crate::host::{Change, Entry, Guard, Host, Query, Survey};
 use crate::secret::Secret;
 
 /// Runs all checks, each in a directory of its own under `base`, which should not exist yet.
@@ -41,6 +41,8 @@ pub async fn suite(host: &dyn Host, base: &str) {
         only_empty_directories_are_removed,
         changes_stop_at_the_first_failure,
         changes_in_order,
+        changes_depend_on_their_guard,
+        one_of_many_wins_a_guard,
         unsafe_paths_are_refused,
         upload_brings_trees_files_links_and_empty_directories,
         upload_happens_once,
@@ -103,6 +105,44 @@ async fn facts_are_plausible(host: &dyn Host, base: &str) {
     assert!(facts.memory_total >= facts.memory_available && facts.memory_available > 0, "{facts:?}");
     assert!(facts.disk_total >= facts.disk_free && facts.disk_free > 0, "{facts:?}");
     assert!(!host.describe().is_empty());
+}
+
+fn guard(base: &str, expected: &str, next: &str) -> Guard {
+    Guard { path: format!("{base}/.guard"), expected: expected.to_owned(), next: next.to_owned() }
+}
+
+async fn changes_depend_on_their_guard(host: &dyn Host, base: &str) {
+    let file = format!("{base}/file");
+    let attempt = async |expected: &str, next: &str, content: &str| {
+        let made = host.apply_if(&guard(base, expected, next), &[write(&*file, content)]).await;
+        made.unwrap_or_else(|fault| panic!("{}", fault.chain()))
+    };
+    assert!(!attempt("other", "1", "no").await, "the guard is absent");
+    assert_eq!(read(host, base, "file").await, None);
+    assert!(attempt("", "$(1) '", "one").await, "absent is empty");
+    assert!(!attempt("", "2", "no").await, "it is not empty any more");
+    assert_eq!(read(host, base, "file").await.as_deref(), Some("one"));
+    assert_eq!(read(host, base, ".guard").await.as_deref(), Some("$(1) '"));
+    assert!(attempt("$(1) '", "2", "two").await);
+
+    let failing = [write(format!("{file}/x"), "a file is no directory"), write(&*file, "no")];
+    assert_eq!(kind(host.apply_if(&guard(base, "2", "3"), &failing).await), FaultKind::Conflict);
+    assert_eq!(read(host, base, ".guard").await.as_deref(), Some("2"), "the guard changes last");
+    assert!(host.apply_if(&guard(base, "2", "3"), &[]).await.expect("no change is fine too"));
+    assert_eq!(kind(host.apply_if(&guard(base, "3", "a\nb"), &[]).await), FaultKind::Invalid);
+    assert_eq!(kind(host.apply_if(&guard("relative", "", "x"), &[]).await), FaultKind::Invalid);
+}
+
+async fn one_of_many_wins_a_guard(host: &dyn Host, base: &str) {
+    let guards: Vec<_> = (0..8).map(|number| (guard(base, "", &format!("by {number}")), number)).collect();
+    let attempts = guards.iter().map(|(guard, number)| async move {
+        let changes = [write(format!("{base}/{number}"), "mine")];
+        host.apply_if(guard, &changes).await.expect("is answered")
+    });
+    let won = futures_util::future::join_all(attempts).await;
+    assert_eq!(won.iter().filter(|won| **won).count(), 1, "{won:?}");
+    let winner = won.iter().position(|won| *won).expect("somebody");
+    assert_eq!(names(host, base, "*").await, set(&[&winner.to_string()]), "the others changed nothing");
 }
 
 async fn a_file_is_written_with_its_directories_and_replaced(host: &dyn Host, base: &str) {
