@@ -89,11 +89,7 @@ fn limits_and_floors() {
     site.run(&["deploy", "--pr", "1", "--owner", "ada"]).expect(0);
     let ran = site.run(&["deploy", "--pr", "2", "--owner", "ada"]).expect(3);
     assert!(ran.err.contains("1 of 1 places of ada are taken, held by\n"), "{}", ran.err);
-    assert!(
-        ran.err.contains("pr-1 of ada: pull request 1, ready, last deployed less than a minute ago"),
-        "{}",
-        ran.err
-    );
+    assert!(ran.err.contains("pr-1 of ada: pull request 1, ready, last deployed "), "{}", ran.err);
 
     site.write("preview.toml", &limits(3, "max_per_app = 1\n"));
     let ran = site.run(&["deploy", "--pr", "2", "--owner", "bob"]).expect(3);

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::Facts;
 use crate::state::{Phase, State, Subject};
+use crate::units::{about, age};
 
 /// How much of the VM a preview takes: 1 is the usual one. Kept in thousandths, so that sums are exact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -268,20 +269,6 @@ pub fn holders(files: &BTreeMap<String, String>) -> Vec<Holder> {
         .collect()
 }
 
-fn bytes(bytes: u64) -> String {
-    let mb = bytes >> 20;
-    if mb >= 1024 { format!("{}.{} GB", mb >> 10, (mb & 1023) * 10 / 1024) } else { format!("{mb} MB") }
-}
-
-fn age(seconds: i64) -> String {
-    match seconds {
-        ..60 => "less than a minute".to_owned(),
-        60..3600 => format!("{} min", seconds / 60),
-        3600..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
-    }
-}
-
 impl Full {
     /// For people: what to do about it.
     #[must_use]
@@ -310,10 +297,10 @@ impl Full {
             Shortage::Owner { owner, limit, taken } => places(limit, taken, &format!("of {owner}")),
             Shortage::App { limit, taken } => places(limit, taken, "of this application"),
             Shortage::Disk { free, floor } => {
-                format!("{} of disk are free on the VM, a new preview needs {}", bytes(*free), bytes(*floor))
+                format!("{} of disk are free on the VM, a new preview needs {}", about(*free), about(*floor))
             }
             Shortage::Memory { free, floor } => {
-                format!("{} of memory are available on the VM, a new preview needs {}", bytes(*free), bytes(*floor))
+                format!("{} of memory are available on the VM, a new preview needs {}", about(*free), about(*floor))
             }
         };
         let mut text = what;
@@ -324,7 +311,7 @@ impl Full {
             let owner = holder.owner.as_ref().map(|owner| format!(" of {owner}")).unwrap_or_default();
             let weight =
                 if holder.weight == Weight::default() { String::new() } else { format!(", weight {}", holder.weight) };
-            let age = age(now.as_second() - holder.updated_at.as_second());
+            let age = age(holder.updated_at, now);
             let _ = fmt::Write::write_fmt(
                 &mut text,
                 format_args!(
@@ -436,8 +423,8 @@ mod tests {
         assert_eq!(
             full.text(Timestamp::from_second(3 * 3600).unwrap()),
             "1.5 of 2 places on the VM are taken, held by\n  \
-             shop pr-1 of ada: pull request 7, ready, last deployed 3 h ago\n  \
-             shop pr-2 of bob: pull request 7, ready, last deployed 10 min ago, weight 0.5"
+             shop pr-1 of ada: pull request 7, ready, last deployed 3h ago\n  \
+             shop pr-2 of bob: pull request 7, ready, last deployed 10m ago, weight 0.5"
         );
     }
 

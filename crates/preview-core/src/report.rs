@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use crate::lifecycle::{Deployed, Destroyed, FailureReport, Listed, Restored, Status};
 use crate::plan::{Action, Change, Kind, Plan};
+use crate::units::age;
 
 /// A deploy that is done, in one or a few lines.
 #[must_use]
@@ -142,18 +143,6 @@ fn restored(restored: &Restored) -> String {
         Restored::Previous => "The version before runs, with its data.".to_owned(),
         Restored::Removed => "Nothing was left behind: there was no version before.".to_owned(),
         Restored::NotYet(why) => format!("Not taken back: {why}."),
-    }
-}
-
-/// How long ago, in one unit.
-#[must_use]
-pub fn age(then: Timestamp, now: Timestamp) -> String {
-    let seconds = now.as_second().saturating_sub(then.as_second()).max(0);
-    match seconds {
-        0..=119 => format!("{seconds}s"),
-        120..=7_199 => format!("{}m", seconds / 60),
-        7_200..=172_799 => format!("{}h", seconds / 3_600),
-        _ => format!("{}d", seconds / 86_400),
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// Why a text is no size or no length of time.
@@ -223,6 +224,25 @@ macro_rules! text {
 
 text!(TimeSpan, "TimeSpan", "^(?=.)([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$");
 text!(ByteSize, "ByteSize", "^[0-9]+(\\.[0-9]{1,6})?([bB]|[kKmMgGtT]([iI]?[bB])?)$");
+
+/// How long ago, in one unit.
+#[must_use]
+pub fn age(then: Timestamp, now: Timestamp) -> String {
+    let seconds = now.as_second().saturating_sub(then.as_second()).max(0);
+    match seconds {
+        0..=119 => format!("{seconds}s"),
+        120..=7_199 => format!("{}m", seconds / 60),
+        7_200..=172_799 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// Bytes with one decimal at most, for people.
+#[must_use]
+pub fn about(bytes: u64) -> String {
+    let mb = bytes >> 20;
+    if mb >= 1024 { format!("{}.{} GB", mb >> 10, (mb & 1023) * 10 / 1024) } else { format!("{mb} MB") }
+}
 
 #[cfg(test)]
 mod tests {
