@@ -117,3 +117,35 @@ fn limits_and_floors() {
     }
     nothing(&site);
 }
+
+/// A run that is killed during a first deploy holds its place no longer than it lives.
+fn killed_with_a_place(place: Where) {
+    let Some(site) = Site::new(place, SMALL) else { return };
+    let long = "[[step]]\nafter = \"start\"\nservice = \"web\"\nrun = [\"sleep\", \"1000\"]\n";
+    site.write("preview.toml", &limits(1, long));
+    let mut first = site.start(&["deploy", "--pr", "1"]);
+    first.until("verifying…");
+    site.write("preview.toml", &limits(1, ""));
+    let ran = site.run(&["deploy", "--pr", "2"]).expect(3);
+    assert!(ran.err.contains("pr-1: pull request 1, verifying, last deployed "), "{}", ran.err);
+    first.kill();
+    let ran = site.run(&["deploy", "--pr", "2"]).expect(0);
+    assert!(ran.err.contains("pr-1: its run died while verifying; removed it, its place is free"), "{}", ran.err);
+    let listed = site.run(&["list", "--format", "json"]).expect(0).json();
+    assert_eq!(
+        (listed["previews"][0]["name"].as_str(), listed["previews"].as_array().map(Vec::len)),
+        (Some("pr-2"), Some(1))
+    );
+    site.run(&["destroy", "--pr", "2"]).expect(0);
+    nothing(&site);
+}
+
+#[test]
+fn killed_with_a_place_on_a_vm() {
+    killed_with_a_place(Where::Vm(VmEngine::V28));
+}
+
+#[test]
+fn killed_with_a_place_on_this_machine() {
+    killed_with_a_place(Where::Local);
+}

@@ -481,3 +481,54 @@ async fn who_finds_no_place_changes_nothing() {
     let error = world.deploy_for(i64::MAX, &number(7)).await.expect_err("there is none");
     assert!(error.to_string().contains("6 of 6 places"), "places come before floors: {error}");
 }
+
+/// A place is not held by the dead, unless there is something to go back to; and never taken from the living.
+#[tokio::test]
+async fn the_dead_hold_no_place() {
+    let mut places = 0;
+    for life in 1..40 {
+        let world = World::new();
+        world.runtime.set_model(model(1, None));
+        let number = |number: u64| {
+            let name = format!("pr-{number}");
+            let target = Target { app: "shop".into(), project: format!("shop_{name}"), name };
+            Deploy { target, subject: Subject::Pull(number), ..request() }
+        };
+        for other in 1..=5 {
+            world.deploy_for(i64::MAX, &number(other)).await.expect("there is a place");
+        }
+        let _ = world.deploy_for(life, &request()).await;
+        let Some(state) = world.state() else { continue };
+        let done = world.deploy_for(i64::MAX, &number(8)).await;
+        if state.good.is_some() {
+            assert!(matches!(done, Err(Error::Refused(Refusal::Full { .. }))), "after {life} changes");
+            continue;
+        }
+        done.unwrap_or_else(|error| panic!("after {life} changes: {}", error.chain()));
+        let inventory = world.engine.inventory(&selector()).await.expect("lists");
+        let left = world.host.paths().into_iter().find(|path| path.starts_with("/base/shop/pr-7"));
+        assert!(inventory.is_empty() && left.is_none(), "after {life} changes: {inventory:?}, {left:?}");
+        places += 1;
+    }
+    assert!(places > 3, "runs died with a place: {places}");
+
+    let world = World::new();
+    world.runtime.set_model(model(1, None));
+    let _ = world.deploy_for(4, &request()).await;
+    let before = world.state().expect("it died with a place");
+    let me = Holder { who: "ada".into(), why: "deploy of pr-7".into(), since: String::new() };
+    let held = world.lock.acquire(LOCK, &me, Duration::ZERO, &|_| ()).await.expect("free");
+    let client = world.client(&Arc::new(AtomicI64::new(i64::MAX)));
+    let one = Project { limits: Limits { places: Weight::places(1), ..Limits::default() }, ..project() };
+    let other = Deploy {
+        target: Target { app: "shop".into(), name: "pr-8".into(), project: "shop_pr-8".into() },
+        subject: Subject::Pull(8),
+        ..request()
+    };
+    let (redactor, interrupt) = (Redactor::default(), Interrupt::default());
+    let connect = std::future::ready(Ok(client));
+    let done = lifecycle::deploy(connect, &world.runtime, &one, &other, &Quiet, &redactor, &interrupt).await;
+    assert!(matches!(done, Err(Error::Refused(Refusal::Full { .. }))), "somebody is at work on it");
+    assert_eq!(world.state(), Some(before));
+    drop(held);
+}

@@ -85,8 +85,9 @@ pub struct Ssh {
 /// A VM as a host.
 pub type SshHost = ShellHost<Ssh>;
 
-/// So often at most is connected, where trying again can help.
-const TRIES: u32 = 3;
+/// So often at most is connected, where trying again can help: over 5 to 9 seconds. More than for other failures, since
+/// nothing was done yet, and an `sshd` with the usual `MaxStartups 10:30:100` turns away some of twenty, each time.
+const TRIES: u32 = 5;
 
 /// Connects. Starts the [`Guardian`] of this run, and the shell that stays; call inside a tokio runtime.
 ///
@@ -104,8 +105,8 @@ pub async fn connect(options: SshOptions) -> Result<Arc<SshHost>, Fault> {
                 let mut byte = [0];
                 let _ = getrandom::fill(&mut byte);
                 // Those who were dropped together should not come back together.
-                let pause = 300 * u64::from(tries) * (1 + u64::from(byte[0]) / 64);
-                tokio::time::sleep(Duration::from_millis(pause)).await;
+                let pause = Duration::from_millis(300) * 2u32.pow(tries - 1);
+                tokio::time::sleep(pause + pause * u32::from(byte[0]) / 255).await;
                 tries += 1;
             }
             done => return done,

@@ -41,6 +41,19 @@ pub async fn destroy(
     observer: &dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<Destroyed, Error> {
+    destroy_only_if(client, target, who, wait, observer, interrupt, None).await
+}
+
+/// [`destroy`], of a preview whose state is one of these when its lock is held; nothing is changed if it is not.
+pub(super) async fn destroy_only_if(
+    client: &Client,
+    target: &Target,
+    who: &str,
+    wait: Duration,
+    observer: &dyn Observer,
+    interrupt: &Interrupt,
+    only_if: Option<&(dyn Fn(&State) -> bool + Sync)>,
+) -> Result<Destroyed, Error> {
     let begun = Instant::now();
     observer.event(&Event::Stage(Phase::Destroying));
     let why = format!("destroy of {}", target.name);
@@ -64,15 +77,27 @@ pub async fn destroy(
             let survey = client.host.survey(&client.base_dir, &query).await?;
             let path = target.file(&client.base_dir, "state.json");
             let state = survey.files.get(&path).and_then(|text| State::parse(&path, text).ok());
+            if only_if.is_some_and(|wanted| !state.as_ref().is_some_and(wanted)) {
+                return Ok(None);
+            }
             let died = state.as_ref().is_some_and(|state| state.phase.in_flight());
             if let Some(mut state) = state {
                 state.phase = Phase::Destroying;
                 let content = Secret::new(state.to_json());
                 client.host.apply(&[Change::Write { path, content, mode: 0o600 }]).await?;
             }
-            Ok((survey, died))
+            Ok(Some((survey, died)))
         };
-        let ((survey, died), mut removed) = futures_util::try_join!(mark, client.engine.remove(&selector, &seen))?;
+        let remove = client.engine.remove(&selector, &seen);
+        let (marked, mut removed) = if only_if.is_none() {
+            futures_util::try_join!(mark, remove)?
+        } else {
+            match mark.await? {
+                None => (None, Removed::default()),
+                marked => (marked, remove.await?),
+            }
+        };
+        let Some((survey, died)) = marked else { return Ok((removed, 0, false)) };
         if died {
             // The engine may still be at work for the run that died; otherwise one look is enough.
             removed += remove_all(&*client.engine, &selector).await?;

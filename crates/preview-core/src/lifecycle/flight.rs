@@ -12,6 +12,7 @@ use super::crash::{Crash, Landing, broken, grounded, halt_error, with_output};
 use super::deploy::Deployed;
 use super::observe::{PLACES, Seen, draw, missing_uploads, observe, pulls, want, with_generated};
 use super::prepare::{Prepared, Wanted};
+use super::reclaim::reclaim;
 use super::run::{Halt, guarded};
 use super::up::up;
 use super::verify::lock;
@@ -180,9 +181,19 @@ impl Flight<'_> {
         let wish = Wish { app: &state.app, name: &state.name, owner: state.owner.as_deref(), weight: state.weight };
         let mut again;
         let mut survey = &seen.survey;
+        let mut reclaimed = false;
         for _ in 0..TRIES {
             let holders = admission::holders(&survey.files);
             if let Err(full) = admission::admit(&wish, &holders, &survey.facts, &self.project.limits) {
+                if !reclaimed {
+                    reclaimed = true;
+                    let Deploy { target, who, .. } = self.deploy;
+                    if reclaim(self.client, &survey.files, target, who, self.observer, self.interrupt).await? {
+                        again = self.client.host.survey(base, &query).await?;
+                        survey = &again;
+                        continue;
+                    }
+                }
                 let now = Timestamp::from_second(survey.facts.now).unwrap_or_else(|_| Timestamp::now());
                 return Ok(Err(Refusal::Full { name: state.name.clone(), full: Box::new(full), now }));
             }

@@ -11,6 +11,7 @@ mod observe;
 mod prepare;
 mod probe;
 mod query;
+mod reclaim;
 mod run;
 mod undo;
 mod up;

@@ -1,0 +1,57 @@
+//! Places of the dead: a run that was killed during a first deploy or a destroy left something that no other run of that
+//! preview may ever mend. In flight with a free lock means dead, so this needs no guess and no waiting.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::destroy::destroy_only_if;
+use super::{Client, Error, Event, Interrupt, Observer};
+use crate::fault::Fault;
+use crate::project::Target;
+use crate::state::{Phase, State};
+
+/// Whether nothing but a removal can come of it, if its run is dead: there is no good version, or it was on its way out.
+fn hopeless(state: &State) -> bool {
+    state.phase.in_flight() && (state.good.is_none() || state.phase == Phase::Destroying)
+}
+
+/// Removes previews that are in flight, have no run any more, and nothing to go back to; true if there was one.
+/// What cannot be removed is told, and stays.
+pub(super) async fn reclaim(
+    client: &Client,
+    files: &BTreeMap<String, String>,
+    own: &Target,
+    who: &str,
+    observer: &dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<bool, Fault> {
+    let states = files.iter().filter_map(|(path, text)| State::parse(path, text).ok());
+    let suspects: Vec<(Target, Phase)> = states
+        .filter(hopeless)
+        .map(|state| (Target { app: state.app, name: state.name, project: state.project }, state.phase))
+        .filter(|(target, _)| target != own)
+        .collect();
+    let locks: Vec<String> = suspects.iter().map(|(target, _)| target.file(&client.base_dir, ".lock")).collect();
+    let holders = futures_util::future::try_join_all(locks.iter().map(|lock| client.lock.holder(lock))).await?;
+    let mut any = false;
+    for ((target, phase), _) in suspects.iter().zip(holders).filter(|(_, holder)| holder.is_none()) {
+        // Somebody may have come back to it meanwhile: that is asked again under its lock.
+        let removed =
+            destroy_only_if(client, target, who, Duration::ZERO, &super::Quiet, interrupt, Some(&hopeless)).await;
+        let Target { app, name, .. } = target;
+        match removed {
+            Ok(destroyed) if destroyed.existed => {
+                observer.event(&Event::Note(&format!(
+                    "{app} {name}: its run died while {phase}; removed it, its place is free"
+                )));
+                any = true;
+            }
+            Ok(_) | Err(Error::Locked { .. }) => {}
+            Err(error) => observer.event(&Event::Warning(&format!(
+                "{app} {name}: its run died while {phase}, and it cannot be removed: {}",
+                error.chain()
+            ))),
+        }
+    }
+    Ok(any)
+}
