@@ -96,11 +96,12 @@ const TRIES: u32 = 5;
 /// `Unsupported` if `ssh` is missing; `Invalid` if an option cannot be used.
 pub async fn connect(options: SshOptions) -> Result<Arc<SshHost>, Fault> {
     let mut tries = 1;
+    let quick = options.connect_timeout.min(Duration::from_secs(5));
     loop {
         let begun = Instant::now();
         match connect_once(&options).await {
             // `sshd` drops some of many that knock at once, and is back soon after a restart. What took long is not repeated.
-            Err(fault) if fault.transient && tries < TRIES && begun.elapsed() < Duration::from_secs(5) => {
+            Err(fault) if fault.transient && tries < TRIES && begun.elapsed() < quick => {
                 tracing::debug!(error = fault.chain(), "connecting again");
                 let mut byte = [0];
                 let _ = getrandom::fill(&mut byte);
