@@ -106,6 +106,31 @@ fn limits_and_floors() {
     let ran = site.run(&["deploy", "--pr", "2"]).expect(3);
     assert!(ran.err.contains("1.5 of 2 places"), "{}", ran.err);
 
+    // What is unchanged may count for more as well, and what counts for less makes room at once.
+    site.write("compose.yml", SMALL);
+    let ran = site.run(&["deploy", "--pr", "2"]).expect(3);
+    assert!(ran.err.contains("1.5 of 2 places"), "{}", ran.err);
+    site.write("preview.toml", &limits(2, "weight = 1\n"));
+    let done = site.run(&["deploy", "--pr", "2", "--format", "json"]).expect(0).json();
+    assert_eq!(done["kind"], "unchanged");
+    site.run(&["deploy", "--pr", "3"]).expect(3);
+    site.write("preview.toml", &limits(2, "weight = 0.5\n"));
+    site.run(&["deploy", "--pr", "3"]).expect(3);
+    site.run(&["deploy", "--pr", "2"]).expect(0);
+    site.run(&["deploy", "--pr", "3"]).expect(0);
+    site.run(&["destroy", "--pr", "3"]).expect(0);
+
+    // A failed update counts for what it counted before.
+    site.write(
+        "preview.toml",
+        &limits(2, "weight = 1\n[[step]]\nafter = \"start\"\nservice = \"web\"\nrun = [\"false\"]\n"),
+    );
+    site.write("compose.yml", &SMALL.replace("100000", "100002"));
+    site.run(&["deploy", "--pr", "2"]).expect(4);
+    site.write("preview.toml", &limits(2, "weight = 0.5\n"));
+    site.run(&["deploy", "--pr", "3"]).expect(0);
+    site.run(&["destroy", "--pr", "3"]).expect(0);
+
     for (floor, said) in [("min_free_disk", "of disk are free"), ("min_free_memory", "of memory are available")] {
         site.write("preview.toml", &format!("[limits]\n{floor} = \"900000GB\"\n"));
         let ran = site.run(&["deploy", "--pr", "3"]).expect(3);

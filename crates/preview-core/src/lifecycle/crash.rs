@@ -85,8 +85,12 @@ impl Flight<'_> {
         seen: &Seen,
         prepared: &Prepared,
         wanted: &Wanted,
-        state: State,
+        mut state: State,
     ) -> Landing {
+        // What stays is what was there before.
+        if let Some(before) = &seen.state {
+            state.weight = before.weight;
+        }
         let phase = state.phase;
         let Crash { halt, mut problems, output } = crash;
         let halt = self.with_lease_in_mind(halt).await;

@@ -61,10 +61,9 @@ pub(super) async fn destroy_only_if(
     let selector = Selector::preview(&target.app, &target.name);
     // A look at the engine while the lock is asked for: what it finds is ours whatever happens meanwhile, and goes first. That
     // it may be old by then, or fail, does no harm: under the lock the engine is asked again.
-    let look = client.engine.containers(&selector);
+    let look = async { Ok(client.engine.containers(&selector).await.unwrap_or_default()) };
     let lock = acquire(&*client.lock, &lock_path, who, &why, wait, observer, interrupt);
-    let (lease, seen) = futures_util::join!(lock, look);
-    let (lease, seen) = (lease?, seen.unwrap_or_default());
+    let (lease, seen) = futures_util::try_join!(lock, look)?;
     let own = format!("{}/{}", target.app, target.name);
     let query = Query {
         read: vec![format!("{own}/state.json")],

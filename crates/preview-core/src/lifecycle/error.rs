@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
-
 use jiff::Timestamp;
+use serde::Serialize;
 
 use super::Diagnosis;
 use crate::admission::Full;

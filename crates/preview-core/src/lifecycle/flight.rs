@@ -97,6 +97,10 @@ impl Flight<'_> {
         let now = Timestamp::now();
         let mut state = self.next_state(&seen, &wanted, host_ports, now);
         if plan.kind == Kind::Unchanged {
+            if let Err(refusal) = self.reserve_more(&state, &seen).await? {
+                return Err(grounded(Error::Refused(refusal), true));
+            }
+            state.weight = self.project.weight;
             state.phase = Phase::Ready;
             state.failure = None;
             if let Some(good) = &mut state.good {
@@ -154,7 +158,8 @@ impl Flight<'_> {
             subject: self.deploy.subject.clone(),
             repository: self.deploy.repository.clone().or_else(|| before?.repository.clone()),
             owner: before.and_then(|state| state.owner.clone()).or_else(|| self.deploy.owner.clone()),
-            weight: self.project.weight,
+            // While old and new may both be there, and until it is known which one stays, the heavier counts.
+            weight: before.map_or(self.project.weight, |state| state.weight.max(self.project.weight)),
             phase: Phase::Preparing,
             created_at: before.map_or(now, |state| state.created_at),
             updated_at: now,
@@ -165,6 +170,15 @@ impl Flight<'_> {
             good: before.and_then(|state| state.good.clone()).filter(|_| seen.good.is_some()),
             failure: None,
         }
+    }
+
+    /// What runs stays as it is, but it may count for more than before.
+    async fn reserve_more(&self, state: &State, seen: &Seen) -> Result<Result<bool, Refusal>, Landing> {
+        let Some(before) = &seen.state else { return Ok(Ok(false)) };
+        let state = State { weight: state.weight, ..before.clone() };
+        let reserved =
+            guarded(self.lease, self.interrupt, self.limit(self.project.timeouts.start), self.reserve(&state, seen));
+        reserved.await.map_err(|halt| grounded(halt_error(halt), true))
     }
 
     /// Takes the preview's place on the host, if it has none or needs more than it has: true if so. The state file is the
@@ -390,6 +404,7 @@ impl Flight<'_> {
         let file = plan::stack_file(&rendered);
         let mut ready = state.clone();
         ready.phase = Phase::Ready;
+        ready.weight = self.project.weight;
         ready.updated_at = now;
         ready.good = Some(Good {
             digest: wanted.digest.clone(),
