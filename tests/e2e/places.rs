@@ -90,6 +90,8 @@ fn limits_and_floors() {
     let ran = site.run(&["deploy", "--pr", "2", "--owner", "ada"]).expect(3);
     assert!(ran.err.contains("1 of 1 places of ada are taken, held by\n"), "{}", ran.err);
     assert!(ran.err.contains("pr-1 of ada: pull request 1, ready, last deployed "), "{}", ran.err);
+    let plan = site.run(&["plan", "--pr", "2", "--owner", "ada"]).expect(0);
+    assert!(plan.out.contains("there is no room for it now: 1 of 1 places of ada are taken"), "{}", plan.out);
 
     site.write("preview.toml", &limits(3, "max_per_app = 1\n"));
     let ran = site.run(&["deploy", "--pr", "2", "--owner", "bob"]).expect(3);

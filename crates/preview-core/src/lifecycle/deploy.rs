@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::crash::Landing;
@@ -11,6 +12,7 @@ use super::observe::{draw, observe, want, with_generated};
 use super::prepare::{self, Prepared};
 use super::run::acquire;
 use super::{Client, Error, Event, Interrupt, Observer};
+use crate::admission::{self, Wish};
 use crate::fault::{Fault, FaultKind};
 use crate::host::Change;
 use crate::lock::Lease;
@@ -53,7 +55,15 @@ pub async fn plan(
     let seen = observe(&client, project, deploy, &prepared).await?;
     let (prepared, _) = with_generated(resolver, project, deploy, prepared, &seen, observer, redactor).await?;
     let (wanted, _) = want(&client, project, deploy, &prepared, &seen)?;
-    Ok(draw(project, deploy, &prepared, &wanted, &seen))
+    let mut plan = draw(project, deploy, &prepared, &wanted, &seen);
+    let owner = seen.state.as_ref().and_then(|state| state.owner.as_deref()).or(deploy.owner.as_deref());
+    let wish = Wish { app: &deploy.target.app, name: &deploy.target.name, owner, weight: project.weight };
+    let holders = admission::holders(&seen.survey.files);
+    if let Err(full) = admission::admit(&wish, &holders, &seen.survey.facts, &project.limits) {
+        let now = Timestamp::from_second(seen.survey.facts.now).unwrap_or_else(|_| Timestamp::now());
+        plan.warnings.push(format!("there is no room for it now: {}", full.text(now)));
+    }
+    Ok(plan)
 }
 
 /// Deploys or updates a preview.
