@@ -272,8 +272,13 @@ pub fn holders(files: &BTreeMap<String, String>) -> Vec<Holder> {
 impl Full {
     /// For people: what to do about it.
     #[must_use]
-    pub const fn advice(&self) -> &'static str {
-        match self.shortage {
+    pub fn advice(&self) -> &'static str {
+        match &self.shortage {
+            Shortage::Places { limit, .. } | Shortage::Owner { limit, .. } | Shortage::App { limit, .. }
+                if self.weight > *limit =>
+            {
+                "It can never fit: lower `limits.weight`, or raise the limit"
+            }
             Shortage::Places { .. } => "Destroy one of them, wait until one goes, or raise `limits.max_previews`",
             Shortage::Owner { .. } => "Destroy one of them, wait until one goes, or raise `limits.max_per_owner`",
             Shortage::App { .. } => "Destroy one of them, wait until one goes, or raise `limits.max_per_app`",
@@ -287,6 +292,8 @@ impl Full {
     /// For people: what is missing, and who has it.
     #[must_use]
     pub fn text(&self, now: Timestamp) -> String {
+        // Another repository may have written this, and a line of its own would be a command to some CI systems.
+        let clean = |text: &str| text.replace(char::is_control, "?");
         let places = |limit: &Weight, taken: &Weight, whose: &str| {
             let wish =
                 if self.weight == Weight::default() { String::new() } else { format!(", {} wanted", self.weight) };
@@ -294,7 +301,7 @@ impl Full {
         };
         let what = match &self.shortage {
             Shortage::Places { limit, taken } => places(limit, taken, "on the VM"),
-            Shortage::Owner { owner, limit, taken } => places(limit, taken, &format!("of {owner}")),
+            Shortage::Owner { owner, limit, taken } => places(limit, taken, &format!("of {}", clean(owner))),
             Shortage::App { limit, taken } => places(limit, taken, "of this application"),
             Shortage::Disk { free, floor } => {
                 format!("{} of disk are free on the VM, a new preview needs {}", about(*free), about(*floor))
@@ -305,19 +312,18 @@ impl Full {
         };
         let mut text = what;
         if !self.holders.is_empty() {
-            text.push_str(", held by");
+            let floor = matches!(self.shortage, Shortage::Disk { .. } | Shortage::Memory { .. });
+            text.push_str(if floor { "; the previews there:" } else { ", held by" });
         }
         for holder in &self.holders {
-            let owner = holder.owner.as_ref().map(|owner| format!(" of {owner}")).unwrap_or_default();
+            let owner = holder.owner.as_ref().map(|owner| format!(" of {}", clean(owner))).unwrap_or_default();
+            let (app, name, subject) = (clean(&holder.app), clean(&holder.name), clean(&holder.subject.to_string()));
             let weight =
                 if holder.weight == Weight::default() { String::new() } else { format!(", weight {}", holder.weight) };
             let age = age(holder.updated_at, now);
             let _ = fmt::Write::write_fmt(
                 &mut text,
-                format_args!(
-                    "\n  {} {}{owner}: {}, {}, last deployed {age} ago{weight}",
-                    holder.app, holder.name, holder.subject, holder.phase
-                ),
+                format_args!("\n  {app} {name}{owner}: {subject}, {}, last deployed {age} ago{weight}", holder.phase),
             );
         }
         text
@@ -426,6 +432,21 @@ mod tests {
              shop pr-1 of ada: pull request 7, ready, last deployed 3h ago\n  \
              shop pr-2 of bob: pull request 7, ready, last deployed 10m ago, weight 0.5"
         );
+    }
+
+    #[test]
+    fn what_others_wrote_stays_on_its_line() {
+        let held = [holder("pr-1", "ada\n::error::x\u{1b}[31m", 3.0, 0)];
+        let text = admit(&wish("pr-2", "bob", 1.0), &held, &facts(), &LIMITS).unwrap_err().text(Timestamp::UNIX_EPOCH);
+        assert!(text.contains("of ada?::error::x?[31m: "), "{text}");
+    }
+
+    #[test]
+    fn what_never_fits_is_told() {
+        let limits = Limits { per_owner: None, ..LIMITS };
+        let full = admit(&wish("a", "ada", 4.0), &[], &facts(), &limits).unwrap_err();
+        assert_eq!(full.text(Timestamp::UNIX_EPOCH), "0 of 3 places on the VM are taken, 4 wanted");
+        assert!(full.advice().starts_with("It can never fit"), "{}", full.advice());
     }
 
     #[test]

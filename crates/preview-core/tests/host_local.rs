@@ -37,7 +37,7 @@ fn hosts() -> Vec<(String, Arc<LocalHost>)> {
     hosts
 }
 
-/// A shell that finds busybox's tools only, but for `flock`, which Debian's busybox does not have.
+/// A shell that finds busybox's tools only, but for `flock`, which Debian's busybox does not have: that one is told to be as busybox's is elsewhere.
 fn busybox_tools() -> Option<Vec<OsString>> {
     let listed = std::process::Command::new("busybox").arg("--list").output().ok()?;
     let find = |program: &str| {
@@ -49,7 +49,10 @@ fn busybox_tools() -> Option<Vec<OsString>> {
     for applet in String::from_utf8(listed.stdout).expect("text").lines() {
         let _ = symlink(&busybox, dir.join(applet));
     }
-    let _ = symlink(flock, dir.join("flock"));
+    let _ = std::fs::remove_file(dir.join("flock"));
+    let only = format!("#!/bin/sh\ncase $1$2 in *w*) exit 1 ;; esac\nexec '{}' \"$@\"\n", flock.display());
+    std::fs::write(dir.join("flock"), only).expect("writes");
+    std::fs::set_permissions(dir.join("flock"), std::fs::Permissions::from_mode(0o755)).expect("changes the mode");
     let mut path = OsString::from("PATH=");
     path.push(&dir);
     Some(vec!["env".into(), path, "sh".into()])

@@ -72,12 +72,13 @@ impl Host for Mortal<Arc<MemoryHost>> {
     async fn apply_if(&self, guard: &Guard, changes: &[Change]) -> Result<bool, Fault> {
         alive(&self.life)?;
         // A host that loses power may have made the changes without the guard's, which comes last.
-        let still = Guard { next: guard.expected.clone(), ..guard.clone() };
+        let between = if guard.expected.is_empty() { "0".to_owned() } else { guard.expected.clone() };
+        let still = Guard { next: between.clone(), ..guard.clone() };
         if !self.inner.apply_if(&still, changes).await? {
             return Ok(false);
         }
         alive(&self.life)?;
-        self.inner.apply_if(guard, &[]).await
+        self.inner.apply_if(&Guard { expected: between, ..guard.clone() }, &[]).await
     }
     async fn upload(&self, directory: &str, entries: &[Entry]) -> Result<bool, Fault> {
         alive(&self.life)?;

@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub(crate) use script::{apply as apply_script, checked, describe, kind_of, quote};
+pub(crate) use script::{apply as apply_script, checked, describe, guard_in, is_guard, kind_of, quote};
 pub(crate) use shell::random_token;
 
 use crate::fault::Fault;
@@ -105,9 +105,9 @@ pub enum Change {
 pub struct Guard {
     /// Absolute path; the file is made when needed, and never removed.
     pub path: String,
-    /// What its content has to be, empty where it is absent; no newline.
+    /// What its content has to be: a word of hexadecimal digits (`0-9a-f`), or empty where it is absent, or anything else.
     pub expected: String,
-    /// Its content afterwards: something that was never there before.
+    /// Its content afterwards: such a word that was never there before.
     pub next: String,
 }
 

@@ -204,6 +204,20 @@ pub(crate) fn apply(changes: &[Change], mark: &str) -> Result<String, Fault> {
     Ok(script)
 }
 
+/// Whether a guard has this content; anything else counts as an absent guard, so that a damaged one heals.
+pub(crate) fn is_guard(content: &str) -> bool {
+    !content.is_empty() && content.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// A guard's content as it counts.
+pub(crate) fn guard_in(content: &str) -> &str {
+    let word = content.trim_end_matches('\n');
+    if is_guard(word) { word } else { "" }
+}
+
+/// The exit status of [`apply_if`] where it is about the guard, and not about a change.
+pub(super) const GUARD: i32 = 3;
+
 /// What [`apply_if`] prints when the guard was not as expected.
 pub(super) const MOVED: &[u8] = b"moved";
 
@@ -211,20 +225,23 @@ pub(super) const MOVED: &[u8] = b"moved";
 pub(super) fn apply_if(guard: &Guard, changes: &[Change], mark: &str) -> Result<String, Fault> {
     const OPERATION: &str = "change files on the host";
     let Guard { path, expected, next } = guard;
-    if expected.contains(['\n', '\0']) || next.contains(['\n', '\0']) {
-        return Err(Fault::new(FaultKind::Invalid, OPERATION, "a guard is one line"));
+    if !is_guard(next) || !(expected.is_empty() || is_guard(expected)) {
+        return Err(Fault::new(FaultKind::Invalid, OPERATION, "a guard is a word of hexadecimal digits"));
     }
-    let (path, expected, next) = (quote(checked(OPERATION, path)?), quote(expected), quote(next));
+    let (path, expected, next) = (quote(checked(OPERATION, path)?), format!("'{expected}'"), quote(next));
     let changes = apply(changes, mark)?;
     Ok(format!(
-        "command -v flock >/dev/null || {{ echo 'flock: not found' >&2; exit 1; }}\n\
+        "for p in flock timeout; do command -v $p >/dev/null || {{ echo \"$p: not found\" >&2; exit {GUARD}; }}; done\n\
          umask 077; g={path}; d=${{g%/*}}\n\
-         [ -z \"$d\" ] || [ -d \"$d\" ] || mkdir -p \"$d\" || exit 1\n\
-         command exec 9<>\"$g\" || exit 1\n\
-         flock -w 30 9 || {{ echo 'somebody holds the lock for too long' >&2; exit 1; }}\n\
-         [ \"$(cat \"$g\")\" = {expected} ] || {{ printf moved; exit 0; }}\n\
+         [ -z \"$d\" ] || [ -d \"$d\" ] || mkdir -p \"$d\" || exit {GUARD}\n\
+         command exec 9<>\"$g\" || exit {GUARD}\n\
+         # Not `flock -w`: busybox has none.\n\
+         timeout 10 flock 9 || {{ echo 'locked by somebody for 10 s' >&2; exit {GUARD}; }}\n\
+         c=$(tr '\\000' x <\"$g\") || exit {GUARD}\n\
+         case $c in *[!0-9a-f]*) c= ;; esac\n\
+         [ \"$c\" = {expected} ] || {{ printf moved; exit 0; }}\n\
          {changes}\
-         printf %s {next} >\"$g\" || exit 1\n"
+         printf %s {next} >\"$g\" || exit {GUARD}\n"
     ))
 }
 

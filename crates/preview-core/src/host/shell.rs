@@ -307,7 +307,8 @@ impl<T: Transport> Host for ShellHost<T> {
         if answer.status == 0 {
             return Ok(answer.stdout != script::MOVED);
         }
-        let failed = changes.get(answer.stdout.len()).map_or_else(|| guard.path.clone(), script::describe);
+        let change = changes.get(answer.stdout.len()).filter(|_| answer.status != script::GUARD);
+        let failed = change.map_or_else(|| guard.path.clone(), script::describe);
         Err(Fault::new(script::kind_of(&answer.stderr), OPERATION, format!("{failed}: {}", answer.stderr)))
     }
 

@@ -16,6 +16,8 @@ use crate::project::Target;
 use crate::secret::Secret;
 use crate::state::{Phase, State};
 
+/// The first look at the engine is worth so much waiting.
+const LOOK: Duration = Duration::from_secs(1);
 /// The engine may take so long to remove a stack.
 const LIMIT: Duration = Duration::from_secs(180);
 
@@ -61,9 +63,13 @@ pub(super) async fn destroy_only_if(
     let selector = Selector::preview(&target.app, &target.name);
     // A look at the engine while the lock is asked for: what it finds is ours whatever happens meanwhile, and goes first. That
     // it may be old by then, or fail, does no harm: under the lock the engine is asked again.
-    let look = async { Ok(client.engine.containers(&selector).await.unwrap_or_default()) };
-    let lock = acquire(&*client.lock, &lock_path, who, &why, wait, observer, interrupt);
-    let (lease, seen) = futures_util::try_join!(lock, look)?;
+    let mut look = client.engine.containers(&selector);
+    let mut lock = std::pin::pin!(acquire(&*client.lock, &lock_path, who, &why, wait, observer, interrupt));
+    let (lease, seen) = tokio::select! {
+        seen = &mut look => (lock.await?, seen.unwrap_or_default()),
+        // An engine that hangs is found out about under the lease, with its limits.
+        lease = &mut lock => (lease?, tokio::time::timeout(LOOK, look).await.ok().and_then(Result::ok).unwrap_or_default()),
+    };
     let own = format!("{}/{}", target.app, target.name);
     let query = Query {
         read: vec![format!("{own}/state.json")],

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use crate::fault::{Fault, FaultKind};
-use crate::host::{Change, Entry, Facts, Guard, Host, Query, Stream, Survey, checked, upload};
+use crate::host::{Change, Entry, Facts, Guard, Host, Query, Stream, Survey, checked, guard_in, is_guard, upload};
 
 /// The methods of [`Host`], for failures to inject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -325,15 +325,15 @@ impl Host for MemoryHost {
         let text: Vec<String> = changes.iter().map(describe).collect();
         self.called(HostCall::Apply, format!("apply {} if {}", text.join("; "), guard.path))?;
         checked(APPLY, &guard.path)?;
-        if guard.expected.contains(['\n', '\0']) || guard.next.contains(['\n', '\0']) {
-            return Err(Fault::new(FaultKind::Invalid, APPLY, "a guard is one line"));
+        if !is_guard(&guard.next) || !(guard.expected.is_empty() || is_guard(&guard.expected)) {
+            return Err(Fault::new(FaultKind::Invalid, APPLY, "a guard is a word of hexadecimal digits"));
         }
         let mut state = self.state();
         let found = match state.resolve(&guard.path) {
-            Some((_, Node::File(content))) => content.clone(),
-            _ => Vec::new(),
+            Some((_, Node::File(content))) => String::from_utf8_lossy(content).into_owned(),
+            _ => String::new(),
         };
-        if found != guard.expected.as_bytes() {
+        if guard_in(&found) != guard.expected {
             return Ok(false);
         }
         let content = crate::secret::Secret::new(guard.next.clone().into_bytes());

@@ -117,24 +117,31 @@ async fn changes_depend_on_their_guard(host: &dyn Host, base: &str) {
         let made = host.apply_if(&guard(base, expected, next), &[write(&*file, content)]).await;
         made.unwrap_or_else(|fault| panic!("{}", fault.chain()))
     };
-    assert!(!attempt("other", "1", "no").await, "the guard is absent");
+    assert!(!attempt("07a", "1", "no").await, "the guard is absent");
     assert_eq!(read(host, base, "file").await, None);
-    assert!(attempt("", "$(1) '", "one").await, "absent is empty");
+    assert!(attempt("", "1f", "one").await, "absent is empty");
     assert!(!attempt("", "2", "no").await, "it is not empty any more");
     assert_eq!(read(host, base, "file").await.as_deref(), Some("one"));
-    assert_eq!(read(host, base, ".guard").await.as_deref(), Some("$(1) '"));
-    assert!(attempt("$(1) '", "2", "two").await);
+    assert_eq!(read(host, base, ".guard").await.as_deref(), Some("1f"));
+    assert!(attempt("1f", "2", "two").await);
 
     let failing = [write(format!("{file}/x"), "a file is no directory"), write(&*file, "no")];
     assert_eq!(kind(host.apply_if(&guard(base, "2", "3"), &failing).await), FaultKind::Conflict);
     assert_eq!(read(host, base, ".guard").await.as_deref(), Some("2"), "the guard changes last");
     assert!(host.apply_if(&guard(base, "2", "3"), &[]).await.expect("no change is fine too"));
-    assert_eq!(kind(host.apply_if(&guard(base, "3", "a\nb"), &[]).await), FaultKind::Invalid);
+    for damaged in [&b"foo\n"[..], b"\xff\xfe", b"3\n4", b"\x003", b"$(id)"] {
+        apply(host, &[write(format!("{base}/.guard"), damaged)]).await;
+        assert!(!attempt("3", "4", "no").await);
+        assert!(attempt("", "3", "three").await, "a damaged guard counts as absent: {damaged:?}");
+    }
+    for (expected, next) in [("3", "a\nb"), ("3", ""), ("3", "$(id)"), ("x", "4")] {
+        assert_eq!(kind(host.apply_if(&guard(base, expected, next), &[]).await), FaultKind::Invalid);
+    }
     assert_eq!(kind(host.apply_if(&guard("relative", "", "x"), &[]).await), FaultKind::Invalid);
 }
 
 async fn one_of_many_wins_a_guard(host: &dyn Host, base: &str) {
-    let guards: Vec<_> = (0..8).map(|number| (guard(base, "", &format!("by {number}")), number)).collect();
+    let guards: Vec<_> = (0..8).map(|number| (guard(base, "", &format!("b{number}")), number)).collect();
     let attempts = guards.iter().map(|(guard, number)| async move {
         let changes = [write(format!("{base}/{number}"), "mine")];
         host.apply_if(guard, &changes).await.expect("is answered")
