@@ -262,6 +262,12 @@ fn request() -> Deploy {
     }
 }
 
+fn numbered(number: u64) -> Deploy {
+    let name = format!("pr-{number}");
+    let target = Target { app: "shop".into(), project: format!("shop_{name}"), name };
+    Deploy { target, subject: Subject::Pull(number), ..request() }
+}
+
 fn project() -> Project {
     Project {
         files: vec![],
@@ -460,26 +466,21 @@ async fn transient_failures_are_tried_again_and_others_are_not() {
 async fn who_finds_no_place_changes_nothing() {
     let world = World::new();
     world.runtime.set_model(model(1, None));
-    let number = |number: u64| {
-        let name = format!("pr-{number}");
-        let target = Target { app: "shop".into(), project: format!("shop_{name}"), name };
-        Deploy { target, subject: Subject::Pull(number), ..request() }
-    };
     for other in 1..=6 {
-        world.deploy_for(i64::MAX, &number(other)).await.expect("there is a place");
+        world.deploy_for(i64::MAX, &numbered(other)).await.expect("there is a place");
     }
     let work = || world.runtime.calls().into_iter().filter(|call| *call != "resolve").count();
     let (files, before) = (world.host.paths(), work());
-    let error = world.deploy_for(i64::MAX, &number(7)).await.expect_err("there is none");
+    let error = world.deploy_for(i64::MAX, &numbered(7)).await.expect_err("there is none");
     let Error::Refused(Refusal::Full { name, full, .. }) = &error else { panic!("{error}") };
     let holders: Vec<_> = full.holders.iter().map(|holder| holder.name.as_str()).collect();
     assert_eq!((name.as_str(), holders.len(), error.exit_code()), ("pr-7", 6, 3));
     assert_eq!((world.host.paths(), work()), (files, before), "nothing was made");
-    world.deploy_for(i64::MAX, &number(3)).await.expect("an update has its place");
+    world.deploy_for(i64::MAX, &numbered(3)).await.expect("an update has its place");
 
     // Who knew the host as it was a moment ago looks again.
     world.host.set_facts(|facts| facts.memory_available = 0);
-    let error = world.deploy_for(i64::MAX, &number(7)).await.expect_err("there is none");
+    let error = world.deploy_for(i64::MAX, &numbered(7)).await.expect_err("there is none");
     assert!(error.to_string().contains("6 of 6 places"), "places come before floors: {error}");
 }
 
@@ -490,17 +491,12 @@ async fn the_dead_hold_no_place() {
     for life in 1..40 {
         let world = World::new();
         world.runtime.set_model(model(1, None));
-        let number = |number: u64| {
-            let name = format!("pr-{number}");
-            let target = Target { app: "shop".into(), project: format!("shop_{name}"), name };
-            Deploy { target, subject: Subject::Pull(number), ..request() }
-        };
         for other in 1..=5 {
-            world.deploy_for(i64::MAX, &number(other)).await.expect("there is a place");
+            world.deploy_for(i64::MAX, &numbered(other)).await.expect("there is a place");
         }
         let _ = world.deploy_for(life, &request()).await;
         let Some(state) = world.state() else { continue };
-        let done = world.deploy_for(i64::MAX, &number(8)).await;
+        let done = world.deploy_for(i64::MAX, &numbered(8)).await;
         if state.good.is_some() {
             assert!(matches!(done, Err(Error::Refused(Refusal::Full { .. }))), "after {life} changes");
             continue;
@@ -521,14 +517,9 @@ async fn the_dead_hold_no_place() {
     let held = world.lock.acquire(LOCK, &me, Duration::ZERO, &|_| ()).await.expect("free");
     let client = world.client(&Arc::new(AtomicI64::new(i64::MAX)));
     let one = Project { limits: Limits { places: Weight::places(1), ..Limits::default() }, ..project() };
-    let other = Deploy {
-        target: Target { app: "shop".into(), name: "pr-8".into(), project: "shop_pr-8".into() },
-        subject: Subject::Pull(8),
-        ..request()
-    };
     let (redactor, interrupt) = (Redactor::default(), Interrupt::default());
     let connect = std::future::ready(Ok(client));
-    let done = lifecycle::deploy(connect, &world.runtime, &one, &other, &Quiet, &redactor, &interrupt).await;
+    let done = lifecycle::deploy(connect, &world.runtime, &one, &numbered(8), &Quiet, &redactor, &interrupt).await;
     assert!(matches!(done, Err(Error::Refused(Refusal::Full { .. }))), "somebody is at work on it");
     assert_eq!(world.state(), Some(before));
     drop(held);

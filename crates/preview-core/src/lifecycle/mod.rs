@@ -8,6 +8,7 @@ mod error;
 mod files;
 mod flight;
 mod observe;
+mod place;
 mod prepare;
 mod probe;
 mod query;
