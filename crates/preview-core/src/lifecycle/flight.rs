@@ -113,14 +113,16 @@ impl Flight<'_> {
         }
         // Subscribed before anything starts, and beside the rest: it is a round trip.
         let selector = self.selector();
+        let limit = self.limit(self.project.timeouts.start);
+        let watch = guarded(self.lease, self.interrupt, limit, self.client.engine.watch(&selector));
         // Both to their end: a reservation that nobody waits for could be written after it was taken back.
-        let (events, reserved) = futures_util::join!(self.client.engine.watch(&selector), self.reserve(&state, &seen));
+        let (events, reserved) = futures_util::join!(watch, self.reserve(&state, &seen));
         let begin = match (events, reserved) {
             (_, Ok(Err(refusal))) => return Err(grounded(Error::Refused(refusal), exists)),
             (Ok(events), Ok(Ok(reserved))) => Begin { events, reserved, env_file },
             // The place may have been taken all the same.
-            (Err(fault), _) | (_, Err(fault)) => {
-                return Err(self.crash(fault.into(), &seen, &prepared, &wanted, state).await);
+            (Err(halt), _) | (_, Err(halt)) => {
+                return Err(self.crash(halt.into(), &seen, &prepared, &wanted, state).await);
             }
         };
         match self.apply(&plan, &prepared, &wanted, &seen, &mut state, begin).await {

@@ -2,13 +2,15 @@
 
 use std::time::Instant;
 
+use futures_util::FutureExt as _;
 use jiff::Timestamp;
 
 use super::Refusal;
-use super::crash::{Landing, grounded};
+use super::crash::{Landing, grounded, halt_error};
 use super::flight::Flight;
 use super::observe::{PLACES, Seen};
 use super::reclaim::{reclaim, suspects};
+use super::run::Halt;
 use crate::admission::{self, Holder, Wish};
 use crate::fault::{Fault, FaultKind};
 use crate::host::{Guard, Query, guard_in, random_token};
@@ -19,14 +21,14 @@ impl Flight<'_> {
     pub(super) async fn reserve_more(&self, state: &State, seen: &Seen) -> Result<Result<bool, Refusal>, Landing> {
         let Some(before) = &seen.state else { return Ok(Ok(false)) };
         let state = State { weight: state.weight, ..before.clone() };
-        self.reserve(&state, seen).await.map_err(|fault| grounded(fault, true))
+        self.reserve(&state, seen).await.map_err(|halt| grounded(halt_error(halt), true))
     }
 
     /// Takes the preview's place on the host, if it has none or needs more than it has: true if so. The state file is the
     /// reservation. It is written only if no place was given away since the host was looked at; else one looks again.
     ///
     /// Not to be dropped half-way. Interrupts and limits of time are looked at between the exchanges, which are short.
-    pub(super) async fn reserve(&self, state: &State, seen: &Seen) -> Result<Result<bool, Refusal>, Fault> {
+    pub(super) async fn reserve(&self, state: &State, seen: &Seen) -> Result<Result<bool, Refusal>, Halt> {
         const OPERATION: &str = "take a place on the host";
         /// Somebody gets a place each time that one has to look again, so this is more than any host has places.
         const TRIES: usize = 200;
@@ -46,9 +48,11 @@ impl Flight<'_> {
         let begun = Instant::now();
         for _ in 0..TRIES {
             self.lease.check()?;
+            if self.interrupt.fired().now_or_never().is_some() {
+                return Err(Halt::Aborted);
+            }
             if begun.elapsed() > limit {
-                let context = format!("not within {} s ([timeouts] start)", limit.as_secs());
-                return Err(Fault::new(FaultKind::TimedOut, OPERATION, context));
+                return Err(Halt::TimedOut(limit));
             }
             let holders = admission::holders(&survey.files);
             let admit = |holders: &[Holder]| admission::admit(&wish, holders, &survey.facts, &self.project.limits);
@@ -78,6 +82,6 @@ impl Flight<'_> {
             survey = &again;
         }
         let context = format!("{guard}: others were faster each time; run the same command again");
-        Err(Fault::new(FaultKind::Conflict, OPERATION, context).transient())
+        Err(Fault::new(FaultKind::Conflict, OPERATION, context).transient().into())
     }
 }
