@@ -288,7 +288,7 @@ impl Site {
     }
 
     /// Everything on the host that carries the application's labels or lies in its directory; empty when nothing was left behind.
-    /// The one line by which runs agree about places is no preview's.
+    /// The one line by which runs agree about places is no preview's, and the word that something was closed outlives it.
     #[must_use]
     pub fn remains(&self) -> Vec<String> {
         let filter = format!("label=preview.app={}", self.app);
@@ -302,8 +302,17 @@ impl Site {
             found.extend(self.docker(args).lines().map(|id| format!("{kind} {id}")));
         }
         let files = self.shell(&format!("[ ! -d '{0}' ] || find '{0}' -mindepth 1 ! -path '{0}/.places'", self.base));
-        found.extend(files.lines().map(|path| format!("file {path}")));
+        let closed = self.tombstones();
+        let kept = |path: &str| closed.iter().any(|file| file == path || file.starts_with(&format!("{path}/")));
+        found.extend(files.lines().filter(|path| !kept(path)).map(|path| format!("file {path}")));
         found
+    }
+
+    /// Files that say that a preview was closed for an event.
+    #[must_use]
+    pub fn tombstones(&self) -> Vec<String> {
+        let pattern = format!("{}/.tombstones/{}/*@[0-9]*.json", self.base, self.app);
+        self.shell(&format!("ls {pattern} 2>/dev/null || :")).lines().map(str::to_owned).collect()
     }
 
     /// `GET` of an address as the host sees it: status line and body.

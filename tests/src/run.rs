@@ -108,6 +108,15 @@ impl Run {
         assert!(sent.success());
     }
 
+    /// A signal to the command alone: `STOP`, `CONT`.
+    ///
+    /// # Panics
+    /// If it cannot be sent.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(sent.expect("kill runs").success());
+    }
+
     /// `kill -9`; then everything that it started has to end by itself.
     ///
     /// # Panics

@@ -1,5 +1,6 @@
 //! What a CI event asks for: pure, from the event's payload and the variables of the run.
 
+use jiff::Timestamp;
 use preview_core::config::Environment;
 use serde_json::Value;
 
@@ -34,6 +35,32 @@ pub(crate) fn wish(environment: &Environment, payload: Option<&str>) -> Result<W
         Ci::None => Err("`preview ci` reads the event of a GitHub Actions or GitLab CI job, and this is none \
              (neither GITHUB_ACTIONS nor GITLAB_CI is `true`); use `preview deploy` or `preview destroy`"
             .to_owned()),
+    }
+}
+
+/// When the event happened that the run is for, as far as the CI system says.
+///
+/// GitLab has no time of the event: a pipeline is made when it happens. A job that a person starts is as late as its start, and so is the
+/// job that stops an environment, which belongs to the pipeline that deployed it.
+pub(crate) fn event_at(environment: &Environment, payload: Option<&str>) -> Option<Timestamp> {
+    let get = |name: &str| environment.get(name).filter(|value| !value.is_empty());
+    match Ci::of(environment) {
+        Ci::GitHub => {
+            let event: Value = serde_json::from_str(payload?).ok()?;
+            match get("GITHUB_EVENT_NAME")?.as_str() {
+                "pull_request" | "pull_request_target" => {
+                    event.pointer("/pull_request/updated_at")?.as_str()?.parse().ok()
+                }
+                "push" => Timestamp::from_second(event.pointer("/repository/pushed_at")?.as_i64()?).ok(),
+                _ => None,
+            }
+        }
+        Ci::GitLab => {
+            let stop = get("CI_ENVIRONMENT_ACTION").is_some_and(|action| action == "stop");
+            let by_hand = get("CI_JOB_MANUAL").is_some_and(|manual| manual == "true");
+            get(if stop || by_hand { "CI_JOB_STARTED_AT" } else { "CI_PIPELINE_CREATED_AT" })?.parse().ok()
+        }
+        Ci::None => None,
     }
 }
 
@@ -128,6 +155,30 @@ mod tests {
         }
         assert_eq!(pull_request("closed", own()), Ok(Wish::Destroy { number: 2 }));
         assert!(matches!(pull_request("edited", own()), Ok(Wish::Nothing(_))));
+    }
+
+    #[test]
+    fn the_time_of_an_event() {
+        let hub = |name| environment(&[("GITHUB_ACTIONS", "true"), ("GITHUB_EVENT_NAME", name)]);
+        let at = |text: &str| Some(text.parse::<Timestamp>().unwrap());
+        let event =
+            json!({"pull_request": {"updated_at": "2026-03-01T12:30:05Z"}, "repository": {"pushed_at": 1_772_368_205}});
+        let event = Some(event.to_string());
+        assert_eq!(event_at(&hub("pull_request"), event.as_deref()), at("2026-03-01T12:30:05Z"));
+        assert_eq!(event_at(&hub("push"), event.as_deref()), at("2026-03-01T12:30:05Z"));
+        assert_eq!(event_at(&hub("workflow_dispatch"), event.as_deref()), None, "somebody's wish");
+        assert_eq!(event_at(&hub("pull_request"), Some("{}")), None);
+        let lab = [
+            ("GITLAB_CI", "true"),
+            ("CI_PIPELINE_CREATED_AT", "2026-03-01T12:00:00Z"),
+            ("CI_JOB_STARTED_AT", "2026-03-01T12:10:00Z"),
+        ];
+        assert_eq!(event_at(&environment(&lab), None), at("2026-03-01T12:00:00Z"));
+        for by_hand in [("CI_JOB_MANUAL", "true"), ("CI_ENVIRONMENT_ACTION", "stop")] {
+            let started = [&lab[..], &[by_hand]].concat();
+            assert_eq!(event_at(&environment(&started), None), at("2026-03-01T12:10:00Z"));
+        }
+        assert_eq!(event_at(&Environment::new(), None), None);
     }
 
     #[test]

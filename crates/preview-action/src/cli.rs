@@ -103,7 +103,14 @@ pub(crate) enum Command {
     /// Deploy or update a preview
     Deploy(Deploy),
     /// Remove a preview with everything that belongs to it
-    Destroy(Which),
+    Destroy {
+        #[command(flatten)]
+        which: Which,
+        /// When the event happened that this is for (RFC 3339): no run for an earlier one brings the preview back. Known by itself
+        /// in GitHub Actions and GitLab CI
+        #[arg(long, value_name = "TIME")]
+        event_time: Option<String>,
+    },
     /// Show what a deploy would do, and change nothing
     Plan(Deploy),
     /// List the previews on the host
@@ -182,6 +189,10 @@ pub(crate) struct Deploy {
     /// Who asks for the preview
     #[arg(long, value_name = "NAME")]
     pub(crate) owner: Option<String>,
+    /// When the event happened that this is for (RFC 3339): what happened earlier never overwrites what happened later. Known by
+    /// itself in GitHub Actions and GitLab CI
+    #[arg(long, value_name = "TIME")]
+    pub(crate) event_time: Option<String>,
     /// Do nothing unless the preview exists
     #[arg(long)]
     pub(crate) update_only: bool,

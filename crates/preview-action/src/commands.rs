@@ -57,7 +57,7 @@ pub(crate) async fn run(cli: Cli) -> u8 {
     listen(&context.interrupt, &context.console);
     let done = match cli.command {
         Command::Deploy(deploy) => context.deploy(deploy).await,
-        Command::Destroy(which) => context.destroy(&which).await,
+        Command::Destroy { which, event_time } => context.destroy(&which, event_time.as_deref()).await,
         Command::Plan(deploy) => context.plan(&deploy).await,
         Command::List { all } => context.list(all).await,
         Command::Status(which) => context.status(&which).await,
@@ -157,6 +157,7 @@ impl Context {
                 .or_else(|| get("GITLAB_USER_LOGIN"))
                 .or_else(|| get("USER")),
             commit: deploy.commit.clone(),
+            event_at: session.event_at(deploy.event_time.as_deref())?,
             update_only: deploy.update_only,
             who: session.who(),
         })
@@ -215,16 +216,17 @@ impl Context {
         Ok(0)
     }
 
-    async fn destroy(&self, which: &Which) -> Result<u8, Error> {
+    async fn destroy(&self, which: &Which, event_time: Option<&str>) -> Result<u8, Error> {
         let session = self.session(None)?;
         let target = target(&session, which)?;
-        self.destroy_target(&session, &target).await
+        self.destroy_target(&session, target, event_time).await
     }
 
-    async fn destroy_target(&self, session: &Session, target: &Target) -> Result<u8, Error> {
-        let client = session.connect().await?;
+    async fn destroy_target(&self, session: &Session, target: Target, event_time: Option<&str>) -> Result<u8, Error> {
         let wait = session.config.timeouts.lock.into();
-        let done = lifecycle::destroy(&client, target, &session.who(), wait, &*self.console, &self.interrupt).await;
+        let wish = lifecycle::Destroy { target, who: session.who(), wait, event_at: session.event_at(event_time)? };
+        let client = session.connect().await?;
+        let done = lifecycle::destroy(&client, &wish, &*self.console, &self.interrupt).await;
         close(&client).await;
         let done = done?;
         self.console.say(&report::destroyed(&done));
@@ -247,13 +249,14 @@ impl Context {
             Wish::Destroy { number } => {
                 let session = self.session(None)?;
                 let target = session.target(&pull(number)?)?;
-                self.destroy_target(&session, &target).await
+                self.destroy_target(&session, target, None).await
             }
             Wish::Deploy(wanted) => {
                 let deploy = Deploy {
                     subject: Subject::default(),
                     commit: wanted.commit,
                     owner: wanted.owner,
+                    event_time: None,
                     update_only: false,
                     compose: vec![],
                     env_file: vec![],

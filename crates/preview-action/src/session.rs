@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use preview_core::admission::{Limits, Weight};
 use preview_core::config::{self, Config, ConfigFile, Environment, Overrides, Settings};
 use preview_core::engine::docker::DockerEngine;
@@ -22,10 +23,14 @@ use preview_core::secrets;
 use preview_core::stack::Guardrails;
 use preview_core::state::Subject;
 
+use crate::ci;
 use crate::cli::{Deploy, Global};
 
 /// Content of the private key, where CI has it in a variable. Never part of the configuration.
 const IDENTITY_KEY: &str = "PREVIEW_IDENTITY_KEY";
+
+/// When the event of the run happened, where the CI system does not tell.
+const EVENT_TIME: &str = "PREVIEW_EVENT_TIME";
 
 /// So many requests to the engine go out at once when a run begins to look around.
 const AT_FIRST: usize = 4;
@@ -96,6 +101,22 @@ impl Session {
     /// The repository's name on its forge, where CI tells.
     pub(crate) fn repository(&self) -> Option<String> {
         ["GITHUB_REPOSITORY", "CI_PROJECT_PATH"].iter().find_map(|name| self.environment.get(*name)).cloned()
+    }
+
+    /// When the event happened that this run is for, on the forge's clock; `None` where nothing but a person asked for it.
+    /// `said` is the flag.
+    pub(crate) fn event_at(&self, said: Option<&str>) -> Result<Option<Timestamp>, Error> {
+        let (name, text) = match (said, self.environment.get(EVENT_TIME).filter(|text| !text.is_empty())) {
+            (Some(said), _) => ("--event-time", said),
+            (None, Some(said)) => (EVENT_TIME, said.as_str()),
+            (None, None) => {
+                let payload =
+                    self.environment.get("GITHUB_EVENT_PATH").and_then(|path| std::fs::read_to_string(path).ok());
+                return Ok(ci::event_at(&self.environment, payload.as_deref()));
+            }
+        };
+        let form = |error| invalid(format!("{name}: `{text}` is no time such as `2026-03-01T12:30:00Z`: {error}"));
+        text.parse().map(Some).map_err(form)
     }
 
     /// Who holds locks.
@@ -199,6 +220,7 @@ impl Session {
                 free_memory: config.limits.min_free_memory.bytes(),
             },
             weight: Weight::try_from(config.limits.weight).unwrap_or_default(),
+            ttl: config.ttl.0.map(Into::into),
             guardrails: Guardrails {
                 cpus: config.guardrails.cpus,
                 memory: config.guardrails.memory.bytes(),

@@ -18,7 +18,7 @@ use preview_core::admission::{Limits, Weight};
 use preview_core::engine::docker::DockerEngine;
 use preview_core::fault::Fault;
 use preview_core::host::{Host as _, local};
-use preview_core::lifecycle::{self, Client, Event, Interrupt, Observer};
+use preview_core::lifecycle::{self, Client, Destroy, Event, Interrupt, Observer};
 use preview_core::lock::shell::ShellLock;
 use preview_core::name::{AppName, Key, Naming};
 use preview_core::project::{Deploy, Project, Proxy, PullPolicy, Target, Timeouts};
@@ -76,6 +76,7 @@ fn project(directory: &Path) -> Project {
         proxy: Proxy::None,
         limits: Limits::default(),
         weight: Weight::default(),
+        ttl: Some(Duration::from_secs(72 * 3600)),
         guardrails: Guardrails::default(),
         timeouts: Timeouts::default(),
         health: None,
@@ -118,6 +119,7 @@ async fn run(directory: &Path, base_dir: String) -> Result<(), Failure> {
         repository: Some("acme/shop".to_owned()),
         owner: Some("octocat".to_owned()),
         commit: None,
+        event_at: None,
         update_only: false,
         who: "the example".to_owned(),
     };
@@ -127,8 +129,8 @@ async fn run(directory: &Path, base_dir: String) -> Result<(), Failure> {
     let url = deployed.url.unwrap_or_default();
     say(&format!("deployed {} at {url}", deployed.name));
 
-    let wait = Duration::from_secs(60);
-    let destroyed = lifecycle::destroy(&client, &target, &request.who, wait, &counter, &interrupt).await?;
+    let wish = Destroy { target, who: request.who.clone(), wait: Duration::from_secs(60), event_at: None };
+    let destroyed = lifecycle::destroy(&client, &wish, &counter, &interrupt).await?;
     let counted = (counter.secrets.load(Ordering::Relaxed), counter.stages.load(Ordering::Relaxed));
     say(&format!("destroyed {}: {} containers", destroyed.name, destroyed.removed.containers));
     say(&format!("told of {} secrets and {} stages", counted.0, counted.1));

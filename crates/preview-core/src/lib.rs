@@ -12,6 +12,7 @@ pub mod admission;
 pub mod config;
 pub mod engine;
 pub mod fault;
+pub mod fence;
 pub mod forge;
 pub mod generate;
 pub mod host;

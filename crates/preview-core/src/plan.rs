@@ -260,20 +260,6 @@ mod tests {
     fn state(model: &Value, containers: &[Container]) -> State {
         let now = jiff::Timestamp::UNIX_EPOCH;
         State {
-            schema: crate::state::SCHEMA,
-            app: "a".into(),
-            name: "n".into(),
-            project: "p".into(),
-            subject: crate::state::Subject::Pull(1),
-            repository: None,
-            owner: None,
-            weight: crate::admission::Weight::default(),
-            phase: Phase::Ready,
-            created_at: now,
-            updated_at: now,
-            commit: None,
-            addresses: vec![],
-            ports: BTreeMap::new(),
             good: Some(crate::state::Good {
                 digest: digest(model, &[]),
                 stack: stack_file(""),
@@ -283,7 +269,7 @@ mod tests {
                 commit: None,
                 at: now,
             }),
-            failure: None,
+            ..crate::state::tests::state()
         }
     }
 

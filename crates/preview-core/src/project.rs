@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use crate::admission::{Limits, Weight};
 use crate::registry::Logins;
 use crate::route::Traefik;
@@ -168,6 +170,8 @@ pub struct Project {
     pub limits: Limits,
     /// How many places a preview takes.
     pub weight: Weight,
+    /// A sweep may remove a preview so long after its last deploy; `None`: never.
+    pub ttl: Option<Duration>,
     /// Limits of each container.
     pub guardrails: Guardrails,
     /// Limits of time.
@@ -201,6 +205,8 @@ pub struct Deploy {
     pub owner: Option<String>,
     /// The commit, where known.
     pub commit: Option<String>,
+    /// When the event happened that this is for, on the forge's clock; `None`: nothing but somebody's wish, made now.
+    pub event_at: Option<Timestamp>,
     /// Do nothing unless the preview exists.
     pub update_only: bool,
     /// Who holds the locks of this run, for those who wait.

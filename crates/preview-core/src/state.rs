@@ -217,6 +217,18 @@ pub struct State {
     pub created_at: Timestamp,
     /// When it last changed.
     pub updated_at: Timestamp,
+    /// When the event happened that the last run was for; without an event, when that run began, on the host's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_at: Option<Timestamp>,
+    /// A sweep may remove it from then on; never, where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// Somebody wants it kept until then, whatever the time above says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_until: Option<Timestamp>,
+    /// Never expires, and never makes room for another.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
     /// The commit that the last run brought.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
@@ -289,8 +301,35 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// A preview that is ready, for tests.
+    pub(crate) fn state() -> State {
+        let at = Timestamp::from_second(1_800_000_000).unwrap();
+        State {
+            schema: SCHEMA,
+            app: "shop".to_owned(),
+            name: "pr-7".to_owned(),
+            project: "shop_pr-7".to_owned(),
+            subject: Subject::Pull(7),
+            repository: None,
+            owner: None,
+            weight: Weight::default(),
+            phase: Phase::Ready,
+            created_at: at,
+            updated_at: at,
+            event_at: None,
+            expires_at: None,
+            keep_until: None,
+            pinned: false,
+            commit: None,
+            addresses: vec![],
+            ports: BTreeMap::new(),
+            good: None,
+            failure: None,
+        }
+    }
 
     #[test]
     fn a_first_deploy_walks_through_all_phases() {

@@ -22,6 +22,7 @@ pub enum UnitError {
 }
 
 const TIME: &str = "a length of time such as `90s`, `15m`, `72h` or `1h30m`";
+const TTL: &str = "a length of time such as `72h` or `7d`, or `never`";
 const SIZE: &str = "a size such as `512MB`, `1.5GB` or `1GiB`";
 
 /// A length of time in whole seconds: `90s`, `15m`, `72h`, `3d`, `1h30m`.
@@ -107,6 +108,42 @@ impl fmt::Display for TimeSpan {
             write!(f, "{number}{unit}")?;
         }
         if self.0 == 0 { f.write_str("0s") } else { Ok(()) }
+    }
+}
+
+/// How long something is kept: a [`TimeSpan`] that is more than none, or `never`, for which nothing ends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Ttl(pub Option<TimeSpan>);
+
+impl FromStr for Ttl {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        if text == "never" {
+            return Ok(Self(None));
+        }
+        let form = |_| UnitError::Form(shown(text), TTL);
+        match text.parse::<TimeSpan>().map_err(form)? {
+            span if span.is_zero() => Err(UnitError::Form(shown(text), TTL)),
+            span => Ok(Self(Some(span))),
+        }
+    }
+}
+
+impl fmt::Display for Ttl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(span) => span.fmt(f),
+            None => f.write_str("never"),
+        }
+    }
+}
+
+/// Three days.
+impl Default for Ttl {
+    fn default() -> Self {
+        Self(Some(TimeSpan::from_secs(72 * 3600)))
     }
 }
 
@@ -222,6 +259,7 @@ macro_rules! text {
     };
 }
 
+text!(Ttl, "Ttl", "^(never|(?=.)([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?)$");
 text!(TimeSpan, "TimeSpan", "^(?=.)([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$");
 text!(ByteSize, "ByteSize", "^[0-9]+(\\.[0-9]{1,6})?([bB]|[kKmMgGtT]([iI]?[bB])?)$");
 

@@ -170,7 +170,7 @@ async fn an_operation_that_is_dropped_harms_no_other() {
     for microseconds in [0, 300, 3_000, 10_000, 30_000] {
         let apply = [write(format!("{base}/large"), large.as_str())];
         let _ = tokio::time::timeout(Duration::from_micros(microseconds), host.apply(&apply)).await;
-        let query = Query { read: vec!["large".into()], list: vec!["*".into()] };
+        let query = Query { read: vec!["large".into()], list: vec!["*".into()], ..Query::default() };
         let survey = host.survey(&base, &query).await.expect("answers");
         for content in survey.files.values() {
             assert_eq!(content.len(), large.len(), "half a file");

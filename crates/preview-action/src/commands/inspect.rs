@@ -97,8 +97,11 @@ impl Context {
                 self.redactor.learn(secret);
             }
         }
-        let query =
-            preview_core::host::Query { read: vec![format!("{}/{}/.env", target.app, target.name)], list: vec![] };
+        let query = preview_core::host::Query {
+            read: vec![format!("{}/{}/.env", target.app, target.name)],
+            list: vec![],
+            ..Default::default()
+        };
         let survey = client.host.survey(&client.base_dir, &query).await?;
         for text in survey.files.values() {
             for (_, value) in text.lines().filter_map(|line| line.split_once('=')) {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::origin::Origin;
 use super::values::{HostPath, OneOrMany, VariableName};
 use crate::name::{AppName, NameTemplate, UrlTemplate};
-use crate::units::{ByteSize, TimeSpan};
+use crate::units::{ByteSize, TimeSpan, Ttl};
 
 /// The configuration of `preview`: one file in the repository. Every key has a default; an empty file is valid.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -31,6 +31,9 @@ pub struct ConfigFile {
     pub profiles: Vec<String>,
     /// When images that are not built are pulled: `missing` (only those that the host does not have) or `always`. Default: `missing`.
     pub pull: Pull,
+    /// A sweep removes a preview that was not deployed for so long: `72h`, `7d`, or `never`. Default: `72h`.
+    #[cfg_attr(feature = "schema", schemars(with = "Option<Ttl>"))]
+    pub ttl: Ttl,
     /// Template for the names of previews, with `{number}` (for pull requests) or `{slug}` (for branches), and `{app}` if wanted. The
     /// kind that it does not fit keeps its default: `pr-{number}` or `preview-{slug}`.
     #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]

@@ -45,6 +45,7 @@ pub use table::{AdapterTable, Environment};
 pub use values::{HostPath, OneOrMany, VariableName};
 
 use crate::name::{AppName, NameTemplate, Url, UrlTemplate};
+use crate::units::Ttl;
 
 /// The configuration's file where nothing else is said, relative to the project's directory.
 pub const FILE: &str = "preview.toml";
@@ -66,6 +67,8 @@ pub struct Config {
     pub profiles: Vec<String>,
     /// When images are pulled.
     pub pull: Pull,
+    /// How long a preview is kept after its last deploy.
+    pub ttl: Ttl,
     /// Template for names; see [`Config::naming`].
     pub name: Option<NameTemplate>,
     /// Templates for addresses as they stand at the top; those of the routes are in `routes`.

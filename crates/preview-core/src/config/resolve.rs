@@ -17,6 +17,7 @@ pub(super) fn resolve(file: ConfigFile) -> Result<Config, ConfigError> {
         env_files: file.env_file.map(|files| files.0).unwrap_or_default(),
         profiles: file.profiles,
         pull: file.pull,
+        ttl: file.ttl,
         name: file.name,
         urls,
         vm: file.vm,

@@ -23,7 +23,9 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub(crate) use script::{apply as apply_script, checked, describe, guard_in, is_guard, kind_of, quote};
+#[cfg(any(test, feature = "testkit"))]
+pub(crate) use script::is_guard;
+pub(crate) use script::{apply as apply_script, checked, describe, guard_in, kind_of, quote};
 pub(crate) use shell::random_token;
 
 use crate::fault::Fault;
@@ -52,7 +54,7 @@ pub struct Facts {
 /// Facts and files, read in one round trip.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Survey {
-    /// The host's facts.
+    /// The host's facts; all zero where only files were asked for.
     pub facts: Facts,
     /// Content of the files that match, by absolute path. Text without NUL bytes; anything else is left out.
     pub files: BTreeMap<String, String>,
@@ -65,8 +67,11 @@ pub struct Survey {
 pub struct Query {
     /// Files whose content is wanted, for example `app/*/state.json`.
     pub read: Vec<String>,
-    /// Paths of which only the existence is wanted, for example `app/pr-7/files/*`.
+    /// Paths of which only the existence is wanted, for example `app/pr-7/files/*`. A component that begins with a dot needs
+    /// one in its pattern: `app/pr-7/.*` (never `.` or `..`).
     pub list: Vec<String>,
+    /// Leaves the facts out: for who asks often.
+    pub files_only: bool,
 }
 
 /// A change of files.

@@ -65,14 +65,18 @@ pub(super) fn survey(base: &str, query: &Query, mark: &str) -> String {
          m={mark}\n\
          d=$b\n\
          while [ ! -d \"$d\" ]; do d=${{d%/*}}; [ -n \"$d\" ] || d=/; done\n\
-         if [ -d \"$b\" ] && ! {{ [ -r \"$b\" ] && [ -x \"$b\" ]; }}; then printf '%s: Permission denied\\n' \"$b\" >&2; exit 1; fi\n\
-         printf %s \"${{m}}clock \"; date +%s\n\
-         printf %s \"${{m}}processors \"; nproc 2>/dev/null || grep -c '^processor' /proc/cpuinfo\n\
-         printf %s \"${{m}}loadavg \"; cat /proc/loadavg\n\
-         printf %s \"${{m}}meminfo \"; cat /proc/meminfo\n\
-         printf %s \"${{m}}df \"; df -P -k \"$d\"\n\
-         printf %s \"${{m}}sockets \"; cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep ' 0A '\n"
+         if [ -d \"$b\" ] && ! {{ [ -r \"$b\" ] && [ -x \"$b\" ]; }}; then printf '%s: Permission denied\\n' \"$b\" >&2; exit 1; fi\n"
     );
+    if !query.files_only {
+        script.push_str(
+            "printf %s \"${m}clock \"; date +%s\n\
+             printf %s \"${m}processors \"; nproc 2>/dev/null || grep -c '^processor' /proc/cpuinfo\n\
+             printf %s \"${m}loadavg \"; cat /proc/loadavg\n\
+             printf %s \"${m}meminfo \"; cat /proc/meminfo\n\
+             printf %s \"${m}df \"; df -P -k \"$d\"\n\
+             printf %s \"${m}sockets \"; cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep ' 0A '\n",
+        );
+    }
     // A file that vanishes meanwhile is absent. One that is there and cannot be read is an error: absence would be a lie.
     for relative in &query.read {
         let _ = writeln!(
@@ -85,7 +89,7 @@ pub(super) fn survey(base: &str, query: &Query, mark: &str) -> String {
     for relative in &query.list {
         let _ = writeln!(
             script,
-            "for f in {}; do if [ -e \"$f\" ] || [ -h \"$f\" ]; then printf %s \"${{m}}path $f\"; fi; done",
+            "for f in {}; do case $f in */.|*/..) continue ;; esac; if [ -e \"$f\" ] || [ -h \"$f\" ]; then printf %s \"${{m}}path $f\"; fi; done",
             pattern(base, relative)
         );
     }
@@ -94,7 +98,7 @@ pub(super) fn survey(base: &str, query: &Query, mark: &str) -> String {
 }
 
 /// Reads what [`survey`] printed.
-pub(super) fn parse_survey(output: &[u8], mark: &str) -> Result<Survey, &'static str> {
+pub(super) fn parse_survey(output: &[u8], mark: &str, files_only: bool) -> Result<Survey, &'static str> {
     let mut survey = Survey::default();
     let mut sources = Sources::default();
     let mut complete = false;
@@ -135,7 +139,9 @@ pub(super) fn parse_survey(output: &[u8], mark: &str) -> Result<Survey, &'static
     if !complete {
         return Err("the end is missing");
     }
-    survey.facts = facts::parse(&sources)?;
+    if !files_only {
+        survey.facts = facts::parse(&sources)?;
+    }
     Ok(survey)
 }
 

@@ -281,7 +281,7 @@ impl<T: Transport> Host for ShellHost<T> {
         if answer.status != 0 {
             return Err(Fault::new(script::kind_of(&answer.stderr), OPERATION, answer.stderr));
         }
-        script::parse_survey(&answer.stdout, &answer.mark).map_err(|source| {
+        script::parse_survey(&answer.stdout, &answer.mark, query.files_only).map_err(|source| {
             let context = format!("{}: {source} was not understood: {}", self.transport.describe(), answer.stderr);
             Fault::new(FaultKind::Unsupported, OPERATION, context)
         })

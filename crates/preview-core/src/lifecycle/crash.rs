@@ -13,7 +13,7 @@ use super::prepare::{Prepared, Wanted};
 use super::run::{self, Halt};
 use super::undo;
 use super::wait::{self, Expected, Verdict};
-use super::{Error, Event};
+use super::{Error, Event, Refusal};
 use crate::fault::{Fault, FaultKind};
 use crate::state::{Failure, Phase, State};
 
@@ -94,6 +94,7 @@ impl Flight<'_> {
         let phase = state.phase;
         let Crash { halt, mut problems, output } = crash;
         let halt = self.with_lease_in_mind(halt).await;
+        let mut superseded = None;
         let (message, timed_out, aborted) = match halt {
             Halt::LeaseLost(fault) => {
                 // Somebody else may be at work: nothing may be changed any more.
@@ -101,6 +102,13 @@ impl Flight<'_> {
             }
             Halt::TimedOut(limit) => (self.too_long(phase, limit), true, false),
             Halt::Aborted => ("interrupted".to_owned(), false, true),
+            Halt::Superseded(by) => {
+                let message = by.to_string();
+                // What was there before is to go too.
+                state.good = None;
+                superseded = Some(by);
+                (message, false, true)
+            }
             Halt::Fault(fault) => (self.redactor.clean(&say(&fault)), false, false),
         };
         let message = first_lines(&message);
@@ -147,6 +155,10 @@ impl Flight<'_> {
         })
         .await;
         let nothing_left = restored == super::Restored::Removed;
+        if nothing_left && let Some(by) = superseded {
+            let name = self.deploy.target.name.clone();
+            return Landing::Error { error: Refusal::Stopped { name, phase, by }.into(), nothing_left };
+        }
         let report = Box::new(FailureReport {
             name: self.deploy.target.name.clone(),
             phase,
@@ -192,8 +204,9 @@ pub(super) fn with_output(halt: Halt) -> Crash {
 }
 
 /// How a run ends that was stopped before its first change.
-pub(super) fn halt_error(halt: Halt) -> Error {
+pub(super) fn halt_error(halt: Halt, name: &str) -> Error {
     match halt {
+        Halt::Superseded(by) => Refusal::Superseded { name: name.to_owned(), by }.into(),
         Halt::Fault(fault) | Halt::LeaseLost(fault) => fault.into(),
         Halt::TimedOut(limit) => {
             Fault::new(FaultKind::TimedOut, "read the host's state", format!("no answer within {} s", limit.as_secs()))

@@ -92,7 +92,7 @@ pub async fn deploy(
     let lock_path = deploy.target.file(&client.base_dir, ".lock");
     let why = format!("deploy of {}", deploy.target.name);
     let wait = project.timeouts.lock.min(project.timeouts.total.saturating_sub(begun.elapsed()));
-    let lease = acquire(&*client.lock, &lock_path, &deploy.who, &why, wait, observer, interrupt).await?;
+    let lease = acquire(&*client.lock, &lock_path, &deploy.who, &why, wait, observer, interrupt, &|| ()).await?;
     let mut flight = Flight {
         client: &client,
         resolver,
@@ -104,6 +104,7 @@ pub async fn deploy(
         lease: &*lease,
         deadline: begun + project.timeouts.total,
         begun,
+        watch: None,
     };
     let done = flight.fly(prepared).await;
     let empty = match &done {

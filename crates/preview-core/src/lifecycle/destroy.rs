@@ -1,16 +1,22 @@
 //! Destroy: everything with the preview's labels, then its files. Needs neither the Compose files nor the state.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use serde::Serialize;
+use tokio::sync::Notify;
 
 use super::deploy::{directories, release};
+use super::fence::{bury, unbury};
 use super::run::{Halt, acquire, guarded};
 use super::undo::{contents, remove_all};
-use super::{Client, Error, Event, Interrupt, Observer};
+use super::{Client, Error, Event, Interrupt, Observer, Refusal};
 use crate::engine::Removed;
 use crate::fault::{Fault, FaultKind};
+use crate::fence::{self, Superseded};
 use crate::host::{Change, Query};
+use crate::lock::Lease;
 use crate::ownership::Selector;
 use crate::project::Target;
 use crate::secret::Secret;
@@ -34,38 +40,134 @@ pub struct Destroyed {
     pub files: usize,
 }
 
+/// What is to go, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destroy {
+    /// Which preview.
+    pub target: Target,
+    /// Who holds the lock meanwhile, for those who wait.
+    pub who: String,
+    /// Whoever is at work on the preview is asked to stop, and waited for so long.
+    pub wait: Duration,
+    /// When the event happened that this is for, on the forge's clock: then no run for an earlier one brings the preview back, and
+    /// it stays if it was deployed for a later one. `None`: nothing but somebody's wish, made now.
+    pub event_at: Option<Timestamp>,
+}
+
+/// What the state file says of a preview.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Record<'a> {
+    /// There is none.
+    Absent,
+    /// It cannot be read.
+    Damaged,
+    /// This.
+    State(&'a State),
+}
+
+/// Why a preview was left alone after all.
+#[derive(Clone, Debug)]
+pub(super) enum Kept {
+    /// It is not what it was.
+    Changed,
+    /// Something later came.
+    Superseded(Superseded),
+}
+
+/// Whether a preview with this record is meant, asked when nobody else can change it.
+pub(super) type Condition<'a> = &'a (dyn Fn(Record<'_>) -> Result<(), Kept> + Sync);
+
 /// Removes a preview with all that belongs to it. What is not there is fine.
 pub async fn destroy(
     client: &Client,
-    target: &Target,
-    who: &str,
-    wait: Duration,
+    wish: &Destroy,
     observer: &dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<Destroyed, Error> {
-    destroy_only_if(client, target, who, wait, observer, interrupt, None).await
+    let in_order = |event: Timestamp| {
+        move |record: Record<'_>| match record {
+            Record::State(state) => fence::destroy(event, Some(state)).map_err(Kept::Superseded),
+            Record::Absent | Record::Damaged => Ok(()),
+        }
+    };
+    let done = match wish.event_at {
+        Some(event) => destroy_if(client, wish, observer, interrupt, Some(&in_order(event))).await?,
+        None => destroy_if(client, wish, observer, interrupt, None).await?,
+    };
+    done.map_err(|kept| match kept {
+        Kept::Superseded(by) => Refusal::Superseded { name: wish.target.name.clone(), by }.into(),
+        Kept::Changed => Error::NotFound(format!("{} is not what it was", wish.target.name)),
+    })
 }
 
-/// [`destroy`], of a preview whose state is one of these when its lock is held; nothing is changed if it is not.
-pub(super) async fn destroy_only_if(
+/// Takes the preview's lock. Whoever has it is asked to stop; the second value is what was written for that, to be removed at the end.
+async fn claim(
     client: &Client,
-    target: &Target,
-    who: &str,
-    wait: Duration,
+    wish: &Destroy,
     observer: &dyn Observer,
     interrupt: &Interrupt,
-    only_if: Option<&(dyn Fn(&State) -> bool + Sync)>,
-) -> Result<Destroyed, Error> {
+) -> Result<(Box<dyn Lease>, Option<String>), Error> {
+    let target = &wish.target;
+    let (path, why) = (target.file(&client.base_dir, ".lock"), format!("destroy of {}", target.name));
+    let busy = Notify::new();
+    let asked = AtomicBool::new(false);
+    let tell = || {
+        // Who does not wait asks for nothing.
+        if !wish.wait.is_zero() {
+            asked.store(true, Ordering::Relaxed);
+            busy.notify_one();
+        }
+    };
+    let mut lock =
+        std::pin::pin!(acquire(&*client.lock, &path, &wish.who, &why, wish.wait, observer, interrupt, &tell));
+    // For an event it is said in any case, for those who come later. A wish concerns only who is at work now.
+    let mut ask = std::pin::pin!(async {
+        if wish.event_at.is_none() {
+            busy.notified().await;
+        }
+        bury(client, target, &wish.who, wish.event_at).await
+    });
+    let mut said = None;
+    let lease = loop {
+        tokio::select! {
+            lease = &mut lock => break lease,
+            file = &mut ask, if said.is_none() => said = Some(file?),
+        }
+    };
+    let pending = wish.event_at.is_some() || asked.load(Ordering::Relaxed);
+    if said.is_none() && pending {
+        said = Some(ask.await?);
+    }
+    let taken_back = said.filter(|_| wish.event_at.is_none());
+    match lease {
+        Ok(lease) => Ok((lease, taken_back)),
+        Err(error) => {
+            if let Some(file) = taken_back {
+                // What is left of a wish counts for nobody who begins later.
+                let _ = client.host.apply(&unbury(client, target, &file)).await;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// [`destroy`], of a preview that is meant when its lock is held; nothing is changed if it is not.
+pub(super) async fn destroy_if(
+    client: &Client,
+    wish: &Destroy,
+    observer: &dyn Observer,
+    interrupt: &Interrupt,
+    only_if: Option<Condition<'_>>,
+) -> Result<Result<Destroyed, Kept>, Error> {
     let begun = Instant::now();
+    let target = &wish.target;
     observer.event(&Event::Stage(Phase::Destroying));
-    let why = format!("destroy of {}", target.name);
-    let lock_path = target.file(&client.base_dir, ".lock");
     let selector = Selector::preview(&target.app, &target.name);
     // A look at the engine while the lock is asked for: what it finds is ours whatever happens meanwhile, and goes first. That
     // it may be old by then, or fail, does no harm: under the lock the engine is asked again.
     let mut look = client.engine.containers(&selector);
-    let mut lock = std::pin::pin!(acquire(&*client.lock, &lock_path, who, &why, wait, observer, interrupt));
-    let (lease, seen) = tokio::select! {
+    let mut lock = std::pin::pin!(claim(client, wish, observer, interrupt));
+    let ((lease, asked), seen) = tokio::select! {
         seen = &mut look => (lock.await?, seen.unwrap_or_default()),
         // An engine that hangs is found out about under the lease, with its limits.
         lease = &mut lock => (lease?, tokio::time::timeout(LOOK, look).await.ok().and_then(Result::ok).unwrap_or_default()),
@@ -74,6 +176,7 @@ pub(super) async fn destroy_only_if(
     let query = Query {
         read: vec![format!("{own}/state.json")],
         list: vec![format!("{own}/*"), format!("{own}/.env"), format!("{own}/files/*")],
+        ..Query::default()
     };
     let work = async {
         // For those who look at the preview meanwhile. A run that dies here need not have come so far: a deploy finds that
@@ -81,9 +184,15 @@ pub(super) async fn destroy_only_if(
         let mark = async {
             let survey = client.host.survey(&client.base_dir, &query).await?;
             let path = target.file(&client.base_dir, "state.json");
-            let state = survey.files.get(&path).and_then(|text| State::parse(&path, text).ok());
-            if only_if.is_some_and(|wanted| !state.as_ref().is_some_and(wanted)) {
-                return Ok(None);
+            let text = survey.files.get(&path);
+            let state = text.and_then(|text| State::parse(&path, text).ok());
+            let record = match (&state, text) {
+                (Some(state), _) => Record::State(state),
+                (None, Some(_)) => Record::Damaged,
+                (None, None) => Record::Absent,
+            };
+            if let Some(Err(kept)) = only_if.map(|only_if| only_if(record)) {
+                return Ok(Err(kept));
             }
             let died = state.as_ref().is_some_and(|state| state.phase.in_flight());
             if let Some(mut state) = state {
@@ -91,35 +200,40 @@ pub(super) async fn destroy_only_if(
                 let content = Secret::new(state.to_json());
                 client.host.apply(&[Change::Write { path, content, mode: 0o600 }]).await?;
             }
-            Ok(Some((survey, died)))
+            Ok(Ok((survey, died)))
         };
         let remove = client.engine.remove(&selector, &seen);
         let (marked, mut removed) = if only_if.is_none() {
             futures_util::try_join!(mark, remove)?
         } else {
             match mark.await? {
-                None => (None, Removed::default()),
+                Err(kept) => (Err(kept), Removed::default()),
                 marked => (marked, remove.await?),
             }
         };
-        let Some((survey, died)) = marked else { return Ok((removed, 0, false)) };
+        let (survey, died) = match marked {
+            Ok(marked) => marked,
+            Err(kept) => return Ok((Err(kept), false)),
+        };
         if died {
             // The engine may still be at work for the run that died; otherwise one look is enough.
             removed += remove_all(&*client.engine, &selector).await?;
         }
-        let last = contents(target, &client.base_dir, &survey.paths);
+        let mut last = contents(target, &client.base_dir, &survey.paths);
+        last.extend(asked.iter().flat_map(|file| unbury(client, target, file)));
         let gone = lease.conclude(&*client.host, &last, &directories(client, target)).await?;
         let files = survey.paths.iter().filter(|path| !path.ends_with("/.lock") && !path.ends_with("/files")).count();
-        Ok((removed, files, gone))
+        let existed = removed != Removed::default() || files > 0;
+        Ok((Ok(Destroyed { name: target.name.clone(), existed, removed, files }), gone))
     };
     let done = guarded(&*lease, interrupt, LIMIT, work).await;
-    if matches!(done, Err(Halt::LeaseLost(_)) | Ok((_, _, true))) {
+    if matches!(done, Err(Halt::LeaseLost(_)) | Ok((_, true))) {
         // The lock is not ours any more, so it is not ours to remove.
         drop(lease);
     } else {
         release(client, target, lease, true).await?;
     }
-    let (removed, files, _) = done.map_err(|halt| -> Error {
+    let (done, _) = done.map_err(|halt| -> Error {
         match halt {
             Halt::Fault(fault) | Halt::LeaseLost(fault) => fault.into(),
             Halt::TimedOut(limit) => Fault::new(
@@ -128,11 +242,11 @@ pub(super) async fn destroy_only_if(
                 format!("it took longer than {} s; run the same command again", limit.as_secs()),
             )
             .into(),
-            Halt::Aborted => {
+            Halt::Aborted | Halt::Superseded(_) => {
                 Fault::new(FaultKind::TimedOut, "remove the preview", "interrupted; run the same command again").into()
             }
         }
     })?;
     observer.event(&Event::StageDone(Phase::Destroying, begun.elapsed()));
-    Ok(Destroyed { name: target.name.clone(), existed: removed != Removed::default() || files > 0, removed, files })
+    Ok(done)
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::Diagnosis;
 use crate::admission::Full;
 use crate::fault::{Fault, FaultKind};
+use crate::fence::Superseded;
 use crate::lock::Holder;
 use crate::stack::Violation;
 use crate::state::Phase;
@@ -37,6 +38,24 @@ pub enum Refusal {
         full: Box<Full>,
         /// When that was.
         now: Timestamp,
+    },
+    /// Something later came before it.
+    #[error("{name} is left as it is: {by}")]
+    Superseded {
+        /// The preview.
+        name: String,
+        /// What that was.
+        by: Superseded,
+    },
+    /// Something later came while it was at work: what was there of the preview is removed.
+    #[error("the deploy of {name} was stopped while {phase}, and the preview removed: {by}")]
+    Stopped {
+        /// The preview.
+        name: String,
+        /// What the run was doing.
+        phase: Phase,
+        /// What that was.
+        by: Superseded,
     },
     /// The name belongs to another branch, pull request or repository.
     #[error("the name {name} is taken by {by}; rename the branch, or destroy that preview first")]

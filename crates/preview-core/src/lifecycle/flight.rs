@@ -6,19 +6,21 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::crash::{Crash, Landing, broken, grounded, halt_error, with_output};
 use super::deploy::Deployed;
+use super::fence::{self as watch, Watch};
 use super::observe::{Seen, draw, missing_uploads, observe, pulls, want, with_generated};
 use super::prepare::{Prepared, Wanted};
 use super::run::{Halt, guarded};
 use super::up::up;
 use super::verify::lock;
 use super::wait::{self, Expected, Verdict};
-use super::{Client, Error, Event, Interrupt, Observer};
+use super::{Client, Error, Event, Interrupt, Observer, Refusal};
 use crate::engine::{ContainerEvent, Prune};
 use crate::fault::{Fault, FaultKind};
+use crate::fence::{self, Order, Superseded};
 use crate::host::Change;
 use crate::lock::Lease;
 use crate::ownership::Selector;
@@ -54,9 +56,33 @@ pub(super) struct Flight<'a> {
     pub(super) lease: &'a dyn Lease,
     pub(super) deadline: Instant,
     pub(super) begun: Instant,
+    /// Looks for what stops the run, once it is known what would.
+    pub(super) watch: Option<Watch>,
 }
 
 impl Flight<'_> {
+    /// How a run ends that was stopped before its first change.
+    pub(super) fn halt_error(&self, halt: Halt) -> Error {
+        halt_error(halt, &self.deploy.target.name)
+    }
+
+    /// Ends when something later came, or the preview is to go.
+    pub(super) async fn superseded(&self) -> Superseded {
+        match &self.watch {
+            Some(watch) => watch.fired().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Does work under the lease, as long as it is wanted.
+    async fn guarded<T>(&self, limit: Duration, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Halt> {
+        tokio::select! {
+            biased;
+            superseded = self.superseded() => Err(Halt::Superseded(superseded)),
+            done = guarded(self.lease, self.interrupt, limit, work) => done,
+        }
+    }
+
     fn path(&self, name: &str) -> String {
         self.deploy.target.file(&self.client.base_dir, name)
     }
@@ -75,16 +101,23 @@ impl Flight<'_> {
 
     pub(super) async fn fly(&mut self, prepared: Prepared) -> Result<Deployed, Landing> {
         let begun = Instant::now();
-        let seen = guarded(self.lease, self.interrupt, self.limit(self.project.timeouts.start), async {
-            Ok(observe(self.client, self.project, self.deploy, &prepared).await)
-        })
-        .await
-        .map_err(|halt| grounded(halt_error(halt), false))?
-        .map_err(|error| grounded(error, false))?;
+        let seen = self
+            .guarded(self.limit(self.project.timeouts.start), async {
+                Ok(observe(self.client, self.project, self.deploy, &prepared).await)
+            })
+            .await
+            .map_err(|halt| grounded(self.halt_error(halt), false))?
+            .map_err(|error| grounded(error, false))?;
         let exists = seen.state.is_some() || !seen.containers.is_empty() || seen.good.is_some();
         if self.deploy.update_only && !exists {
             return Ok(self.deployed(None, vec![], BTreeMap::new()));
         }
+        let order = Order { event: self.deploy.event_at, begun: watch::begun(&seen.survey.facts, self.begun) };
+        if let Err(by) = fence::deploy(&order, seen.state.as_ref(), &seen.tombstones) {
+            let name = self.deploy.target.name.clone();
+            return Err(grounded(Error::Refused(Refusal::Superseded { name, by }), exists));
+        }
+        self.watch = Some(Watch::start(self.client, &self.deploy.target, order));
         let (prepared, env_file) =
             with_generated(self.resolver, self.project, self.deploy, prepared, &seen, self.observer, self.redactor)
                 .await
@@ -93,7 +126,7 @@ impl Flight<'_> {
             want(self.client, self.project, self.deploy, &prepared, &seen).map_err(|error| grounded(error, exists))?;
         let plan = draw(self.project, self.deploy, &prepared, &wanted, &seen);
         let now = Timestamp::now();
-        let mut state = self.next_state(&seen, &wanted, host_ports, now);
+        let mut state = self.next_state(&seen, &wanted, host_ports, now, &order);
         if plan.kind == Kind::Unchanged {
             if let Err(refusal) = self.reserve_more(&state, &seen).await? {
                 return Err(grounded(Error::Refused(refusal), true));
@@ -104,17 +137,17 @@ impl Flight<'_> {
             if let Some(good) = &mut state.good {
                 good.commit.clone_from(&self.deploy.commit);
             }
-            let written = guarded(self.lease, self.interrupt, self.limit(self.project.timeouts.start), async {
+            let written = self.guarded(self.limit(self.project.timeouts.start), async {
                 self.lease.conclude(&*self.client.host, &[self.save(&state)], &[]).await
             });
-            written.await.map_err(|halt| grounded(halt_error(halt), true))?;
+            written.await.map_err(|halt| grounded(self.halt_error(halt), true))?;
             self.observer.event(&Event::StageDone(Phase::Preparing, begun.elapsed()));
             return Ok(self.deployed(Some(Kind::Unchanged), wanted.addresses, plan.services));
         }
         // Subscribed before anything starts, and beside the rest: it is a round trip.
         let selector = self.selector();
         let limit = self.limit(self.project.timeouts.start);
-        let watch = guarded(self.lease, self.interrupt, limit, self.client.engine.watch(&selector));
+        let watch = self.guarded(limit, self.client.engine.watch(&selector));
         // Both to their end: a reservation that nobody waits for could be written after it was taken back.
         let (events, reserved) = futures_util::join!(watch, self.reserve(&state, &seen));
         let begin = match (events, reserved) {
@@ -149,8 +182,16 @@ impl Flight<'_> {
     }
 
     /// The state at the beginning of this run; the creation time survives.
-    fn next_state(&self, seen: &Seen, wanted: &Wanted, ports: BTreeMap<String, u16>, now: Timestamp) -> State {
+    fn next_state(
+        &self,
+        seen: &Seen,
+        wanted: &Wanted,
+        ports: BTreeMap<String, u16>,
+        now: Timestamp,
+        order: &Order,
+    ) -> State {
         let before = seen.state.as_ref();
+        let ttl = self.project.ttl.and_then(|ttl| SignedDuration::try_from(ttl).ok());
         State {
             schema: SCHEMA,
             app: self.deploy.target.app.clone(),
@@ -164,6 +205,10 @@ impl Flight<'_> {
             phase: Phase::Preparing,
             created_at: before.map_or(now, |state| state.created_at),
             updated_at: now,
+            event_at: Some(order.after(before.and_then(|state| state.event_at))),
+            expires_at: ttl.and_then(|ttl| now.checked_add(ttl).ok()),
+            keep_until: before.and_then(|state| state.keep_until),
+            pinned: before.is_some_and(|state| state.pinned),
             commit: self.deploy.commit.clone(),
             addresses: wanted.addresses.clone(),
             ports,
@@ -192,7 +237,7 @@ impl Flight<'_> {
         let change = [self.save(state)];
         let write = self.client.host.apply(&change);
         let both = async { futures_util::try_join!(write, work) };
-        let ((), done) = guarded(self.lease, self.interrupt, self.limit(limit), both).await?;
+        let ((), done) = self.guarded(self.limit(limit), both).await?;
         self.observer.event(&Event::StageDone(phase, begun.elapsed()));
         Ok(done)
     }

@@ -5,6 +5,7 @@ mod deploy;
 mod destroy;
 mod diagnose;
 mod error;
+mod fence;
 mod files;
 mod flight;
 mod observe;
@@ -20,7 +21,7 @@ mod verify;
 mod wait;
 
 pub use deploy::{Deployed, deploy, plan};
-pub use destroy::{Destroyed, destroy};
+pub use destroy::{Destroy, Destroyed, destroy};
 pub use diagnose::Diagnosis;
 pub use error::{Error, FailureReport, Refusal, Restored};
 pub use query::{Listed, Status, list, log_containers, pick_container, status};

@@ -10,6 +10,7 @@ use super::prepare::{self, Prepared, Wanted};
 use super::{Client, Error, Observer};
 use crate::engine::Container;
 use crate::fault::{Fault, FaultKind};
+use crate::fence::{self, Tombstone};
 use crate::host::{Query, Survey};
 use crate::ownership::Selector;
 use crate::plan::{self, Action, Kind, Plan, Running};
@@ -26,6 +27,7 @@ pub(super) const PLACES: &str = ".places";
 pub(super) struct Seen {
     pub(super) survey: Survey,
     pub(super) state: Option<State>,
+    pub(super) tombstones: Vec<Tombstone>,
     pub(super) good: Option<Value>,
     pub(super) good_text: Option<String>,
     pub(super) containers: Vec<Container>,
@@ -48,8 +50,10 @@ pub(super) async fn observe(
             "*/*/state.json".to_owned(),
             format!("{own}/stack-*.json"),
             format!("{own}/.env"),
+            fence::pattern(&target.app, &target.name),
         ],
         list: vec![format!("{own}/files/*"), format!("{own}/stack-*.json")],
+        ..Query::default()
     };
     let selector = Selector::preview(&target.app, &target.name);
     let mut names: BTreeSet<String> = stack::images(&prepared.model).into_values().collect();
@@ -79,7 +83,8 @@ pub(super) async fn observe(
     let good_file = state.as_ref().and_then(|state| Some(target.file(&client.base_dir, &state.good.as_ref()?.stack)));
     let good_text = good_file.and_then(|path| survey.files.get(&path)).cloned();
     let good = good_text.as_deref().and_then(|text| serde_json::from_str(text).ok());
-    Ok(Seen { survey, state, good, good_text, containers, images, published })
+    let tombstones = fence::tombstones(&survey.files, &target.app, &target.name);
+    Ok(Seen { survey, tombstones, state, good, good_text, containers, images, published })
 }
 
 impl Seen {

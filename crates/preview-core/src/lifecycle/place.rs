@@ -6,7 +6,7 @@ use futures_util::FutureExt as _;
 use jiff::Timestamp;
 
 use super::Refusal;
-use super::crash::{Landing, grounded, halt_error};
+use super::crash::{Landing, grounded};
 use super::flight::Flight;
 use super::observe::{PLACES, Seen};
 use super::reclaim::{reclaim, suspects};
@@ -21,7 +21,7 @@ impl Flight<'_> {
     pub(super) async fn reserve_more(&self, state: &State, seen: &Seen) -> Result<Result<bool, Refusal>, Landing> {
         let Some(before) = &seen.state else { return Ok(Ok(false)) };
         let state = State { weight: state.weight, ..before.clone() };
-        self.reserve(&state, seen).await.map_err(|halt| grounded(halt_error(halt), true))
+        self.reserve(&state, seen).await.map_err(|halt| grounded(self.halt_error(halt), true))
     }
 
     /// Takes the preview's place on the host, if it has none or needs more than it has: true if so. The state file is the
@@ -39,7 +39,8 @@ impl Flight<'_> {
         }
         let base = &self.client.base_dir;
         let guard = format!("{base}/{PLACES}");
-        let query = Query { read: vec![PLACES.to_owned(), "*/*/state.json".to_owned()], list: Vec::new() };
+        let query =
+            Query { read: vec![PLACES.to_owned(), "*/*/state.json".to_owned()], list: Vec::new(), ..Query::default() };
         let wish = Wish { app: &state.app, name: &state.name, owner: state.owner.as_deref(), weight: state.weight };
         let mut again;
         let mut survey = &seen.survey;
@@ -50,6 +51,9 @@ impl Flight<'_> {
             self.lease.check()?;
             if self.interrupt.fired().now_or_never().is_some() {
                 return Err(Halt::Aborted);
+            }
+            if let Some(by) = self.superseded().now_or_never() {
+                return Err(Halt::Superseded(by));
             }
             if begun.elapsed() > limit {
                 return Err(Halt::TimedOut(limit));

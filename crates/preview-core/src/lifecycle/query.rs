@@ -49,7 +49,7 @@ pub struct Listed {
 
 /// All previews of a host, of one application or of all, by application and name. Two requests, however many previews.
 pub async fn list(client: &Client, app: Option<&str>) -> Result<Vec<Listed>, Error> {
-    let query = Query { read: vec![format!("{}/*/state.json", app.unwrap_or("*"))], list: vec![] };
+    let query = Query { read: vec![format!("{}/*/state.json", app.unwrap_or("*"))], list: vec![], ..Query::default() };
     let selector = app.map_or(Selector::Managed, |app| Selector::App(app.to_owned()));
     let (survey, containers) =
         futures_util::try_join!(client.host.survey(&client.base_dir, &query), client.engine.containers(&selector))?;
@@ -167,7 +167,8 @@ pub struct Status {
 /// One preview in detail; `NotFound` if there is nothing of it.
 pub async fn status(client: &Client, target: &Target) -> Result<Status, Error> {
     let state_path = target.file(&client.base_dir, "state.json");
-    let query = Query { read: vec![format!("{}/{}/state.json", target.app, target.name)], list: vec![] };
+    let query =
+        Query { read: vec![format!("{}/{}/state.json", target.app, target.name)], list: vec![], ..Query::default() };
     let selector = Selector::preview(&target.app, &target.name);
     let lock_path = target.file(&client.base_dir, ".lock");
     let (survey, containers, locked_by) = futures_util::try_join!(

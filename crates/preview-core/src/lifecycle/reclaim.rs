@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::destroy::destroy_only_if;
+use super::destroy::{Destroy, Kept, Record, destroy_if};
 use super::{Client, Error, Event, Interrupt, Observer};
 use crate::fault::Fault;
 use crate::project::Target;
@@ -42,11 +42,16 @@ pub(super) async fn reclaim(
     let mut again = false;
     for ((target, phase), _) in suspects.iter().zip(holders).filter(|(_, holder)| holder.is_none()) {
         // Somebody may have come back to it meanwhile: that is asked again under its lock.
-        let removed =
-            destroy_only_if(client, target, who, Duration::ZERO, &super::Quiet, interrupt, Some(&hopeless)).await;
+        let wish = Destroy { target: target.clone(), who: who.to_owned(), wait: Duration::ZERO, event_at: None };
+        let still = |record: Record<'_>| match record {
+            Record::State(state) if hopeless(state) => Ok(()),
+            _ => Err(Kept::Changed),
+        };
+        let removed = destroy_if(client, &wish, &super::Quiet, interrupt, Some(&still)).await;
         let Target { app, name, .. } = target;
         match removed {
-            Ok(destroyed) => {
+            Ok(Err(_)) => again = true,
+            Ok(Ok(destroyed)) => {
                 again = true;
                 if destroyed.existed {
                     let note = format!("{app} {name}: its run died while {phase}; removed it, its place is free");

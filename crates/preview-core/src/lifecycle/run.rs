@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use super::Error;
 use crate::fault::{Fault, FaultKind};
+use crate::fence::Superseded;
 use crate::lock::{Acquired, Holder, Lease, Lock};
 use crate::secret::Secret;
 use crate::state::Phase;
@@ -80,6 +81,8 @@ pub(super) enum Halt {
     Aborted,
     /// The lease.
     LeaseLost(Fault),
+    /// Something later came, or the preview is to go.
+    Superseded(Superseded),
 }
 
 impl From<Fault> for Halt {
@@ -88,7 +91,8 @@ impl From<Fault> for Halt {
     }
 }
 
-/// Waits for the lock of a preview.
+/// Waits for the lock of a preview. `busy` is called when somebody else is found to have it.
+#[expect(clippy::too_many_arguments, reason = "they are what a wait is about")]
 pub(super) async fn acquire(
     lock: &dyn Lock,
     path: &str,
@@ -97,11 +101,15 @@ pub(super) async fn acquire(
     wait: Duration,
     observer: &dyn Observer,
     interrupt: &Interrupt,
+    busy: &(dyn Fn() + Send + Sync),
 ) -> Result<Box<dyn Lease>, Error> {
     let since = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let holder = Holder { who: who.to_owned(), why: why.to_owned(), since };
     let begun = Instant::now();
-    let waiting = |other: Option<Holder>| observer.event(&Event::Waiting(path, other.as_ref()));
+    let waiting = |other: Option<Holder>| {
+        busy();
+        observer.event(&Event::Waiting(path, other.as_ref()));
+    };
     let acquired = tokio::select! {
         acquired = lock.acquire(path, &holder, wait, &waiting) => acquired.map_err(|fault| help(fault, path))?,
         () = interrupt.fired() => {

@@ -64,7 +64,7 @@ pub(super) async fn undo(undo: &Undo<'_>) -> Restored {
             let why = match halt {
                 Halt::Fault(fault) | Halt::LeaseLost(fault) => undo.redactor.clean(&fault.chain()),
                 Halt::TimedOut(limit) => format!("the way back took longer than {} s", limit.as_secs()),
-                Halt::Aborted => "interrupted".to_owned(),
+                Halt::Aborted | Halt::Superseded(_) => "interrupted".to_owned(),
             };
             Restored::NotYet(format!("{why}; the next deploy or destroy of this preview mends it"))
         }

@@ -55,7 +55,7 @@ struct State {
 ///
 /// let host = MemoryHost::default();
 /// host.put("/base/app/pr-1/state.json", "{}");
-/// let query = Query { read: vec!["app/*/state.json".into()], list: vec![] };
+/// let query = Query { read: vec!["app/*/state.json".into()], list: vec![], ..Query::default() };
 /// assert_eq!(host.survey("/base", &query).await.unwrap().files.len(), 1);
 /// host.fail_next(HostCall::Survey, Fault::new(FaultKind::Unreachable, "survey", "gone"));
 /// assert!(host.survey("/base", &query).await.is_err());
@@ -290,7 +290,8 @@ impl Host for MemoryHost {
             let inside = path.strip_prefix(base).and_then(|rest| rest.strip_prefix('/'));
             inside.is_some_and(|inside| patterns.iter().any(|pattern| matches(pattern, inside)))
         };
-        let mut survey = Survey { facts: state.facts.clone(), ..Survey::default() };
+        let facts = if query.files_only { Facts::default() } else { state.facts.clone() };
+        let mut survey = Survey { facts, ..Survey::default() };
         for path in state.nodes.keys() {
             if matching(&query.list, path) {
                 survey.paths.insert(path.clone());

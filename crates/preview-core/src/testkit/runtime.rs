@@ -27,7 +27,7 @@ struct Inside {
 }
 
 /// A runtime in memory. The model is what [`set_model`](Self::set_model) says; a service with the variable `SICK` in its environment becomes
-/// unhealthy, with its value in its log.
+/// unhealthy, with its value in its log; one with `SLOW` never gets healthy.
 #[derive(Clone)]
 pub struct MemoryRuntime {
     engine: MemoryEngine,
@@ -183,7 +183,11 @@ impl Runtime for MemoryRuntime {
                 .label(COMPOSE_PROJECT, project)
                 .label(COMPOSE_SERVICE, service)
                 .label(DEFINITION, table.to_string())
-                .health(if sick.is_some() { Health::Unhealthy } else { Health::Healthy })
+                .health(match sick {
+                    Some(_) => Health::Unhealthy,
+                    None if table["environment"]["SLOW"].is_string() => Health::Starting,
+                    None => Health::Healthy,
+                })
                 .network(format!("{project}_default"));
             for mount in table["volumes"].as_array().into_iter().flatten().filter(|mount| mount["type"] == "volume") {
                 let key = mount["source"].as_str().unwrap_or_default();

@@ -24,6 +24,7 @@ pub async fn suite(host: &dyn Host, base: &str) {
     run!(
         what_does_not_exist_reads_as_empty,
         facts_are_plausible,
+        facts_can_be_left_out_and_dots_need_a_dot,
         a_file_is_written_with_its_directories_and_replaced,
         any_text_survives,
         content_that_is_no_text_is_left_out,
@@ -72,8 +73,21 @@ async fn apply(host: &dyn Host, changes: &[Change]) {
 
 async fn survey(host: &dyn Host, base: &str, read: &[&str], list: &[&str]) -> Survey {
     let strings = |patterns: &[&str]| patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
-    let query = Query { read: strings(read), list: strings(list) };
+    let query = Query { read: strings(read), list: strings(list), ..Query::default() };
     host.survey(base, &query).await.unwrap_or_else(|fault| panic!("{}", fault.chain()))
+}
+
+async fn facts_can_be_left_out_and_dots_need_a_dot(host: &dyn Host, base: &str) {
+    apply(host, &[write(format!("{base}/a/.hidden"), "x"), write(format!("{base}/a/shown"), "y")]).await;
+    let query = Query { read: vec!["a/.h*".into()], list: vec!["a/.*".into(), "*".into()], files_only: true };
+    let survey = host.survey(base, &query).await.expect("read");
+    assert_eq!(survey.facts, crate::host::Facts::default());
+    let expected = Survey {
+        files: [(format!("{base}/a/.hidden"), "x".to_owned())].into(),
+        paths: [format!("{base}/a"), format!("{base}/a/.hidden")].into(),
+        ..Survey::default()
+    };
+    assert_eq!(survey, expected);
 }
 
 async fn names(host: &dyn Host, base: &str, pattern: &str) -> BTreeSet<String> {
