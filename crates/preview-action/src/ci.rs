@@ -13,6 +13,8 @@ pub(crate) enum Wish {
     Deploy(Wanted),
     /// Destroy.
     Destroy { number: u64 },
+    /// Sweep.
+    Sweep,
     /// Nothing; why.
     Nothing(String),
     /// Refuse: a fork.
@@ -95,12 +97,16 @@ fn github(environment: &Environment, payload: Option<&str>) -> Result<Wish, Stri
                 other => Ok(Wish::Nothing(format!("`{other}` of a pull request changes no preview"))),
             }
         }
-        other => Err(format!("the event `{other}` is not handled; use it for `pull_request`")),
+        "schedule" => Ok(Wish::Sweep),
+        other => Err(format!("the event `{other}` is not handled; use it for `pull_request` and `schedule`")),
     }
 }
 
 fn gitlab(environment: &Environment) -> Result<Wish, String> {
     let get = |name: &str| environment.get(name).filter(|value| !value.is_empty()).cloned();
+    if get("CI_PIPELINE_SOURCE").as_deref() == Some("schedule") {
+        return Ok(Wish::Sweep);
+    }
     let stop = get("CI_ENVIRONMENT_ACTION").as_deref() == Some("stop");
     let Some(number) = get("CI_MERGE_REQUEST_IID") else {
         return Err("the job is not of a merge request pipeline (CI_MERGE_REQUEST_IID is not set)".to_owned());
@@ -155,6 +161,8 @@ mod tests {
         }
         assert_eq!(pull_request("closed", own()), Ok(Wish::Destroy { number: 2 }));
         assert!(matches!(pull_request("edited", own()), Ok(Wish::Nothing(_))));
+        let nightly = environment(&[("GITHUB_ACTIONS", "true"), ("GITHUB_EVENT_NAME", "schedule")]);
+        assert_eq!(wish(&nightly, Some("{}")), Ok(Wish::Sweep));
     }
 
     #[test]
@@ -202,6 +210,8 @@ mod tests {
         let mut stop = base.to_vec();
         stop.push(("CI_ENVIRONMENT_ACTION", "stop"));
         assert_eq!(wish(&environment(&stop), None), Ok(Wish::Destroy { number: 12 }));
+        let nightly = environment(&[("GITLAB_CI", "true"), ("CI_PIPELINE_SOURCE", "schedule")]);
+        assert_eq!(wish(&nightly, None), Ok(Wish::Sweep));
         let mut fork = base.to_vec();
         fork[2].1 = "2";
         assert!(matches!(wish(&environment(&fork), None), Ok(Wish::Fork { number: 12, .. })));

@@ -163,8 +163,48 @@ pub(crate) enum Command {
         #[arg(long, short)]
         local: Option<u16>,
     },
+    /// Remove what is expired, closed, crashed or orphaned on the host, of all applications; mend what died in an update
+    #[command(after_help = SWEEP)]
+    Sweep(Sweep),
+    /// Keep a preview for some time more, whatever its time to live says
+    Keep {
+        #[command(flatten)]
+        which: Which,
+        /// How long from now on: `48h`, `7d`
+        #[arg(long = "for", value_name = "TIME")]
+        span: String,
+    },
+    /// Let a preview never expire, and never make room for another
+    Pin(Which),
+    /// Take `pin` back
+    Unpin(Which),
     /// Read the CI event, and deploy, update or destroy as it says
     Ci,
+}
+
+const SWEEP: &str = "\
+Examples:
+  preview sweep --dry-run
+  gh pr list --state open --limit 1000 --json number -q '.[].number' | preview sweep --open-prs -
+  git ls-remote --heads origin | sed 's|.*refs/heads/||' | preview sweep --open-branches -
+
+Never touched: what somebody is at work on, and what does not carry the labels of this base directory.";
+
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Sweep {
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// A file with the numbers of the open pull requests of this application, one a line; `-` for standard input; `none` if none is
+    /// open. Previews of others go
+    #[arg(long, value_name = "FILE")]
+    pub(crate) open_prs: Option<String>,
+    /// A file with the branches of this application, one a line; `-` for standard input; `none` for none. Previews of others go
+    #[arg(long, value_name = "FILE")]
+    pub(crate) open_branches: Option<String>,
+    /// What was deployed so shortly ago may be missing in these lists; `10m` without it
+    #[arg(long, value_name = "TIME")]
+    pub(crate) grace: Option<String>,
 }
 
 /// Which preview.

@@ -1,6 +1,7 @@
 //! The commands: a session, a call of the library, a report.
 
 mod inspect;
+mod sweep;
 mod tunnel;
 
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use preview_core::secret::{Redactor, Secret};
 use serde_json::json;
 
 use crate::ci::{self, Wish};
-use crate::cli::{Cli, Command, Deploy, Format, Global, Subject, Which};
+use crate::cli::{self, Cli, Command, Deploy, Format, Global, Subject, Which};
 use crate::output::{self, Ci, Console};
 use crate::session::{self, Session};
 
@@ -68,6 +69,10 @@ pub(crate) async fn run(cli: Cli) -> u8 {
             context.exec(&which, user, workdir, &service, command).await
         }
         Command::Tunnel { which, target, local } => context.tunnel(&which, &target, local).await,
+        Command::Sweep(sweep) => context.sweep(&sweep).await,
+        Command::Keep { which, span } => context.keep(&which, &span).await,
+        Command::Pin(which) => context.wish(&which, lifecycle::Wish::Pin).await,
+        Command::Unpin(which) => context.wish(&which, lifecycle::Wish::Unpin).await,
         Command::Ci => context.ci().await,
     };
     match done {
@@ -245,6 +250,7 @@ impl Context {
                 self.console.say(&format!("nothing to do: {why}"));
                 Ok(0)
             }
+            Wish::Sweep => self.sweep(&cli::Sweep::default()).await,
             Wish::Fork { number, fork } => Err(lifecycle::Refusal::Fork { number, fork }.into()),
             Wish::Destroy { number } => {
                 let session = self.session(None)?;

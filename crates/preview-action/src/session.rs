@@ -151,6 +151,21 @@ impl Session {
         Ok(Target { app: self.app.to_string(), project: project_name(&self.app, &name), name: name.to_string() })
     }
 
+    /// Limits of time.
+    pub(crate) fn timeouts(&self) -> project::Timeouts {
+        let timeouts = &self.config.timeouts;
+        project::Timeouts {
+            lock: timeouts.lock.into(),
+            build: timeouts.build.into(),
+            pull: timeouts.pull.into(),
+            start: timeouts.start.into(),
+            verify: timeouts.verify.into(),
+            step: timeouts.step.into(),
+            queue: timeouts.queue.into(),
+            total: timeouts.total.into(),
+        }
+    }
+
     /// How the application is deployed.
     pub(crate) fn project(&self, named: &Named) -> Result<Project, Error> {
         let config = &self.config;
@@ -189,7 +204,6 @@ impl Session {
             .map(|table| secrets::from_table(table, &self.environment))
             .collect::<Result<Vec<_>, _>>()
             .map_err(invalid)?;
-        let timeouts = &config.timeouts;
         Ok(Project {
             files,
             directory: self.directory.clone(),
@@ -218,6 +232,13 @@ impl Session {
                 per_app: config.limits.max_per_app.map(|places| Weight::places(places.get())),
                 free_disk: config.limits.min_free_disk.bytes(),
                 free_memory: config.limits.min_free_memory.bytes(),
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range was checked")]
+                overcommit: config.limits.memory_overcommit.map(|times| (times * 100.0).round() as u32),
+            },
+            on_full: match config.limits.on_full {
+                config::OnFull::Refuse => project::OnFull::Refuse,
+                config::OnFull::Queue => project::OnFull::Queue,
+                config::OnFull::ReplaceOldest => project::OnFull::ReplaceOldest,
             },
             weight: Weight::try_from(config.limits.weight).unwrap_or_default(),
             ttl: config.ttl.0.map(Into::into),
@@ -229,15 +250,7 @@ impl Session {
                 log_files: config.guardrails.log_files.get(),
                 restart: config.guardrails.restart.as_str().to_owned(),
             },
-            timeouts: project::Timeouts {
-                lock: timeouts.lock.into(),
-                build: timeouts.build.into(),
-                pull: timeouts.pull.into(),
-                start: timeouts.start.into(),
-                verify: timeouts.verify.into(),
-                step: timeouts.step.into(),
-                total: timeouts.total.into(),
-            },
+            timeouts: self.timeouts(),
             health: config.health.as_ref().map(|health| project::HealthProbe {
                 path: health.path.clone(),
                 service: health.service.clone(),

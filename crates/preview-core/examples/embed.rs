@@ -21,7 +21,7 @@ use preview_core::host::{Host as _, local};
 use preview_core::lifecycle::{self, Client, Destroy, Event, Interrupt, Observer};
 use preview_core::lock::shell::ShellLock;
 use preview_core::name::{AppName, Key, Naming};
-use preview_core::project::{Deploy, Project, Proxy, PullPolicy, Target, Timeouts};
+use preview_core::project::{Deploy, OnFull, Project, Proxy, PullPolicy, Target, Timeouts};
 use preview_core::runtime::compose::{Compose, ComposeOptions};
 use preview_core::secret::{Redactor, Secret};
 use preview_core::secrets::SecretSource;
@@ -75,6 +75,7 @@ fn project(directory: &Path) -> Project {
         url: None,
         proxy: Proxy::None,
         limits: Limits::default(),
+        on_full: OnFull::Refuse,
         weight: Weight::default(),
         ttl: Some(Duration::from_secs(72 * 3600)),
         guardrails: Guardrails::default(),

@@ -84,12 +84,21 @@ pub struct Limits {
     pub free_disk: u64,
     /// A new preview needs so much memory that is available, bytes.
     pub free_memory: u64,
+    /// All previews' containers together may be allowed so many percent of the VM's memory; `None`: that is not looked at.
+    pub overcommit: Option<u32>,
 }
 
 /// Six places, 5 GB of disk and 1 GB of memory; as everywhere, units are powers of 1024.
 impl Default for Limits {
     fn default() -> Self {
-        Self { places: Weight::places(6), per_owner: None, per_app: None, free_disk: 5 << 30, free_memory: 1 << 30 }
+        Self {
+            places: Weight::places(6),
+            per_owner: None,
+            per_app: None,
+            free_disk: 5 << 30,
+            free_memory: 1 << 30,
+            overcommit: None,
+        }
     }
 }
 
@@ -104,6 +113,8 @@ pub struct Wish<'a> {
     pub owner: Option<&'a str>,
     /// How much it takes.
     pub weight: Weight,
+    /// What its containers may take at most in all, bytes.
+    pub memory: u64,
 }
 
 /// A preview that has a place.
@@ -120,8 +131,12 @@ pub struct Holder {
     pub owner: Option<String>,
     /// How much it takes.
     pub weight: Weight,
+    /// What its containers may take at most in all, bytes.
+    pub memory: u64,
     /// What it is doing.
     pub phase: Phase,
+    /// Never makes room for another.
+    pub pinned: bool,
     /// When it was last deployed.
     pub updated_at: Timestamp,
 }
@@ -134,7 +149,9 @@ impl From<&State> for Holder {
             subject: state.subject.clone(),
             owner: state.owner.clone(),
             weight: state.weight,
+            memory: state.memory,
             phase: state.phase,
+            pinned: state.pinned,
             updated_at: state.updated_at,
         }
     }
@@ -181,6 +198,15 @@ pub enum Shortage {
         /// Needed.
         floor: u64,
     },
+    /// Memory that containers may take at most, in all.
+    Promised {
+        /// May be promised.
+        limit: u64,
+        /// Is promised.
+        taken: u64,
+        /// Wanted.
+        wanted: u64,
+    },
 }
 
 /// There is no room.
@@ -201,7 +227,8 @@ pub struct Full {
 pub fn admit(wish: &Wish<'_>, holders: &[Holder], facts: &Facts, limits: &Limits) -> Result<(), Full> {
     let own = holders.iter().find(|holder| holder.app == wish.app && holder.name == wish.name);
     let has = own.map_or(Weight(0), |own| own.weight);
-    if wish.weight <= has {
+    let promised = own.map_or(0, |own| own.memory);
+    if own.is_some() && wish.weight <= has && (limits.overcommit.is_none() || wish.memory <= promised) {
         return Ok(());
     }
     let more = wish.weight.saturating_sub(has);
@@ -233,6 +260,14 @@ pub fn admit(wish: &Wish<'_>, holders: &[Holder], facts: &Facts, limits: &Limits
     if short(limit, taken) {
         return full(Shortage::Places { limit, taken }, &everyone);
     }
+    if let Some(percent) = limits.overcommit {
+        let limit = u64::try_from(u128::from(facts.memory_total) * u128::from(percent) / 100).unwrap_or(u64::MAX);
+        let taken = holders.iter().map(|holder| holder.memory).fold(0, u64::saturating_add);
+        let more = wish.memory.saturating_sub(promised);
+        if taken.saturating_add(more) > limit {
+            return full(Shortage::Promised { limit, taken, wanted: wish.memory }, &everyone);
+        }
+    }
     // What is there has its disk and memory already.
     if own.is_none() {
         if facts.disk_free < limits.free_disk {
@@ -243,6 +278,31 @@ pub fn admit(wish: &Wish<'_>, holders: &[Holder], facts: &Facts, limits: &Limits
         }
     }
     Ok(())
+}
+
+/// The previews that would have to go for a wish, the longest unused first: those that hold what is short, are not pinned and have
+/// nobody at work on them. `None` where that would not help.
+#[must_use]
+pub fn replaceable(
+    wish: &Wish<'_>,
+    holders: &[Holder],
+    full: &Full,
+    facts: &Facts,
+    limits: &Limits,
+) -> Option<Vec<Holder>> {
+    let mut left = holders.to_vec();
+    let mut gone = Vec::new();
+    for holder in full.holders.iter().filter(|holder| !holder.pinned && !holder.phase.in_flight()) {
+        left.retain(|other| other != holder);
+        gone.push(holder.clone());
+        match admit(wish, &left, facts, limits) {
+            Ok(()) => return Some(gone),
+            // Only as long as it is about the same: nobody goes for what does not help.
+            Err(now) if std::mem::discriminant(&now.shortage) != std::mem::discriminant(&full.shortage) => return None,
+            Err(_) => {}
+        }
+    }
+    None
 }
 
 /// Who has a place, out of the state files of a survey. A file that cannot be read counts as a usual preview: it may be one.
@@ -261,7 +321,9 @@ pub fn holders(files: &BTreeMap<String, String>) -> Vec<Holder> {
                     name,
                     owner: None,
                     weight: Weight::default(),
+                    memory: 0,
                     phase: Phase::Failed,
+                    pinned: false,
                     updated_at: Timestamp::UNIX_EPOCH,
                 }
             }
@@ -284,6 +346,12 @@ impl Full {
             Shortage::App { .. } => "Destroy one of them, wait until one goes, or raise `limits.max_per_app`",
             Shortage::Disk { .. } => {
                 "Free some, for example with `docker system df` and `docker image prune -a`, or lower `limits.min_free_disk`"
+            }
+            Shortage::Promised { limit, wanted, .. } if wanted > limit => {
+                "It can never fit: lower the memory limits of its services, or raise `limits.memory_overcommit`"
+            }
+            Shortage::Promised { .. } => {
+                "Destroy one of them, lower the memory limits of the services, or raise `limits.memory_overcommit`"
             }
             Shortage::Memory { .. } => "Destroy one of them, stop something else, or lower `limits.min_free_memory`",
         }
@@ -309,6 +377,12 @@ impl Full {
             Shortage::Memory { free, floor } => {
                 format!("{} of memory are available on the VM, a new preview needs {}", about(*free), about(*floor))
             }
+            Shortage::Promised { limit, taken, wanted } => format!(
+                "{} of {} of memory are promised to containers by their limits, {} wanted",
+                about(*taken),
+                about(*limit),
+                about(*wanted)
+            ),
         };
         let mut text = what;
         if !self.holders.is_empty() {
@@ -340,6 +414,7 @@ mod tests {
         per_app: None,
         free_disk: 5 << 30,
         free_memory: 1 << 30,
+        overcommit: None,
     };
 
     fn facts() -> Facts {
@@ -353,13 +428,15 @@ mod tests {
             subject: Subject::Pull(7),
             owner: Some(owner.to_owned()),
             weight: Weight::try_from(weight).unwrap(),
+            memory: 1 << 30,
             phase: Phase::Ready,
+            pinned: false,
             updated_at: Timestamp::from_second(minute * 60).unwrap(),
         }
     }
 
     fn wish(name: &'static str, owner: &'static str, weight: f64) -> Wish<'static> {
-        Wish { app: "shop", name, owner: Some(owner), weight: Weight::try_from(weight).unwrap() }
+        Wish { app: "shop", name, owner: Some(owner), weight: Weight::try_from(weight).unwrap(), memory: 1 << 30 }
     }
 
     #[test]
@@ -393,6 +470,46 @@ mod tests {
         ));
         held[0].app = "blog".to_owned();
         assert_eq!(admit(&wish("b", "bob", 1.0), &held, &facts(), &limits), Ok(()));
+    }
+
+    #[test]
+    fn promises_of_memory_have_a_limit_of_their_own() {
+        let facts = Facts { memory_total: 4 << 30, ..facts() };
+        let limits = Limits { overcommit: Some(75), per_owner: None, ..LIMITS };
+        let held = [holder("a", "ada", 0.5, 1), holder("b", "bob", 0.5, 2)];
+        assert_eq!(admit(&wish("c", "cem", 0.5), &held, &facts, &limits), Ok(()));
+        let tight = Limits { overcommit: Some(74), ..limits };
+        let full = admit(&wish("c", "cem", 0.5), &held, &facts, &tight).unwrap_err();
+        assert!(matches!(full.shortage, Shortage::Promised { taken, .. } if taken == 2 << 30));
+        // What it has already is promised already; what grows needs the difference.
+        assert_eq!(admit(&wish("a", "ada", 0.5), &held, &facts, &tight), Ok(()));
+        let grown = Wish { memory: 3 << 30, ..wish("a", "ada", 0.5) };
+        assert!(admit(&grown, &held, &facts, &limits).is_err());
+    }
+
+    #[test]
+    fn the_longest_unused_makes_room_unless_it_is_pinned_or_at_work() {
+        let limits = Limits { per_owner: None, ..LIMITS };
+        let mut held = [holder("a", "ada", 1.0, 3), holder("b", "bob", 1.0, 1), holder("c", "cem", 1.0, 2)];
+        let names = |held: &[Holder], weight: f64| {
+            let wish = wish("d", "dan", weight);
+            let full = admit(&wish, held, &facts(), &limits).unwrap_err();
+            let gone = replaceable(&wish, held, &full, &facts(), &limits)?;
+            Some(gone.into_iter().map(|holder| holder.name).collect::<Vec<_>>())
+        };
+        assert_eq!(names(&held, 1.0).unwrap(), ["b"]);
+        assert_eq!(names(&held, 2.0).unwrap(), ["b", "c"]);
+        assert_eq!(names(&held, 4.0), None, "that never fits");
+        held[1].pinned = true;
+        assert_eq!(names(&held, 1.0).unwrap(), ["c"]);
+        held[2].phase = Phase::Starting;
+        assert_eq!(names(&held, 1.0).unwrap(), ["a"]);
+        assert_eq!(names(&held, 2.0), None);
+        // Memory that is short now does not come back by that as far as anybody knows.
+        let wish = wish("d", "dan", 1.0);
+        let poor = Facts { memory_available: 0, ..facts() };
+        let full = admit(&wish, &held[..1], &poor, &limits).unwrap_err();
+        assert_eq!(replaceable(&wish, &held[..1], &full, &poor, &limits), None);
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub mod ownership;
 pub mod plan;
 pub mod ports;
 pub mod project;
+pub mod queue;
 pub mod registry;
 pub mod report;
 pub mod route;
@@ -31,6 +32,7 @@ pub mod secret;
 pub mod secrets;
 pub mod stack;
 pub mod state;
+pub mod sweep;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;
 pub mod units;

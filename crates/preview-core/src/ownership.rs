@@ -9,6 +9,9 @@ pub const APP: &str = "preview.app";
 /// The preview that the object belongs to.
 pub const NAME: &str = "preview.name";
 
+/// The base directory in which the preview's state is: two of them may share an engine.
+pub const BASE: &str = "preview.base";
+
 /// Compose's own label that names the service of a container.
 pub const COMPOSE_SERVICE: &str = "com.docker.compose.service";
 /// Compose's own label that names the project of an object.
@@ -34,6 +37,14 @@ impl Selector {
     /// The objects of one preview.
     pub fn preview(app: impl Into<String>, name: impl Into<String>) -> Self {
         Self::Preview { app: app.into(), name: name.into() }
+    }
+
+    /// The labels of a new object of this selection, whose state is below this base directory.
+    #[must_use]
+    pub fn labels_below(&self, base: &str) -> BTreeMap<String, String> {
+        let mut labels = self.labels();
+        labels.insert(BASE.to_owned(), base.to_owned());
+        labels
     }
 
     /// The labels that an object must carry, with these values, to be meant. Always includes [`MANAGED`].

@@ -86,7 +86,9 @@ pub struct Timeouts {
     pub verify: Duration,
     /// Each step after the start.
     pub step: Duration,
-    /// The whole run, the way back not included.
+    /// Waiting for a place.
+    pub queue: Duration,
+    /// The whole run, waiting for a place and the way back not included.
     pub total: Duration,
 }
 
@@ -100,9 +102,22 @@ impl Default for Timeouts {
             start: minutes(2),
             verify: minutes(1),
             step: minutes(5),
+            queue: minutes(30),
             total: minutes(20),
         }
     }
+}
+
+/// What happens to a wish that there is no place for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OnFull {
+    /// It is refused at once, naming the holders.
+    #[default]
+    Refuse,
+    /// It waits: first come, first served.
+    Queue,
+    /// The longest unused preview that is not pinned makes room.
+    ReplaceOldest,
 }
 
 /// When images are pulled that are not built.
@@ -168,6 +183,8 @@ pub struct Project {
     pub proxy: Proxy,
     /// What the host may hold.
     pub limits: Limits,
+    /// What happens where there is no place.
+    pub on_full: OnFull,
     /// How many places a preview takes.
     pub weight: Weight,
     /// A sweep may remove a preview so long after its last deploy; `None`: never.

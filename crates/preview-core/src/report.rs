@@ -4,9 +4,12 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 
-use crate::lifecycle::{Deployed, Destroyed, FailureReport, Listed, Restored, Status};
+use crate::engine::Removed;
+use crate::lifecycle::{Deployed, Destroyed, FailureReport, Listed, Restored, Status, Swept};
 use crate::plan::{Action, Change, Kind, Plan};
-use crate::units::age;
+use crate::project::Target;
+use crate::sweep::{self, Suspect, Why};
+use crate::units::{about, age};
 
 /// A deploy that is done, in one or a few lines.
 #[must_use]
@@ -50,6 +53,68 @@ pub fn destroyed(destroyed: &Destroyed) -> String {
         "{}: removed ({} containers, {} networks, {} volumes, {} images, {} files)",
         destroyed.name, removed.containers, removed.networks, removed.volumes, removed.images, destroyed.files
     )
+}
+
+/// What a sweep did, or would do.
+#[must_use]
+pub fn swept(swept: &Swept) -> String {
+    let (removed, mended, freed) =
+        if swept.dry_run { ("would be removed", "would be mended", "would go") } else { ("removed", "mended", "went") };
+    let mut text = String::new();
+    let suspect = |app: &str, name: &str, why: &Why| {
+        let target = Target { app: app.to_owned(), name: name.to_owned(), project: String::new() };
+        sweep::say(&Suspect { target, why: why.clone() }, swept.now)
+    };
+    for gone in &swept.removed {
+        let _ = write!(text, "{}: {removed}", suspect(&gone.app, &gone.name, &gone.why));
+        if !swept.dry_run {
+            let Removed { containers, networks, volumes, images } = gone.removed;
+            let _ = write!(
+                text,
+                " ({containers} containers, {networks} networks, {volumes} volumes, {images} images, {} files)",
+                gone.files
+            );
+            if gone.left.is_empty() {
+                text.push_str(", nothing of it is left");
+            } else {
+                let _ = write!(text, ", but this is left: {}", gone.left.join(", "));
+            }
+        }
+        text.push('\n');
+    }
+    for preview in &swept.mended {
+        let _ = writeln!(text, "{}: {mended}", suspect(&preview.app, &preview.name, &preview.why));
+    }
+    for stayed in &swept.stayed {
+        let what = suspect(&stayed.app, &stayed.name, &stayed.why);
+        let _ = writeln!(text, "{what}: left, {}", stayed.reason);
+    }
+    for left in &swept.left {
+        let _ = writeln!(text, "{}: left alone, {}", left.what, left.why);
+    }
+    if swept.tombstones > 0 {
+        let _ = writeln!(text, "{} records of closed previews {freed}: their time is over", swept.tombstones);
+    }
+    for image in &swept.images {
+        let _ = writeln!(text, "image {image} {freed}: the disk is {} % full", swept.disk);
+    }
+    if swept.build_cache > 0 {
+        let _ = writeln!(text, "{} of build cache {freed}", about(swept.build_cache));
+    }
+    let _ = write!(text, "{} previews stand, the disk is {} % full", swept.previews, swept.disk);
+    if let Some(freed) = swept.freed {
+        let _ = write!(text, ", {} were freed", about(freed));
+    }
+    text.push('\n');
+    // Labels and files may be anybody's.
+    text.replace(|c: char| c.is_control() && c != '\n', "?")
+}
+
+/// A sweep, for a job summary.
+#[must_use]
+pub fn swept_markdown(done: &Swept) -> String {
+    let lines: Vec<String> = swept(done).lines().map(str::to_owned).collect();
+    format!("### Sweep\n\n{}\n", code(&lines))
 }
 
 /// What would be done.
@@ -358,6 +423,9 @@ mod tests {
             url: Some("http://127.0.0.1:23456".into()),
             created_at: Some(Timestamp::UNIX_EPOCH),
             updated_at: None,
+            expires_at: None,
+            pinned: false,
+            queued_since: None,
             running: 2,
             containers: 3,
         };

@@ -211,6 +211,9 @@ pub struct State {
     /// How many places it takes.
     #[serde(default)]
     pub weight: Weight,
+    /// What its containers may take at most in all, bytes.
+    #[serde(default)]
+    pub memory: u64,
     /// Where it is.
     pub phase: Phase,
     /// When it was made; survives updates.
@@ -292,6 +295,13 @@ impl State {
         text
     }
 
+    /// When its time is over; `None`: never.
+    #[must_use]
+    pub fn expiry(&self) -> Option<Timestamp> {
+        let at = self.expires_at.filter(|_| !self.pinned)?;
+        Some(self.keep_until.map_or(at, |kept| at.max(kept)))
+    }
+
     /// Moves on.
     pub fn advance(&mut self, next: Phase, now: Timestamp) -> Result<(), IllegalTransition> {
         self.phase = self.phase.to(next)?;
@@ -316,6 +326,7 @@ pub(crate) mod tests {
             repository: None,
             owner: None,
             weight: Weight::default(),
+            memory: 0,
             phase: Phase::Ready,
             created_at: at,
             updated_at: at,

@@ -13,15 +13,16 @@ use preview_core::engine::Engine as _;
 use preview_core::fault::{Fault, FaultKind};
 use preview_core::fence::Superseded;
 use preview_core::host::{Change, Entry, Guard, Host, Query, Stream, Survey};
-use preview_core::lifecycle::{self, Client, Destroy, Error, Interrupt, Quiet, Refusal, Restored};
+use preview_core::lifecycle::{self, Client, Destroy, Error, Interrupt, Quiet, Refusal, Restored, Sweep, Wish};
 use preview_core::lock::{Acquired, Holder, Lease, Lock};
 use preview_core::ownership::Selector;
 use preview_core::plan::Kind;
-use preview_core::project::{Deploy, Project, Proxy, PullPolicy, Target, Timeouts};
+use preview_core::project::{Deploy, OnFull, Project, Proxy, PullPolicy, Target, Timeouts};
 use preview_core::runtime::{Progress, Resolved, Runtime, Source, Stack};
 use preview_core::secret::Redactor;
 use preview_core::stack::Guardrails;
 use preview_core::state::{Phase, State, Subject};
+use preview_core::sweep::Open;
 use preview_core::testkit::engine::MemoryEngine;
 use preview_core::testkit::host::MemoryHost;
 use preview_core::testkit::lock::MemoryLock;
@@ -289,6 +290,7 @@ fn project() -> Project {
         url: None,
         proxy: Proxy::None,
         limits: Limits::default(),
+        on_full: OnFull::Refuse,
         weight: Weight::default(),
         ttl: None,
         guardrails: Guardrails::default(),
@@ -638,4 +640,279 @@ async fn a_wish_that_was_given_up_concerns_nobody() {
     assert_eq!(world.close_at(Some(1), MOMENT).await.expect_err("locked").exit_code(), 7);
     drop(held);
     assert!(matches!(late(world.deploy_at(1).await), Superseded::Closed { .. }), "an event stays, whoever gave up");
+}
+
+fn sweeping() -> Sweep {
+    Sweep {
+        who: "the sweep".into(),
+        dry_run: false,
+        open: Open::default(),
+        timeouts: Timeouts::default(),
+        images_above: 80,
+        images_older: Duration::from_secs(72 * 3600),
+        build_cache: 10 << 30,
+    }
+}
+
+impl World {
+    async fn sweep(&self, wish: &Sweep) -> lifecycle::Swept {
+        let client = self.client(&Arc::new(AtomicI64::new(i64::MAX)));
+        lifecycle::sweep(&client, wish, &Quiet, &Interrupt::default()).await.expect("swept")
+    }
+}
+
+/// Wherever a run dies, one sweep brings the preview to a clean state: the version before, or nothing.
+#[tokio::test]
+async fn one_sweep_mends_what_a_dead_run_left() {
+    let (mut removed, mut mended) = (0, 0);
+    for life in 0..30 {
+        let world = World::new();
+        world.runtime.set_model(model(1, None));
+        let _ = world.deploy_for(life, &request()).await;
+        let ready = world.state().is_some_and(|state| state.phase == Phase::Ready);
+        let swept = world.sweep(&sweeping()).await;
+        assert_eq!(swept.exit_code(), 0, "after {life} changes: {swept:?}");
+        removed += swept.removed.len();
+        if !ready {
+            world.assert_nothing_left(&format!("swept after {life} changes")).await;
+        }
+        assert_eq!(world.sweep(&sweeping()).await.removed, [], "after {life} changes, a second time");
+
+        let world = World::new();
+        world.deploy(1, None).await.expect("created");
+        world.runtime.set_model(model(2, None));
+        let _ = world.deploy_for(life, &request()).await;
+        let before = world.state().expect("a state");
+        let swept = world.sweep(&sweeping()).await;
+        assert_eq!((swept.exit_code(), swept.removed.len()), (0, 0), "after {life} changes: {swept:?}");
+        let state = world.state().expect("a state");
+        if before.phase.in_flight() {
+            mended += swept.mended.len();
+            assert_eq!(state.phase, Phase::Failed, "after {life} changes");
+            assert!(state.failure.is_some_and(|failure| failure.message.contains("its run died while")));
+            assert_eq!(world.running().await, state.good.expect("the version before").containers);
+            assert_eq!(world.deploy(1, None).await.expect("that version").kind, Some(Kind::Unchanged));
+        } else {
+            assert_eq!((state.phase, swept.mended.len()), (Phase::Ready, 0), "after {life} changes");
+        }
+
+        let world = World::new();
+        world.deploy(1, None).await.expect("created");
+        let _ = world.destroy_for(life).await;
+        let whole = world.state().is_some_and(|state| state.phase == Phase::Ready) && world.running().await.len() == 2;
+        let swept = world.sweep(&sweeping()).await;
+        assert_eq!(swept.exit_code(), 0, "destroyed after {life} changes: {swept:?}");
+        if !whole {
+            let half = world.state().is_some_and(|state| state.phase == Phase::Ready);
+            if !half {
+                world.assert_nothing_left(&format!("swept a destroy after {life} changes")).await;
+            }
+        }
+    }
+    assert!(removed > 3 && mended > 3, "runs died with something to sweep: {removed}, {mended}");
+}
+
+#[tokio::test]
+async fn a_sweep_leaves_who_is_at_work_and_says_what_it_would_do() {
+    let world = World::new();
+    world.runtime.set_model(model(1, None));
+    let expiring = Project { ttl: Some(Duration::from_secs(1)), ..project() };
+    let (redactor, interrupt) = (Redactor::default(), Interrupt::default());
+    for number in [1, 2] {
+        let client = world.client(&Arc::new(AtomicI64::new(i64::MAX)));
+        let connect = std::future::ready(Ok(client));
+        lifecycle::deploy(connect, &world.runtime, &expiring, &numbered(number), &Quiet, &redactor, &interrupt)
+            .await
+            .expect("created");
+    }
+    // The clock of the host in memory is ahead of today's.
+    let client = world.client(&Arc::new(AtomicI64::new(i64::MAX)));
+    let me = Holder { who: "ada".into(), why: "deploy of pr-1".into(), since: "now".into() };
+    let held = world.lock.acquire("/base/shop/pr-1/.lock", &me, Duration::ZERO, &|_| ()).await.expect("free");
+    let files = world.host.paths();
+    let planned = world.sweep(&Sweep { dry_run: true, ..sweeping() }).await;
+    let names = |gone: &[lifecycle::Gone]| gone.iter().map(|gone| gone.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&planned.removed), ["pr-2"], "{planned:?}");
+    assert_eq!((planned.stayed.len(), world.host.paths()), (1, files), "nothing was changed");
+    assert!(planned.stayed[0].reason.contains("ada is at work on it"), "{planned:?}");
+    let target = Target { app: "shop".into(), name: "pr-2".into(), project: "shop_pr-2".into() };
+    let kept = lifecycle::keep(&client, &target, Wish::Pin, "me", MOMENT, &Quiet, &interrupt).await.expect("pinned");
+    assert_eq!(kept.expiry(), None);
+    assert_eq!(names(&world.sweep(&sweeping()).await.removed), Vec::<String>::new());
+    lifecycle::keep(&client, &target, Wish::Unpin, "me", MOMENT, &Quiet, &interrupt).await.expect("unpinned");
+    let span = Duration::from_secs(3600);
+    lifecycle::keep(&client, &target, Wish::Keep { span }, "me", MOMENT, &Quiet, &interrupt).await.expect("kept");
+    assert_eq!(names(&world.sweep(&sweeping()).await.removed), Vec::<String>::new());
+    world.host.set_facts(|facts| facts.now += 3601);
+    let swept = world.sweep(&sweeping()).await;
+    assert_eq!(names(&swept.removed), ["pr-2"]);
+    assert!(swept.removed[0].left.is_empty() && swept.removed[0].removed.containers == 2, "{swept:?}");
+    assert_eq!((swept.stayed.len(), swept.stayed[0].code, swept.exit_code()), (1, 0, 0));
+    drop(held);
+    let missing = lifecycle::keep(&client, &target, Wish::Pin, "me", MOMENT, &Quiet, &interrupt).await;
+    assert_eq!(missing.expect_err("gone").exit_code(), 2);
+    assert_eq!(names(&world.sweep(&sweeping()).await.removed), ["pr-1"]);
+    assert!(!world.host.paths().iter().any(|path| path.starts_with("/base/shop")));
+}
+
+/// Only what was pulled for previews goes, and only where the disk is short.
+#[tokio::test]
+async fn old_images_go_when_the_disk_is_full() {
+    let world = World::new();
+    world.runtime.set_model(json!({"services": {"web": {"image": "pulled:1"}}}));
+    world.engine.add_image("foreign:1", &BTreeMap::new());
+    world.deploy_for(i64::MAX, &request()).await.expect("created");
+    let there = |image: &str| world.engine.images().iter().any(|found| found.tags.contains(image));
+    world.host.set_facts(|facts| facts.disk_free = facts.disk_used / 9);
+    assert_eq!(world.sweep(&sweeping()).await.images, Vec::<String>::new(), "in use");
+    world.destroy_for(i64::MAX).await.expect("destroyed");
+    let patient = Sweep { images_older: Duration::from_secs(1000 * 24 * 3600), ..sweeping() };
+    assert_eq!(world.sweep(&patient).await.images, Vec::<String>::new(), "not old enough");
+    assert!(there("pulled:1"));
+    assert_eq!(world.sweep(&sweeping()).await.images, ["pulled:1"]);
+    assert!(!there("pulled:1") && there("foreign:1"));
+    assert!(!world.host.paths().iter().any(|path| path.starts_with("/base/.images/")), "its record is gone too");
+}
+
+impl World {
+    /// A deploy where one place is all there is, and who finds none waits, or removes another.
+    async fn deploy_in(
+        &self,
+        number: u64,
+        places: u16,
+        on_full: OnFull,
+        interrupt: &Interrupt,
+    ) -> Result<lifecycle::Deployed, Error> {
+        let client = self.client(&Arc::new(AtomicI64::new(i64::MAX)));
+        let limits = Limits { places: Weight::places(places), ..Limits::default() };
+        let timeouts = Timeouts { queue: Duration::from_secs(40), ..Timeouts::default() };
+        let narrow = Project { limits, on_full, timeouts, ..project() };
+        let (redactor, connect) = (Redactor::default(), std::future::ready(Ok(client)));
+        lifecycle::deploy(connect, &self.runtime, &narrow, &numbered(number), &Quiet, &redactor, interrupt).await
+    }
+
+    async fn destroy_number(&self, number: u64) {
+        let client = self.client(&Arc::new(AtomicI64::new(i64::MAX)));
+        let target = numbered(number).target;
+        let wish = Destroy { target, who: "me".into(), wait: Duration::from_secs(1), event_at: None };
+        lifecycle::destroy(&client, &wish, &Quiet, &Interrupt::default()).await.expect("destroyed");
+    }
+
+    fn tickets(&self) -> Vec<String> {
+        self.host.paths().into_iter().filter(|path| path.ends_with("/queue.json")).collect()
+    }
+}
+
+async fn until(mut holds: impl FnMut() -> bool) {
+    for _ in 0..600 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("not within 30 s");
+}
+
+/// First come, first served; who dies or gives up waiting keeps nobody back.
+#[tokio::test]
+async fn a_queue() {
+    let world = World::new();
+    world.runtime.set_model(model(1, None));
+    let (never, gives_up) = (Interrupt::default(), Interrupt::default());
+    world.deploy_in(1, 1, OnFull::Queue, &never).await.expect("there is a place");
+    let order = std::sync::Mutex::new(Vec::new());
+    let wait = async |number: u64, interrupt: &Interrupt| {
+        let done = world.deploy_in(number, 1, OnFull::Queue, interrupt).await;
+        order.lock().expect("not poisoned").push(number);
+        done
+    };
+    // A run that was killed while it waited in front of all: its ticket stays, its lock is free.
+    let mut dead = Box::pin(wait(9, &never));
+    tokio::select! {
+        done = &mut dead => panic!("there is no place: {done:?}"),
+        () = until(|| world.tickets().len() == 1) => {}
+    }
+    drop(dead);
+    world.lock.lose("/base/shop/pr-9/.lock");
+    let (second, third, fourth, ()) = tokio::join!(
+        wait(2, &never),
+        async {
+            until(|| world.tickets().len() == 2).await;
+            wait(3, &gives_up).await
+        },
+        async {
+            until(|| world.tickets().len() == 3).await;
+            wait(4, &never).await
+        },
+        async {
+            until(|| world.tickets().len() == 4).await;
+            world.destroy_number(1).await;
+            until(|| world.host.content("/base/shop/pr-2/state.json").is_some()).await;
+            gives_up.fire();
+            until(|| order.lock().expect("not poisoned").contains(&3)).await;
+            world.destroy_number(2).await;
+        },
+    );
+    second.expect("its turn");
+    assert_eq!(third.expect_err("interrupted").exit_code(), 5);
+    fourth.expect("its turn");
+    assert_eq!(*order.lock().expect("not poisoned"), [2, 3, 4]);
+    assert_eq!(world.tickets(), Vec::<String>::new());
+    let left: Vec<_> =
+        world.host.paths().into_iter().filter(|path| path.contains("/pr-3") || path.contains("/pr-9")).collect();
+    assert_eq!(left, Vec::<String>::new());
+}
+
+/// Who waits is told the time limit, and leaves nothing; a close ends the waiting.
+#[tokio::test]
+async fn the_queue_ends() {
+    let world = World::new();
+    world.runtime.set_model(model(1, None));
+    let never = Interrupt::default();
+    world.deploy_in(1, 1, OnFull::Queue, &never).await.expect("there is a place");
+    let before = world.host.paths();
+    let closed = async {
+        until(|| world.tickets().len() == 2).await;
+        world.close_at(None, Duration::from_secs(20)).await.expect("closed");
+    };
+    let (out_of_time, stopped, ()) = tokio::join!(
+        world.deploy_in(2, 1, OnFull::Queue, &never),
+        world.deploy_in(7, 1, OnFull::Queue, &never),
+        closed
+    );
+    let error = out_of_time.expect_err("nothing became free");
+    assert_eq!(error.exit_code(), 5);
+    assert!(error.chain().contains("position 1 in the queue: 1 of 1 places on the VM are taken"), "{}", error.chain());
+    assert!(matches!(stopped, Err(Error::Refused(Refusal::Superseded { .. }))), "{stopped:?}");
+    let after: Vec<_> = world.host.paths().into_iter().filter(|path| path != "/base/.freed").collect();
+    assert_eq!(after, before);
+    let hopeless = world.deploy_in(3, 0, OnFull::Queue, &never).await.expect_err("it never fits");
+    assert_eq!(hopeless.exit_code(), 3);
+}
+
+/// The longest unused makes room, unless it is pinned or somebody is at work on it.
+#[tokio::test]
+async fn the_oldest_is_replaced() {
+    let world = World::new();
+    world.runtime.set_model(model(1, None));
+    let never = Interrupt::default();
+    for number in [1, 2, 3] {
+        world.deploy_in(number, 3, OnFull::ReplaceOldest, &never).await.expect("there is a place");
+    }
+    let client = world.client(&Arc::new(AtomicI64::new(i64::MAX)));
+    lifecycle::keep(&client, &numbered(1).target, Wish::Pin, "me", MOMENT, &Quiet, &never).await.expect("pinned");
+    world.deploy_in(3, 3, OnFull::ReplaceOldest, &never).await.expect("an update needs no place");
+    world.deploy_in(4, 3, OnFull::ReplaceOldest, &never).await.expect("2 makes room");
+    let there = || {
+        let state = |number: &u64| world.host.content(&format!("/base/shop/pr-{number}/state.json")).is_some();
+        [1, 2, 3, 4, 5, 6].into_iter().filter(state).collect::<Vec<u64>>()
+    };
+    assert_eq!(there(), [1, 3, 4]);
+    assert!(world.engine.inventory(&Selector::preview("shop", "pr-2")).await.expect("lists").is_empty());
+    let me = Holder { who: "ada".into(), why: "deploy of pr-3".into(), since: String::new() };
+    let held = world.lock.acquire("/base/shop/pr-3/.lock", &me, Duration::ZERO, &|_| ()).await.expect("free");
+    let error = world.deploy_in(5, 2, OnFull::ReplaceOldest, &never).await.expect_err("too few may go");
+    assert_eq!(error.exit_code(), 3, "{error}");
+    drop(held);
+    assert!(there().contains(&1) && there().contains(&3), "{:?}", there());
 }

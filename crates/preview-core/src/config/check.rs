@@ -70,6 +70,15 @@ pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
     if Weight::try_from(file.limits.weight).is_err() {
         return wrong("limits.weight", "has to be a number from 0.001 to 1000; 1 is the usual preview");
     }
+    if file.limits.memory_overcommit.is_some_and(|times| !(0.01..=1000.0).contains(&times)) {
+        return wrong(
+            "limits.memory_overcommit",
+            "has to be a number from 0.01 to 1000; 1.5 is half as much again as the VM has",
+        );
+    }
+    if file.sweep.images_above > 100 {
+        return wrong("sweep.images_above", "has to be a percentage, at most 100");
+    }
     let guardrails = &file.guardrails;
     if !guardrails.cpus.is_finite() || guardrails.cpus < 0.01 {
         return wrong("guardrails.cpus", "has to be a number of processors, at least 0.01");
@@ -88,6 +97,7 @@ pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
         ("timeouts.start", timeouts.start),
         ("timeouts.verify", timeouts.verify),
         ("timeouts.step", timeouts.step),
+        ("timeouts.queue", timeouts.queue),
         ("timeouts.total", timeouts.total),
     ] {
         if span.is_zero() {

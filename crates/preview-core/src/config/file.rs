@@ -51,6 +51,8 @@ pub struct ConfigFile {
     pub route: Vec<RouteTable>,
     /// How many previews the VM may hold. What a preview has, an update keeps.
     pub limits: Limits,
+    /// When `preview sweep` frees disk on the host.
+    pub sweep: Sweep,
     /// Limits for every container of a preview; a lower limit in the Compose file stays.
     pub guardrails: Guardrails,
     /// How long each stage of a run may take.
@@ -182,9 +184,44 @@ pub struct Limits {
     pub min_free_disk: ByteSize,
     /// A new preview needs so much available memory. Default: `1GB`.
     pub min_free_memory: ByteSize,
+    /// The memory limits of all previews' containers together may be so many times the VM's memory. Default: that is not looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 0.01, max = 1000)))]
+    pub memory_overcommit: Option<f64>,
+    /// What happens where there is no place: `refuse` (at once, naming who has the places), `queue` (first come, first served, until
+    /// `timeouts.queue`), or `replace-oldest` (the longest unused preview that is not pinned makes room). Default: `refuse`.
+    pub on_full: OnFull,
     /// How many places a preview of this application takes: 0.5 for a light one, 2 for a heavy one. Default: 1.0.
     #[cfg_attr(feature = "schema", schemars(range(min = 0.001, max = 1000)))]
     pub weight: f64,
+}
+
+/// What happens where there is no place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum OnFull {
+    /// Refused at once, naming who has the places.
+    #[default]
+    Refuse,
+    /// Waits: first come, first served.
+    Queue,
+    /// The longest unused preview that is not pinned makes room.
+    ReplaceOldest,
+}
+
+/// When `preview sweep` frees disk on the host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Sweep {
+    /// Unused images that were pulled for previews go once the engine's disk is fuller than this, in percent. Default: 80.
+    #[cfg_attr(feature = "schema", schemars(range(max = 100)))]
+    pub images_above: u8,
+    /// But only those that were pulled longer ago than this. Default: `72h`.
+    pub images_older: TimeSpan,
+    /// Build cache beyond this goes, the longest unused first. Default: `10GB`.
+    pub build_cache: ByteSize,
 }
 
 /// Limits for every container of a preview.
@@ -259,7 +296,9 @@ pub struct Timeouts {
     pub step: TimeSpan,
     /// Waiting for the preview's lock; `0s` tries once. Default: `1m`.
     pub lock: TimeSpan,
-    /// The whole run. Default: `20m`.
+    /// Waiting for a place, with `limits.on_full = "queue"`. Default: `30m`.
+    pub queue: TimeSpan,
+    /// The whole run, waiting for a place not counted. Default: `20m`.
     pub total: TimeSpan,
 }
 
@@ -351,7 +390,19 @@ impl Default for Limits {
             max_per_app: None,
             min_free_disk: ByteSize::from_mb(5 * 1024),
             min_free_memory: ByteSize::from_mb(1024),
+            memory_overcommit: None,
+            on_full: OnFull::Refuse,
             weight: 1.0,
+        }
+    }
+}
+
+impl Default for Sweep {
+    fn default() -> Self {
+        Self {
+            images_above: 80,
+            images_older: TimeSpan::from_secs(72 * 3600),
+            build_cache: ByteSize::from_mb(10 * 1024),
         }
     }
 }
@@ -378,6 +429,7 @@ impl Default for Timeouts {
             verify: TimeSpan::from_secs(60),
             step: TimeSpan::from_mins(5),
             lock: TimeSpan::from_secs(60),
+            queue: TimeSpan::from_mins(30),
             total: TimeSpan::from_mins(20),
         }
     }

@@ -35,8 +35,8 @@ use std::sync::Arc;
 
 pub use error::ConfigError;
 pub use file::{
-    After, ConfigFile, Generate, Guardrails, Health, Limits, Proxy, ProxyKind, Pull, Restart, RouteTable, Step,
-    Timeouts, Vm,
+    After, ConfigFile, Generate, Guardrails, Health, Limits, OnFull, Proxy, ProxyKind, Pull, Restart, RouteTable, Step,
+    Sweep, Timeouts, Vm,
 };
 #[cfg(feature = "schema")]
 pub use schema::schema;
@@ -81,6 +81,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// How many previews the VM may hold.
     pub limits: Limits,
+    /// When a sweep frees disk.
+    pub sweep: Sweep,
     /// Limits for every container.
     pub guardrails: Guardrails,
     /// Limits of time.

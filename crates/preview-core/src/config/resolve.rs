@@ -24,6 +24,7 @@ pub(super) fn resolve(file: ConfigFile) -> Result<Config, ConfigError> {
         proxy: file.proxy,
         routes: Vec::new(),
         limits: file.limits,
+        sweep: file.sweep,
         guardrails: file.guardrails,
         timeouts: file.timeouts,
         health: file.health,

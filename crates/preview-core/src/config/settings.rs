@@ -49,9 +49,11 @@ pub struct Settings {
 }
 
 /// Variables of ours that are read before or beside the configuration.
-const ELSEWHERE: [&str; 7] = [
+const ELSEWHERE: [&str; 9] = [
     "PREVIEW_CONFIG",
     "PREVIEW_EVENT_TIME",
+    "PREVIEW_OPEN_PRS",
+    "PREVIEW_OPEN_BRANCHES",
     "PREVIEW_PROJECT_DIR",
     "PREVIEW_FORMAT",
     "PREVIEW_IDENTITY_KEY",

@@ -20,7 +20,7 @@ use bollard::exec::StartExecResults;
 use bollard::models::{EventMessage, ExecConfig};
 use bollard::query_parameters::{
     CreateImageOptions, InspectContainerOptions, ListContainersOptions, ListImagesOptions, ListNetworksOptions,
-    ListVolumesOptions, PruneBuildOptions, PruneImagesOptions, StatsOptions, TagImageOptions,
+    ListVolumesOptions, PruneImagesOptions, StatsOptions, TagImageOptions,
 };
 use bytes::Bytes;
 use futures_util::stream::{self as streams, BoxStream, StreamExt as _, TryStreamExt as _};
@@ -153,15 +153,15 @@ fn closing_input(mut engine_side: std::pin::Pin<Box<dyn AsyncWrite + Send>>) -> 
     ours
 }
 
-fn seconds(duration: Duration) -> String {
-    format!("{}s", duration.as_secs())
-}
-
 #[async_trait]
 impl Engine for DockerEngine {
     async fn info(&self) -> Result<EngineInfo, Fault> {
-        let version = ask("ask the engine for its version", "", self.docker.version()).await?;
-        Ok(EngineInfo { version: version.version.unwrap_or_default(), api_version: self.transport.version() })
+        let info = ask("ask the engine about itself", "", self.docker.info()).await?;
+        Ok(EngineInfo {
+            version: info.server_version.unwrap_or_default(),
+            api_version: self.transport.version(),
+            root: info.docker_root_dir.unwrap_or_default(),
+        })
     }
 
     async fn containers(&self, selector: &Selector) -> Result<Vec<Container>, Fault> {
@@ -288,6 +288,10 @@ impl Engine for DockerEngine {
         let (repository, tag) = reference::split(reference);
         let options = TagImageOptions { repo: Some(repository.to_owned()), tag: Some(tag.to_owned()) };
         ask(OPERATION, &format!("{image} as {reference}"), self.docker.tag_image(image, Some(options))).await
+    }
+
+    async fn remove_image(&self, reference: &str) -> Result<bool, Fault> {
+        remove::unname(self, reference).await
     }
 
     async fn watch(&self, selector: &Selector) -> Result<BoxStream<'static, Result<ContainerEvent, Fault>>, Fault> {
@@ -425,15 +429,16 @@ impl Engine for DockerEngine {
                 let options = PruneImagesOptions { filters };
                 ask("prune untagged images", "", self.docker.prune_images(Some(options))).await?.space_reclaimed
             }
-            Prune::UnusedImages(age) => {
-                let filters = filters([("dangling", vec!["false".to_owned()]), ("until", vec![seconds(*age)])]);
-                let options = PruneImagesOptions { filters };
-                ask("prune unused images", "", self.docker.prune_images(Some(options))).await?.space_reclaimed
-            }
-            Prune::BuildCache(age) => {
-                let filters = filters([("until", vec![seconds(*age)])]);
-                let options = PruneBuildOptions { all: Some(true), filters, ..Default::default() };
-                ask("prune build cache", "", self.docker.prune_build(Some(options))).await?.space_reclaimed
+            Prune::BuildCache { keep } => {
+                #[derive(serde::Deserialize)]
+                struct Pruned {
+                    #[serde(rename = "SpaceReclaimed", default)]
+                    bytes: Option<i64>,
+                }
+                // The first name up to API 1.47, the second one from then on.
+                let path = format!("/build/prune?all=true&keep-storage={keep}&reserved-space={keep}");
+                let pruned = self.transport.json::<Pruned>(Method::POST, &path, Bytes::new());
+                ask("prune build cache", "", pruned).await?.bytes
             }
         };
         Ok(reclaimed.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0))

@@ -12,7 +12,6 @@ pub mod docker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -27,6 +26,8 @@ pub struct EngineInfo {
     pub version: String,
     /// The API version that was agreed upon, for example `1.51`.
     pub api_version: String,
+    /// The directory on the engine's machine where it keeps everything; empty if it does not say.
+    pub root: String,
 }
 
 /// Where a container is in its life.
@@ -291,10 +292,11 @@ pub struct DiskUse {
 pub enum Prune {
     /// Untagged images that carry the selector's labels.
     DanglingImages(Selector),
-    /// Every unused image older than this.
-    UnusedImages(Duration),
-    /// Build cache not used for this long.
-    BuildCache(Duration),
+    /// Build cache beyond so many bytes, the longest unused first.
+    BuildCache {
+        /// Bytes that may stay.
+        keep: u64,
+    },
 }
 
 /// A Docker engine.
@@ -327,6 +329,10 @@ pub trait Engine: Send + Sync {
 
     /// Gives an image (by id or name) one more name, `repository:tag`, taking that name from any other.
     async fn tag(&self, image: &str, reference: &str) -> Result<(), Fault>;
+
+    /// Takes this name from an image, and removes the image with its last name; true if the name is gone by that. An image that
+    /// a container was made from keeps its last name.
+    async fn remove_image(&self, reference: &str) -> Result<bool, Fault>;
 
     /// What happens to the containers that are meant, from now on. The subscription stands when this returns:
     /// nothing that happens afterwards is missed.

@@ -18,7 +18,7 @@ pub(super) struct Sources<'a> {
 /// `Err` names the source that could not be understood.
 pub(super) fn parse(sources: &Sources<'_>) -> Result<Facts, &'static str> {
     let (memory_total, memory_available) = memory(sources.meminfo).ok_or("/proc/meminfo")?;
-    let (disk_total, disk_free) = disk(sources.df).ok_or("df")?;
+    let (disk_total, disk_used, disk_free) = disk(sources.df).ok_or("df")?;
     Ok(Facts {
         now: sources.clock.trim().parse().map_err(|_| "date")?,
         cpus: sources.processors.trim().parse().map_err(|_| "nproc")?,
@@ -26,6 +26,7 @@ pub(super) fn parse(sources: &Sources<'_>) -> Result<Facts, &'static str> {
         memory_total,
         memory_available,
         disk_total,
+        disk_used,
         disk_free,
         listening: listening(sources.sockets),
     })
@@ -41,16 +42,16 @@ fn memory(meminfo: &str) -> Option<(u64, u64)> {
     Some((field("MemTotal")?, available))
 }
 
-/// Size and what ordinary users may still use, bytes, of the last line of `df -P -k`. A device's name and a mount point may
+/// Size, what is used and what ordinary users may still use, bytes, of the last line of `df -P -k`. A device's name and a mount point may
 /// have spaces in them, so the columns are counted from the percentage.
-fn disk(df: &str) -> Option<(u64, u64)> {
+fn disk(df: &str) -> Option<(u64, u64, u64)> {
     let columns: Vec<&str> = df.lines().rfind(|line| !line.trim().is_empty())?.split_whitespace().collect();
     let capacity = columns.iter().enumerate().skip(4).find(|(_, column)| {
         column.strip_suffix('%').is_some_and(|number| number == "-" || number.parse::<u64>().is_ok())
     });
     let capacity = capacity?.0;
     let number = |index: usize| columns.get(index)?.parse::<u64>().ok()?.checked_mul(1024);
-    Some((number(capacity - 3)?, number(capacity - 1)?))
+    Some((number(capacity - 3)?, number(capacity - 2)?, number(capacity - 1)?))
 }
 
 /// Ports of the sockets in state `0A` (listening) of `/proc/net/tcp` and `/proc/net/tcp6`; other lines are skipped.
@@ -84,9 +85,9 @@ mod tests {
     #[test]
     fn disk_with_spaces_in_names() {
         let df = "Filesystem 1024-blocks Used Available Capacity Mounted on\n//nas/my share 1000 400 500 45% /mnt/90% full\n";
-        assert_eq!(disk(df), Some((1_024_000, 512_000)));
+        assert_eq!(disk(df), Some((1_024_000, 409_600, 512_000)));
         assert_eq!(disk("none 0 0 0 - /\n"), None);
-        assert_eq!(disk("none 0 0 0 -% /\n"), Some((0, 0)));
+        assert_eq!(disk("none 0 0 0 -% /\n"), Some((0, 0, 0)));
         assert_eq!(disk(""), None);
     }
 

@@ -45,6 +45,8 @@ pub struct Facts {
     pub memory_available: u64,
     /// Size of the file system of the base directory, bytes.
     pub disk_total: u64,
+    /// Used there, bytes; with what is free it may be less than the size: some is kept for the administrator.
+    pub disk_used: u64,
     /// Free there for ordinary users, bytes.
     pub disk_free: u64,
     /// TCP ports on which something listens.

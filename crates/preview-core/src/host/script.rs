@@ -64,9 +64,14 @@ pub(super) fn survey(base: &str, query: &Query, mark: &str) -> String {
         "b={base_word}\n\
          m={mark}\n\
          d=$b\n\
-         while [ ! -d \"$d\" ]; do d=${{d%/*}}; [ -n \"$d\" ] || d=/; done\n\
-         if [ -d \"$b\" ] && ! {{ [ -r \"$b\" ] && [ -x \"$b\" ]; }}; then printf '%s: Permission denied\\n' \"$b\" >&2; exit 1; fi\n"
+         while [ ! -d \"$d\" ]; do d=${{d%/*}}; [ -n \"$d\" ] || d=/; done\n"
     );
+    // Whoever asks for the disk alone need not look into the directory.
+    if !(query.read.is_empty() && query.list.is_empty()) {
+        script.push_str(
+            "if [ -d \"$b\" ] && ! { [ -r \"$b\" ] && [ -x \"$b\" ]; }; then printf '%s: Permission denied\\n' \"$b\" >&2; exit 1; fi\n",
+        );
+    }
     if !query.files_only {
         script.push_str(
             "printf %s \"${m}clock \"; date +%s\n\

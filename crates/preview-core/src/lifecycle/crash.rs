@@ -90,6 +90,7 @@ impl Flight<'_> {
         // What stays is what was there before.
         if let Some(before) = &seen.state {
             state.weight = before.weight;
+            state.memory = before.memory;
         }
         let phase = state.phase;
         let Crash { halt, mut problems, output } = crash;
@@ -141,7 +142,7 @@ impl Flight<'_> {
         let uploaded = prepared.uploads.iter().map(|upload| format!("{directory}/files/{}", upload.hash));
         let restored = undo::undo(&undo::Undo {
             client: self.client,
-            project: self.project,
+            timeouts: &self.project.timeouts,
             target: &self.deploy.target,
             lease: self.lease,
             observer: self.observer,

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::crash::Landing;
 use super::flight::Flight;
 use super::observe::{draw, observe, want, with_generated};
+use super::place::Asking;
 use super::prepare::{self, Prepared};
 use super::run::acquire;
 use super::{Client, Error, Event, Interrupt, Observer};
@@ -20,6 +21,7 @@ use crate::plan::{self, Kind, Plan};
 use crate::project::{Deploy, Project, Target};
 use crate::runtime::{Runtime, Variables};
 use crate::secret::{Redactor, Secret};
+use crate::stack;
 use crate::state::{Address, Phase};
 
 /// A deploy that is done.
@@ -57,7 +59,13 @@ pub async fn plan(
     let (wanted, _) = want(&client, project, deploy, &prepared, &seen)?;
     let mut plan = draw(project, deploy, &prepared, &wanted, &seen);
     let owner = seen.state.as_ref().and_then(|state| state.owner.as_deref()).or(deploy.owner.as_deref());
-    let wish = Wish { app: &deploy.target.app, name: &deploy.target.name, owner, weight: project.weight };
+    let wish = Wish {
+        app: &deploy.target.app,
+        name: &deploy.target.name,
+        owner,
+        weight: project.weight,
+        memory: stack::declared_memory(&wanted.model),
+    };
     let holders = admission::holders(&seen.survey.files);
     if let Err(full) = admission::admit(&wish, &holders, &seen.survey.facts, &project.limits) {
         let now = Timestamp::from_second(seen.survey.facts.now).unwrap_or_else(|_| Timestamp::now());
@@ -105,8 +113,15 @@ pub async fn deploy(
         deadline: begun + project.timeouts.total,
         begun,
         watch: None,
+        asking: Asking::default(),
     };
     let done = flight.fly(prepared).await;
+    if flight.asking.ticket && flight.lease.check().is_ok() {
+        // Who does not wait any more keeps nobody waiting. If this cannot be said, the ticket is that of a dead run.
+        if let Ok(changes) = flight.give_up() {
+            let _ = client.host.apply(&changes).await;
+        }
+    }
     let empty = match &done {
         Ok(deployed) => deployed.kind.is_none(),
         Err(Landing::Error { nothing_left, .. }) => *nothing_left,

@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 
 use super::deploy::{directories, release};
 use super::fence::{bury, unbury};
+use super::place::freed;
 use super::run::{Halt, acquire, guarded};
 use super::undo::{contents, remove_all};
 use super::{Client, Error, Event, Interrupt, Observer, Refusal};
@@ -19,6 +20,7 @@ use crate::host::{Change, Query};
 use crate::lock::Lease;
 use crate::ownership::Selector;
 use crate::project::Target;
+use crate::queue::TICKET;
 use crate::secret::Secret;
 use crate::state::{Phase, State};
 
@@ -175,7 +177,7 @@ pub(super) async fn destroy_if(
     let own = format!("{}/{}", target.app, target.name);
     let query = Query {
         read: vec![format!("{own}/state.json")],
-        list: vec![format!("{own}/*"), format!("{own}/.env"), format!("{own}/files/*")],
+        list: vec![format!("{own}/*"), format!("{own}/.env"), format!("{own}/files/*"), format!("*/*/{TICKET}")],
         ..Query::default()
     };
     let work = async {
@@ -219,10 +221,16 @@ pub(super) async fn destroy_if(
             // The engine may still be at work for the run that died; otherwise one look is enough.
             removed += remove_all(&*client.engine, &selector).await?;
         }
-        let mut last = contents(target, &client.base_dir, &survey.paths);
+        let (own, others): (Vec<&String>, Vec<&String>) =
+            survey.paths.iter().partition(|path| path.starts_with(&target.directory(&client.base_dir)));
+        let mut last = contents(target, &client.base_dir, own.iter().copied());
+        // Only where somebody waits: else nothing of a preview that is gone stays.
+        if others.iter().any(|path| path.ends_with(TICKET)) {
+            last.push(freed(&client.base_dir)?);
+        }
         last.extend(asked.iter().flat_map(|file| unbury(client, target, file)));
         let gone = lease.conclude(&*client.host, &last, &directories(client, target)).await?;
-        let files = survey.paths.iter().filter(|path| !path.ends_with("/.lock") && !path.ends_with("/files")).count();
+        let files = own.iter().filter(|path| !path.ends_with("/.lock") && !path.ends_with("/files")).count();
         let existed = removed != Removed::default() || files > 0;
         Ok((Ok(Destroyed { name: target.name.clone(), existed, removed, files }), gone))
     };

@@ -30,7 +30,7 @@ pub enum Refusal {
         fork: String,
     },
     /// There is no room for one more preview. What it says is for people: see [`Full`] for the parts.
-    #[error("there is no room for {name}: {}\n{}", .full.text(*.now), .full.advice())]
+    #[error("there is no room for {name}: {}\n{}", .queue.clone().unwrap_or_else(|| .full.text(*.now)), .full.advice())]
     Full {
         /// The preview.
         name: String,
@@ -38,6 +38,8 @@ pub enum Refusal {
         full: Box<Full>,
         /// When that was.
         now: Timestamp,
+        /// There would be a place, if others did not wait for it: who.
+        queue: Option<String>,
     },
     /// Something later came before it.
     #[error("{name} is left as it is: {by}")]

@@ -12,6 +12,7 @@ use super::crash::{Crash, Landing, broken, grounded, halt_error, with_output};
 use super::deploy::Deployed;
 use super::fence::{self as watch, Watch};
 use super::observe::{Seen, draw, missing_uploads, observe, pulls, want, with_generated};
+use super::place::{Asking, Reserved};
 use super::prepare::{Prepared, Wanted};
 use super::run::{Halt, guarded};
 use super::up::up;
@@ -31,6 +32,7 @@ use crate::runtime::{Runtime, Stack};
 use crate::secret::{Redactor, Secret};
 use crate::stack;
 use crate::state::{Address, Good, Phase, SCHEMA, State};
+use crate::sweep::Pulled;
 
 /// Again at most so often, for what may go away by itself.
 const RETRIES: u32 = 2;
@@ -58,6 +60,8 @@ pub(super) struct Flight<'a> {
     pub(super) begun: Instant,
     /// Looks for what stops the run, once it is known what would.
     pub(super) watch: Option<Watch>,
+    /// How far it has come with asking for a place.
+    pub(super) asking: Asking,
 }
 
 impl Flight<'_> {
@@ -99,15 +103,17 @@ impl Flight<'_> {
         Change::Write { path: self.path("state.json"), content: Secret::new(state.to_json()), mode: 0o600 }
     }
 
+    /// What is on the host, all at once.
+    async fn look(&self, prepared: &Prepared, exists: bool) -> Result<Seen, Landing> {
+        let seen = self.guarded(self.limit(self.project.timeouts.start), async {
+            Ok(observe(self.client, self.project, self.deploy, prepared).await)
+        });
+        let seen = seen.await.map_err(|halt| grounded(self.halt_error(halt), exists))?;
+        seen.map_err(|error| grounded(error, exists))
+    }
+
     pub(super) async fn fly(&mut self, prepared: Prepared) -> Result<Deployed, Landing> {
-        let begun = Instant::now();
-        let seen = self
-            .guarded(self.limit(self.project.timeouts.start), async {
-                Ok(observe(self.client, self.project, self.deploy, &prepared).await)
-            })
-            .await
-            .map_err(|halt| grounded(self.halt_error(halt), false))?
-            .map_err(|error| grounded(error, false))?;
+        let mut seen = self.look(&prepared, false).await?;
         let exists = seen.state.is_some() || !seen.containers.is_empty() || seen.good.is_some();
         if self.deploy.update_only && !exists {
             return Ok(self.deployed(None, vec![], BTreeMap::new()));
@@ -122,45 +128,100 @@ impl Flight<'_> {
             with_generated(self.resolver, self.project, self.deploy, prepared, &seen, self.observer, self.redactor)
                 .await
                 .map_err(|error| grounded(error, exists))?;
-        let (wanted, host_ports) =
-            want(self.client, self.project, self.deploy, &prepared, &seen).map_err(|error| grounded(error, exists))?;
-        let plan = draw(self.project, self.deploy, &prepared, &wanted, &seen);
-        let now = Timestamp::now();
-        let mut state = self.next_state(&seen, &wanted, host_ports, now, &order);
-        if plan.kind == Kind::Unchanged {
-            if let Err(refusal) = self.reserve_more(&state, &seen).await? {
-                return Err(grounded(Error::Refused(refusal), true));
+        let deadline = self.deadline;
+        // Ports, images and places may be taken while a place is asked for: then all of it is looked at again.
+        loop {
+            let (wanted, host_ports) = want(self.client, self.project, self.deploy, &prepared, &seen)
+                .map_err(|error| grounded(error, exists))?;
+            let plan = draw(self.project, self.deploy, &prepared, &wanted, &seen);
+            let state = self.next_state(&seen, &wanted, host_ports, Timestamp::now(), &order);
+            let tried = if plan.kind == Kind::Unchanged {
+                self.keep(plan, state, &wanted, &seen).await?
+            } else {
+                self.change(plan, state, &prepared, &wanted, &seen, env_file.as_ref(), exists).await?
+            };
+            if let Some(deployed) = tried {
+                return Ok(deployed);
             }
-            state.weight = self.project.weight;
-            state.phase = Phase::Ready;
-            state.failure = None;
-            if let Some(good) = &mut state.good {
-                good.commit.clone_from(&self.deploy.commit);
-            }
-            let written = self.guarded(self.limit(self.project.timeouts.start), async {
-                self.lease.conclude(&*self.client.host, &[self.save(&state)], &[]).await
-            });
-            written.await.map_err(|halt| grounded(self.halt_error(halt), true))?;
-            self.observer.event(&Event::StageDone(Phase::Preparing, begun.elapsed()));
-            return Ok(self.deployed(Some(Kind::Unchanged), wanted.addresses, plan.services));
+            // Waiting for a place is not counted.
+            self.deadline = deadline + self.asking.waited;
+            seen = self.look(&prepared, exists).await?;
         }
+    }
+
+    /// Nothing differs: that is written down. `None` if the host has to be looked at again.
+    async fn keep(
+        &mut self,
+        plan: Plan,
+        mut state: State,
+        wanted: &Wanted,
+        seen: &Seen,
+    ) -> Result<Option<Deployed>, Landing> {
+        // What runs stays as it is, but it may count for more than before.
+        if let Some(before) = &seen.state {
+            let more = State { weight: state.weight, memory: state.memory, ..before.clone() };
+            let mut asking = std::mem::take(&mut self.asking);
+            let reserved = self.reserve(&more, seen, &mut asking).await;
+            self.asking = asking;
+            match reserved.map_err(|halt| grounded(self.halt_error(halt), true))? {
+                Reserved::Taken(_) => {}
+                Reserved::Moved => return Ok(None),
+                Reserved::Refused(error) => return Err(grounded(error, true)),
+            }
+        }
+        let begun = Instant::now();
+        state.weight = self.project.weight;
+        state.memory = stack::declared_memory(&wanted.model);
+        state.phase = Phase::Ready;
+        state.failure = None;
+        if let Some(good) = &mut state.good {
+            good.commit.clone_from(&self.deploy.commit);
+        }
+        let written = self.guarded(self.limit(self.project.timeouts.start), async {
+            self.lease.conclude(&*self.client.host, &[self.save(&state)], &[]).await
+        });
+        written.await.map_err(|halt| grounded(self.halt_error(halt), true))?;
+        self.observer.event(&Event::StageDone(Phase::Preparing, begun.elapsed()));
+        Ok(Some(self.deployed(Some(Kind::Unchanged), wanted.addresses.clone(), plan.services)))
+    }
+
+    /// Makes the changes. `None` if the host has to be looked at again before.
+    #[expect(clippy::too_many_arguments, reason = "they are what the run has in hand")]
+    async fn change(
+        &mut self,
+        plan: Plan,
+        mut state: State,
+        prepared: &Prepared,
+        wanted: &Wanted,
+        seen: &Seen,
+        env_file: Option<&Secret<String>>,
+        exists: bool,
+    ) -> Result<Option<Deployed>, Landing> {
         // Subscribed before anything starts, and beside the rest: it is a round trip.
         let selector = self.selector();
         let limit = self.limit(self.project.timeouts.start);
+        let mut asking = std::mem::take(&mut self.asking);
         let watch = self.guarded(limit, self.client.engine.watch(&selector));
         // Both to their end: a reservation that nobody waits for could be written after it was taken back.
-        let (events, reserved) = futures_util::join!(watch, self.reserve(&state, &seen));
+        let (events, reserved) = futures_util::join!(watch, self.reserve(&state, seen, &mut asking));
+        let waits = asking.ticket;
+        self.asking = asking;
         let begin = match (events, reserved) {
-            (_, Ok(Err(refusal))) => return Err(grounded(Error::Refused(refusal), exists)),
-            (Ok(events), Ok(Ok(reserved))) => Begin { events, reserved, env_file },
+            (_, Ok(Reserved::Refused(error))) => return Err(grounded(error, exists)),
+            (_, Ok(Reserved::Moved)) => return Ok(None),
+            (Ok(events), Ok(Reserved::Taken(reserved))) => Begin { events, reserved, env_file: env_file.cloned() },
+            // Who only waited has changed nothing.
+            (_, Err(halt @ (Halt::Aborted | Halt::Superseded(_) | Halt::LeaseLost(_)))) if waits => {
+                return Err(grounded(self.halt_error(halt), exists));
+            }
             // The place may have been taken all the same.
             (Err(halt), _) | (_, Err(halt)) => {
-                return Err(self.crash(halt.into(), &seen, &prepared, &wanted, state).await);
+                return Err(self.crash(halt.into(), seen, prepared, wanted, state).await);
             }
         };
-        match self.apply(&plan, &prepared, &wanted, &seen, &mut state, begin).await {
-            Ok((kind, services)) => Ok(self.deployed(Some(kind), wanted.addresses, services)),
-            Err(crash) => Err(self.crash(crash, &seen, &prepared, &wanted, state).await),
+        match self.apply(&plan, prepared, wanted, seen, &mut state, begin).await {
+            Ok((kind, services)) => Ok(Some(self.deployed(Some(kind), wanted.addresses.clone(), services))),
+            Err(crash) => Err(self.crash(crash, seen, prepared, wanted, state).await),
         }
     }
 
@@ -202,6 +263,7 @@ impl Flight<'_> {
             owner: before.and_then(|state| state.owner.clone()).or_else(|| self.deploy.owner.clone()),
             // While old and new may both be there, and until it is known which one stays, the heavier counts.
             weight: before.map_or(self.project.weight, |state| state.weight.max(self.project.weight)),
+            memory: stack::declared_memory(&wanted.model).max(before.map_or(0, |state| state.memory)),
             phase: Phase::Preparing,
             created_at: before.map_or(now, |state| state.created_at),
             updated_at: now,
@@ -299,7 +361,8 @@ impl Flight<'_> {
         if !pulls.is_empty() {
             self.stage(state, Phase::Pulling, limits.pull, async {
                 let pulled = pulls.iter().map(|image| self.retrying(move || self.pull(image)));
-                futures_util::future::try_join_all(pulled).await.map(|_| ())
+                let pulled = futures_util::future::try_join_all(pulled);
+                futures_util::try_join!(self.note_pulls(&pulls), pulled).map(|_| ())
             })
             .await?;
         }
@@ -400,6 +463,7 @@ impl Flight<'_> {
         let mut ready = state.clone();
         ready.phase = Phase::Ready;
         ready.weight = self.project.weight;
+        ready.memory = stack::declared_memory(&wanted.model);
         ready.updated_at = now;
         ready.good = Some(Good {
             digest: wanted.digest.clone(),
@@ -413,6 +477,9 @@ impl Flight<'_> {
         let path = self.path(&file);
         let content = Secret::new(rendered.into_bytes());
         let mut changes = vec![Change::Write { path: path.clone(), content, mode: 0o600 }, self.save(&ready)];
+        if ready.weight < state.weight || ready.memory < state.memory {
+            changes.push(self.freed()?);
+        }
         let kept: Vec<String> = files.iter().map(|hash| self.path(&format!("files/{hash}"))).chain([path]).collect();
         let stale = seen.survey.paths.iter().filter(|path| !kept.contains(path));
         changes.extend(stale.map(|path| Change::Remove { path: path.clone() }));
@@ -442,6 +509,17 @@ impl Flight<'_> {
         if let Err(fault) = self.client.engine.prune(&Prune::DanglingImages(self.selector())).await {
             self.observer.event(&Event::Warning(&self.redactor.clean(&fault.chain())));
         }
+    }
+
+    /// So that a sweep of a full disk knows what came for previews, and leaves what did not.
+    async fn note_pulls(&self, images: &[String]) -> Result<(), Fault> {
+        let at = Timestamp::now();
+        let note = |image: &String| Change::Write {
+            path: Pulled::path(&self.client.base_dir, image),
+            content: Secret::new(Pulled { image: image.clone(), at }.to_json()),
+            mode: 0o600,
+        };
+        self.client.host.apply(&images.iter().map(note).collect::<Vec<_>>()).await
     }
 
     async fn pull(&self, image: &str) -> Result<(), Fault> {

@@ -8,6 +8,7 @@ mod error;
 mod fence;
 mod files;
 mod flight;
+mod keep;
 mod observe;
 mod place;
 mod prepare;
@@ -15,6 +16,7 @@ mod probe;
 mod query;
 mod reclaim;
 mod run;
+mod sweep;
 mod undo;
 mod up;
 mod verify;
@@ -24,8 +26,10 @@ pub use deploy::{Deployed, deploy, plan};
 pub use destroy::{Destroy, Destroyed, destroy};
 pub use diagnose::Diagnosis;
 pub use error::{Error, FailureReport, Refusal, Restored};
+pub use keep::{Wish, keep};
 pub use query::{Listed, Status, list, log_containers, pick_container, status};
 pub use run::{Event, Interrupt, Observer, Quiet};
+pub use sweep::{Gone, Mended, Sweep, Swept, Unswept, sweep};
 
 use std::sync::Arc;
 

@@ -15,6 +15,7 @@ use crate::host::{Query, Survey};
 use crate::ownership::Selector;
 use crate::plan::{self, Action, Kind, Plan, Running};
 use crate::project::{Deploy, Project, Proxy, PullPolicy};
+use crate::queue::TICKET;
 use crate::runtime::Runtime;
 use crate::secret::{Redactor, Secret};
 use crate::state::State;
@@ -48,6 +49,7 @@ pub(super) async fn observe(
         read: vec![
             PLACES.to_owned(),
             "*/*/state.json".to_owned(),
+            format!("*/*/{TICKET}"),
             format!("{own}/stack-*.json"),
             format!("{own}/.env"),
             fence::pattern(&target.app, &target.name),
@@ -158,8 +160,7 @@ pub(super) fn want(
             })?
         }
     };
-    let directory = deploy.target.directory(&client.base_dir);
-    Ok((prepare::render(project, deploy, prepared, &directory, &ports), ports))
+    Ok((prepare::render(project, deploy, prepared, &client.base_dir, &ports), ports))
 }
 
 /// Names of upload directories that the host does not have.

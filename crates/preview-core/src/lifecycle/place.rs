@@ -1,91 +1,359 @@
-//! A place on the host for a preview: asked for in pure code, taken by compare and swap, made free where the dead hold it.
+//! A place on the host for a preview: asked for in pure code, taken by compare and swap, made free where the dead hold it, waited for
+//! where that is wished.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
 
-use super::Refusal;
-use super::crash::{Landing, grounded};
+use super::destroy::{Destroy, Kept, Record, destroy_if};
+use super::fence::begun;
 use super::flight::Flight;
 use super::observe::{PLACES, Seen};
-use super::reclaim::{reclaim, suspects};
+use super::reclaim::{bury_tickets, reclaim, suspects};
 use super::run::Halt;
-use crate::admission::{self, Holder, Wish};
+use super::{Error, Event, Refusal};
+use crate::admission::{self, Full, Holder, Shortage, Wish};
 use crate::fault::{Fault, FaultKind};
-use crate::host::{Guard, Query, guard_in, random_token};
-use crate::state::State;
+use crate::host::{Change, Guard, Query, Survey, guard_in, random_token};
+use crate::project::{OnFull, Target};
+use crate::queue::{self, FREED, TICKET, Ticket, Wait};
+use crate::secret::Secret;
+use crate::state::{Phase, State};
+
+const OPERATION: &str = "take a place on the host";
+/// Somebody gets a place each time that one has to look again, so this is more than any host has places.
+const TRIES: usize = 200;
+/// Somebody else may be removing what the dead left.
+const RECLAIMS: usize = 5;
+/// Who waits asks so often whether anything has changed, and a little more: not all at the same time.
+const ASK: Duration = Duration::from_secs(2);
+/// Who dies changes nothing, so who waits looks at everything so often.
+const LOOK: Duration = Duration::from_secs(15);
+
+/// What came of asking for a place.
+pub(super) enum Reserved {
+    /// It is there; true if it was taken just now.
+    Taken(bool),
+    /// Things are not as they were seen: look again.
+    Moved,
+    /// There is none.
+    Refused(Error),
+}
+
+/// What a run remembers while it asks for a place.
+#[derive(Default)]
+pub(super) struct Asking {
+    tries: usize,
+    reclaims: usize,
+    /// Since when it waits, with a ticket on the host.
+    queued: Option<Instant>,
+    /// What was last said about that.
+    said: String,
+    /// So long it has waited.
+    pub(super) waited: Duration,
+    /// There may be a ticket of ours on the host.
+    pub(super) ticket: bool,
+}
 
 impl Flight<'_> {
-    /// What runs stays as it is, but it may count for more than before.
-    pub(super) async fn reserve_more(&self, state: &State, seen: &Seen) -> Result<Result<bool, Refusal>, Landing> {
-        let Some(before) = &seen.state else { return Ok(Ok(false)) };
-        let state = State { weight: state.weight, ..before.clone() };
-        self.reserve(&state, seen).await.map_err(|halt| grounded(self.halt_error(halt), true))
+    fn ticket_path(&self) -> String {
+        self.deploy.target.file(&self.client.base_dir, TICKET)
     }
 
-    /// Takes the preview's place on the host, if it has none or needs more than it has: true if so. The state file is the
-    /// reservation. It is written only if no place was given away since the host was looked at; else one looks again.
+    /// What makes those who wait look.
+    pub(super) fn freed(&self) -> Result<Change, Fault> {
+        freed(&self.client.base_dir)
+    }
+
+    /// The ticket's end, for a run that ends without a place.
+    pub(super) fn give_up(&self) -> Result<Vec<Change>, Fault> {
+        Ok(vec![Change::Remove { path: self.ticket_path() }, self.freed()?])
+    }
+
+    /// Takes the preview's place on the host, if it has none or needs more than it has. The state file is the reservation. It is
+    /// written only if no place was given away since the host was looked at.
     ///
     /// Not to be dropped half-way. Interrupts and limits of time are looked at between the exchanges, which are short.
-    pub(super) async fn reserve(&self, state: &State, seen: &Seen) -> Result<Result<bool, Refusal>, Halt> {
-        const OPERATION: &str = "take a place on the host";
-        /// Somebody gets a place each time that one has to look again, so this is more than any host has places.
-        const TRIES: usize = 200;
-        /// Somebody else may be removing what the dead left.
-        const RECLAIMS: usize = 5;
-        if seen.state.as_ref().is_some_and(|before| before.weight >= state.weight) {
-            return Ok(Ok(false));
+    pub(super) async fn reserve(&self, state: &State, seen: &Seen, asking: &mut Asking) -> Result<Reserved, Halt> {
+        self.still_wanted()?;
+        let wish = Wish {
+            app: &state.app,
+            name: &state.name,
+            owner: state.owner.as_deref(),
+            weight: state.weight,
+            memory: state.memory,
+        };
+        let own = |ticket: &Ticket| ticket.app == state.app && ticket.name == state.name;
+        let mut tickets = queue::tickets(&seen.survey.files);
+        // One that an earlier run left is not ours: who dies gives its place in the queue up.
+        let stale = !asking.ticket && tickets.iter().any(own);
+        if stale {
+            tickets.retain(|ticket| !own(ticket));
         }
-        let base = &self.client.base_dir;
-        let guard = format!("{base}/{PLACES}");
-        let query =
-            Query { read: vec![PLACES.to_owned(), "*/*/state.json".to_owned()], list: Vec::new(), ..Query::default() };
-        let wish = Wish { app: &state.app, name: &state.name, owner: state.owner.as_deref(), weight: state.weight };
-        let mut again;
-        let mut survey = &seen.survey;
-        let mut reclaims = 0;
-        let limit = self.limit(self.project.timeouts.start);
-        let begun = Instant::now();
-        for _ in 0..TRIES {
-            self.lease.check()?;
-            if self.interrupt.fired().now_or_never().is_some() {
-                return Err(Halt::Aborted);
-            }
-            if let Some(by) = self.superseded().now_or_never() {
-                return Err(Halt::Superseded(by));
-            }
-            if begun.elapsed() > limit {
-                return Err(Halt::TimedOut(limit));
-            }
-            let holders = admission::holders(&survey.files);
-            let admit = |holders: &[Holder]| admission::admit(&wish, holders, &survey.facts, &self.project.limits);
-            if let Err(full) = admit(&holders) {
-                // What the dead left is only worth removing if that makes room.
-                let dead = suspects(&survey.files, &self.deploy.target);
-                let alive =
-                    |holder: &Holder| !dead.iter().any(|(dead, _)| dead.app == holder.app && dead.name == holder.name);
-                let rest: Vec<Holder> = holders.iter().filter(|holder| alive(holder)).cloned().collect();
-                if reclaims < RECLAIMS && !dead.is_empty() && admit(&rest).is_ok() {
-                    reclaims += 1;
-                    if reclaim(self.client, &dead, &self.deploy.who, self.observer, self.interrupt).await? {
-                        again = self.client.host.survey(base, &query).await?;
-                        survey = &again;
-                        continue;
-                    }
+        let holders = admission::holders(&seen.survey.files);
+        let limits = &self.project.limits;
+        let has = seen.state.as_ref().is_some_and(|before| {
+            before.weight >= state.weight && (limits.overcommit.is_none() || before.memory >= state.memory)
+        });
+        if has && !asking.ticket && !stale {
+            return Ok(Reserved::Taken(false));
+        }
+        asking.tries += 1;
+        if asking.tries > TRIES {
+            let context = "others were faster each time; run the same command again";
+            return Err(Fault::new(FaultKind::Conflict, OPERATION, context).transient().into());
+        }
+        match queue::turn(&wish, &tickets, &holders, &seen.survey.facts, limits) {
+            Ok(()) => {
+                let mut changes = vec![self.save(state)];
+                if asking.ticket || stale {
+                    changes.extend(self.give_up()?);
                 }
-                let now = Timestamp::from_second(survey.facts.now).unwrap_or_else(|_| Timestamp::now());
-                return Ok(Err(Refusal::Full { name: state.name.clone(), full: Box::new(full), now }));
+                let taken = self.swap(&seen.survey, &changes).await?;
+                asking.ticket &= !taken;
+                Ok(if taken { Reserved::Taken(true) } else { Reserved::Moved })
             }
-            let expected = survey.files.get(&guard).map(|text| guard_in(text).to_owned()).unwrap_or_default();
-            let guard = Guard { path: guard.clone(), expected, next: random_token()? };
-            if self.client.host.apply_if(&guard, &[self.save(state)]).await? {
-                return Ok(Ok(true));
-            }
-            again = self.client.host.survey(base, &query).await?;
-            survey = &again;
+            Err(wait) => self.no_place(&wish, state, &seen.survey, *wait, &holders, &tickets, asking).await,
         }
-        let context = format!("{guard}: others were faster each time; run the same command again");
-        Err(Fault::new(FaultKind::Conflict, OPERATION, context).transient().into())
+    }
+
+    /// Whether the run is to go on.
+    fn still_wanted(&self) -> Result<(), Halt> {
+        self.lease.check().map_err(Halt::LeaseLost)?;
+        if self.interrupt.fired().now_or_never().is_some() {
+            return Err(Halt::Aborted);
+        }
+        if let Some(by) = self.superseded().now_or_never() {
+            return Err(Halt::Superseded(by));
+        }
+        let limit = self.limit(self.project.timeouts.start);
+        if limit.is_zero() { Err(Halt::TimedOut(limit)) } else { Ok(()) }
+    }
+
+    /// Makes changes if no place was given away since this survey.
+    async fn swap(&self, survey: &Survey, changes: &[Change]) -> Result<bool, Fault> {
+        let path = format!("{}/{PLACES}", self.client.base_dir);
+        let expected = survey.files.get(&path).map(|text| guard_in(text).to_owned()).unwrap_or_default();
+        let guard = Guard { path, expected, next: random_token()? };
+        self.client.host.apply_if(&guard, changes).await
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "they are what is known of the host")]
+    async fn no_place(
+        &self,
+        wish: &Wish<'_>,
+        state: &State,
+        survey: &Survey,
+        wait: Wait,
+        holders: &[Holder],
+        tickets: &[Ticket],
+        asking: &mut Asking,
+    ) -> Result<Reserved, Halt> {
+        let (facts, limits) = (&survey.facts, &self.project.limits);
+        let now = begun(facts, Instant::now());
+        // What the dead left is only worth removing if that makes room.
+        let dead = suspects(&survey.files, &self.deploy.target);
+        let alive = |holder: &Holder| !dead.iter().any(|(dead, _)| dead.app == holder.app && dead.name == holder.name);
+        let rest: Vec<Holder> = holders.iter().filter(|holder| alive(holder)).cloned().collect();
+        if asking.reclaims < RECLAIMS && !dead.is_empty() && admission::admit(wish, &rest, facts, limits).is_ok() {
+            asking.reclaims += 1;
+            if reclaim(self.client, &dead, &self.deploy.who, self.observer, self.interrupt).await? {
+                return Ok(Reserved::Moved);
+            }
+        }
+        if wait.behind && bury_tickets(self.client, &wait.ahead, &self.deploy.who, self.interrupt).await? {
+            return Ok(Reserved::Moved);
+        }
+        match self.project.on_full {
+            OnFull::ReplaceOldest
+                if {
+                    asking.reclaims += 1;
+                    asking.reclaims <= 2 * RECLAIMS && self.replace(wish, holders, &wait, survey).await?
+                } =>
+            {
+                Ok(Reserved::Moved)
+            }
+            OnFull::Refuse | OnFull::ReplaceOldest => {
+                let full = Box::new(wait.full.clone());
+                let queue = wait.behind.then(|| wait.text(now));
+                Ok(Reserved::Refused(Refusal::Full { name: state.name.clone(), full, now, queue }.into()))
+            }
+            OnFull::Queue if wait.full.is_hopeless() => {
+                let full = Box::new(wait.full.clone());
+                Ok(Reserved::Refused(Refusal::Full { name: state.name.clone(), full, now, queue: None }.into()))
+            }
+            OnFull::Queue if !asking.ticket => {
+                let ticket = Ticket {
+                    number: queue::next(tickets),
+                    app: state.app.clone(),
+                    name: state.name.clone(),
+                    subject: state.subject.clone(),
+                    owner: state.owner.clone(),
+                    weight: state.weight,
+                    memory: state.memory,
+                    since: now,
+                };
+                let content = Secret::new(ticket.to_json());
+                // Written or not: it is removed at the end.
+                asking.ticket = true;
+                let written =
+                    self.swap(survey, &[Change::Write { path: self.ticket_path(), content, mode: 0o600 }]).await?;
+                asking.ticket = written;
+                if written && asking.queued.is_none() {
+                    asking.queued = Some(Instant::now());
+                    self.observer.event(&Event::Stage(Phase::Queued));
+                }
+                Ok(Reserved::Moved)
+            }
+            OnFull::Queue => self.wait(wish, survey, wait, asking).await,
+        }
+    }
+
+    /// Waits until it may be this run's turn.
+    async fn wait(
+        &self,
+        wish: &Wish<'_>,
+        survey: &Survey,
+        mut wait: Wait,
+        asking: &mut Asking,
+    ) -> Result<Reserved, Halt> {
+        let since = *asking.queued.get_or_insert_with(Instant::now);
+        let limit = self.project.timeouts.queue;
+        let (host, base) = (&self.client.host, &self.client.base_dir);
+        let brief = Query { read: vec![PLACES.to_owned(), FREED.to_owned()], files_only: true, ..Query::default() };
+        let whole = Query {
+            read: vec![PLACES.to_owned(), FREED.to_owned(), "*/*/state.json".to_owned(), format!("*/*/{TICKET}")],
+            ..Query::default()
+        };
+        let marks = |survey: &Survey| {
+            [PLACES, FREED].map(|name| survey.files.get(&format!("{base}/{name}")).cloned().unwrap_or_default())
+        };
+        let mut known = marks(survey);
+        let mut looked = Instant::now();
+        loop {
+            let now = Timestamp::now();
+            let text = wait.text(now);
+            if asking.said != text {
+                self.observer.event(&Event::Note(&text));
+                asking.said = text;
+            }
+            if since.elapsed() >= limit {
+                let context = format!(
+                    "waited {} s ([timeouts] queue): {}\n{}",
+                    limit.as_secs(),
+                    wait.text(now),
+                    wait.full.advice()
+                );
+                let fault = Fault::new(FaultKind::TimedOut, "wait for a place on the host", context);
+                return Ok(Reserved::Refused(fault.into()));
+            }
+            self.pause(limit.saturating_sub(since.elapsed())).await?;
+            asking.waited = since.elapsed();
+            let lost = |fault: Fault| if self.lease.check().is_err() { Halt::LeaseLost(fault) } else { fault.into() };
+            let seen = host.survey(base, &brief).await.map_err(lost)?;
+            if marks(&seen) == known && looked.elapsed() < LOOK {
+                continue;
+            }
+            let seen = host.survey(base, &whole).await.map_err(lost)?;
+            (known, looked) = (marks(&seen), Instant::now());
+            let (tickets, holders) = (queue::tickets(&seen.files), admission::holders(&seen.files));
+            let there = tickets.iter().any(|ticket| ticket.app == wish.app && ticket.name == wish.name);
+            asking.tries = 0;
+            match queue::turn(wish, &tickets, &holders, &seen.facts, &self.project.limits) {
+                Err(next) if there && !next.behind && suspects(&seen.files, &self.deploy.target).is_empty() => {
+                    wait = *next;
+                }
+                // It is our turn; or who comes first may be dead; or somebody took our ticket away.
+                Err(next) if there => {
+                    if bury_tickets(self.client, &next.ahead, &self.deploy.who, self.interrupt).await? {
+                        return Ok(Reserved::Moved);
+                    }
+                    let dead = suspects(&seen.files, &self.deploy.target);
+                    if !next.behind
+                        && reclaim(self.client, &dead, &self.deploy.who, self.observer, self.interrupt).await?
+                    {
+                        return Ok(Reserved::Moved);
+                    }
+                    wait = *next;
+                }
+                _ => {
+                    asking.ticket = there;
+                    return Ok(Reserved::Moved);
+                }
+            }
+        }
+    }
+
+    async fn pause(&self, limit: Duration) -> Result<(), Halt> {
+        let mut byte = [0];
+        let _ = getrandom::fill(&mut byte);
+        let pause = (ASK + Duration::from_millis(4 * u64::from(byte[0]))).min(limit);
+        tokio::select! {
+            biased;
+            () = self.interrupt.fired() => Err(Halt::Aborted),
+            () = self.lease.lost() => Err(Halt::LeaseLost(super::run::lost())),
+            by = self.superseded() => Err(Halt::Superseded(by)),
+            () = tokio::time::sleep(pause) => Ok(()),
+        }
+    }
+
+    /// Removes the longest unused previews that may go, if that makes room; true if one went.
+    async fn replace(&self, wish: &Wish<'_>, holders: &[Holder], wait: &Wait, survey: &Survey) -> Result<bool, Halt> {
+        // Somebody may be at work on what looks idle: then it is not unused, and nobody else goes in vain.
+        let mut full = wait.full.clone();
+        let lock = |holder: &Holder| format!("{}/{}/{}/.lock", self.client.base_dir, holder.app, holder.name);
+        let locks: Vec<String> = full.holders.iter().map(lock).collect();
+        let asked = locks.iter().map(|lock| self.client.lock.holder(lock));
+        let busy = futures_util::future::try_join_all(asked).await?;
+        let mut busy = busy.into_iter();
+        full.holders.retain(|_| busy.next().flatten().is_none());
+        let Some(victims) = admission::replaceable(wish, holders, &full, &survey.facts, &self.project.limits) else {
+            return Ok(false);
+        };
+        let mut went = false;
+        for victim in victims {
+            let path = format!("{}/{}/{}/state.json", self.client.base_dir, victim.app, victim.name);
+            let Some(Ok(before)) = survey.files.get(&path).map(|text| State::parse(&path, text)) else { continue };
+            let target = Target { app: victim.app.clone(), name: victim.name.clone(), project: before.project.clone() };
+            let (who, wait) = (self.deploy.who.clone(), Duration::ZERO);
+            let destroy = Destroy { target, who, wait, event_at: None };
+            let still = |record: Record<'_>| match record {
+                Record::State(state) if *state == before => Ok(()),
+                _ => Err(Kept::Changed),
+            };
+            match destroy_if(self.client, &destroy, &super::Quiet, self.interrupt, Some(&still)).await {
+                Ok(Ok(_)) => {
+                    went = true;
+                    let owner = victim.owner.as_ref().map(|owner| format!(" of {owner}")).unwrap_or_default();
+                    let note = format!("removed {} {}{owner} to make room", victim.app, victim.name);
+                    self.observer.event(&Event::Note(&note.replace(char::is_control, "?")));
+                }
+                // Somebody is at work on it, or was: then it is not unused.
+                Ok(Err(_)) | Err(Error::Locked { .. }) => went = true,
+                Err(Error::Fault(fault)) => return Err(fault.into()),
+                Err(error) => return Err(Fault::new(FaultKind::Failed, OPERATION, error.chain()).into()),
+            }
+        }
+        Ok(went)
+    }
+}
+
+/// What makes those who wait for a place look.
+pub(super) fn freed(base: &str) -> Result<Change, Fault> {
+    let content = Secret::new(random_token()?.into_bytes());
+    Ok(Change::Write { path: format!("{base}/{FREED}"), content, mode: 0o600 })
+}
+
+impl Full {
+    /// No waiting helps.
+    fn is_hopeless(&self) -> bool {
+        match &self.shortage {
+            Shortage::Places { limit, .. } | Shortage::Owner { limit, .. } | Shortage::App { limit, .. } => {
+                self.weight > *limit
+            }
+            Shortage::Promised { limit, wanted, .. } => wanted > limit,
+            Shortage::Disk { .. } | Shortage::Memory { .. } => false,
+        }
     }
 }

@@ -189,10 +189,10 @@ pub(super) fn render(
     project: &Project,
     deploy: &Deploy,
     prepared: &Prepared,
-    directory: &str,
+    base: &str,
     host_ports: &BTreeMap<String, u16>,
 ) -> Wanted {
-    let files = files::places(&prepared.uploads, directory);
+    let files = files::places(&prepared.uploads, &deploy.target.directory(base));
     let mut addresses = Vec::new();
     let mut full = Vec::new();
     for spec in &prepared.routes {
@@ -213,6 +213,7 @@ pub(super) fn render(
     };
     let rendered = stack::render(&Input {
         model: &prepared.model,
+        base,
         app: &deploy.target.app,
         name: &deploy.target.name,
         guardrails: &project.guardrails,

@@ -12,6 +12,7 @@ use crate::lock::Holder;
 use crate::ownership::{self, Selector};
 use crate::plan::condition;
 use crate::project::Target;
+use crate::queue::{self, TICKET};
 use crate::state::{Address, Failure, Phase, State};
 
 /// One preview in a list.
@@ -41,6 +42,14 @@ pub struct Listed {
     /// When it last changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub updated_at: Option<Timestamp>,
+    /// When a sweep may remove it; without, never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// Never expires, and never makes room for another.
+    pub pinned: bool,
+    /// Since when it waits for a place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queued_since: Option<Timestamp>,
     /// Containers that run and are not unhealthy.
     pub running: usize,
     /// All containers.
@@ -49,7 +58,9 @@ pub struct Listed {
 
 /// All previews of a host, of one application or of all, by application and name. Two requests, however many previews.
 pub async fn list(client: &Client, app: Option<&str>) -> Result<Vec<Listed>, Error> {
-    let query = Query { read: vec![format!("{}/*/state.json", app.unwrap_or("*"))], list: vec![], ..Query::default() };
+    let of = app.unwrap_or("*");
+    let read = vec![format!("{of}/*/state.json"), format!("{of}/*/{TICKET}")];
+    let query = Query { read, ..Query::default() };
     let selector = app.map_or(Selector::Managed, |app| Selector::App(app.to_owned()));
     let (survey, containers) =
         futures_util::try_join!(client.host.survey(&client.base_dir, &query), client.engine.containers(&selector))?;
@@ -59,11 +70,13 @@ pub async fn list(client: &Client, app: Option<&str>) -> Result<Vec<Listed>, Err
 /// Brings state files and containers together.
 fn join(base: &str, files: &BTreeMap<String, String>, containers: &[Container]) -> Vec<Listed> {
     let mut found: BTreeMap<(String, String), Listed> = BTreeMap::new();
-    for (path, text) in files {
+    for (path, text) in files.iter().filter(|(path, _)| path.ends_with("/state.json")) {
         let mut parts = path.strip_prefix(base).unwrap_or(path).trim_start_matches('/').split('/');
         let (Some(app), Some(name)) = (parts.next(), parts.next()) else { continue };
         let mut listed = empty(app, name, "damaged");
         if let Ok(state) = State::parse(path, text) {
+            listed.expires_at = state.expiry();
+            listed.pinned = state.pinned;
             listed.phase = state.phase.to_string();
             listed.subject = Some(state.subject.to_string());
             listed.owner = state.owner;
@@ -74,11 +87,23 @@ fn join(base: &str, files: &BTreeMap<String, String>, containers: &[Container]) 
         }
         found.insert((app.to_owned(), name.to_owned()), listed);
     }
+    for ticket in queue::tickets(files) {
+        let listed = found
+            .entry((ticket.app.clone(), ticket.name.clone()))
+            .or_insert_with(|| empty(&ticket.app, &ticket.name, Phase::Queued.as_str()));
+        listed.subject.get_or_insert_with(|| ticket.subject.to_string());
+        listed.owner = listed.owner.take().or(ticket.owner);
+        listed.queued_since = Some(ticket.since);
+    }
     for container in containers {
         let (Some(app), Some(name)) = (container.labels.get(ownership::APP), container.labels.get(ownership::NAME))
         else {
             continue;
         };
+        // Another directory's previews on the same engine are not ours to list.
+        if container.labels.get(ownership::BASE).is_some_and(|of| of != base) {
+            continue;
+        }
         let listed = found.entry((app.clone(), name.clone())).or_insert_with(|| empty(app, name, "orphaned"));
         listed.containers += 1;
         if container.state == ContainerState::Running && container.health != Health::Unhealthy {
@@ -99,6 +124,9 @@ fn empty(app: &str, name: &str, phase: &str) -> Listed {
         url: None,
         created_at: None,
         updated_at: None,
+        expires_at: None,
+        pinned: false,
+        queued_since: None,
         running: 0,
         containers: 0,
     }
@@ -154,6 +182,11 @@ pub struct Status {
     /// When it last changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub updated_at: Option<Timestamp>,
+    /// When a sweep may remove it; without, never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// Never expires, and never makes room for another.
+    pub pinned: bool,
     /// Why the last run failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
@@ -209,13 +242,15 @@ pub async fn status(client: &Client, target: &Target) -> Result<Status, Error> {
         addresses: state.as_ref().map(|state| state.addresses.clone()).unwrap_or_default(),
         created_at: state.as_ref().map(|state| state.created_at),
         updated_at: state.as_ref().map(|state| state.updated_at),
+        expires_at: state.as_ref().and_then(State::expiry),
+        pinned: state.as_ref().is_some_and(|state| state.pinned),
         failure: state.and_then(|state| state.failure),
         locked_by,
         services,
     })
 }
 
-fn missing(target: &Target) -> Error {
+pub(super) fn missing(target: &Target) -> Error {
     Error::NotFound(format!("there is no preview `{}` of `{}` on this host", target.name, target.app))
 }
 

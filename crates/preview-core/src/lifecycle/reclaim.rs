@@ -4,10 +4,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::deploy::release;
 use super::destroy::{Destroy, Kept, Record, destroy_if};
+use super::place::freed;
+use super::run::acquire;
 use super::{Client, Error, Event, Interrupt, Observer};
-use crate::fault::Fault;
+use crate::fault::{Fault, FaultKind};
+use crate::host::Change;
 use crate::project::Target;
+use crate::queue::{TICKET, Ticket};
 use crate::state::{Phase, State};
 
 /// Who else removes it needs a moment.
@@ -16,6 +21,39 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Whether nothing but a removal can come of it, if its run is dead: there is no good version, or it was on its way out.
 fn hopeless(state: &State) -> bool {
     state.phase.in_flight() && (state.good.is_none() || state.phase == Phase::Destroying)
+}
+
+/// Removes the tickets of those who died waiting; true if there was one, or somebody came back to one.
+pub(super) async fn bury_tickets(
+    client: &Client,
+    tickets: &[Ticket],
+    who: &str,
+    interrupt: &Interrupt,
+) -> Result<bool, Fault> {
+    let targets: Vec<Target> = tickets
+        .iter()
+        .map(|ticket| Target { app: ticket.app.clone(), name: ticket.name.clone(), project: String::new() })
+        .collect();
+    let locks: Vec<String> = targets.iter().map(|target| target.file(&client.base_dir, ".lock")).collect();
+    let holders = futures_util::future::try_join_all(locks.iter().map(|lock| client.lock.holder(lock))).await?;
+    let mut went = false;
+    for ((target, lock), _) in targets.iter().zip(&locks).zip(holders).filter(|(_, holder)| holder.is_none()) {
+        let why = format!("removal of the ticket of {}", target.name);
+        let lease =
+            match acquire(&*client.lock, lock, who, &why, Duration::ZERO, &super::Quiet, interrupt, &|| ()).await {
+                Ok(lease) => lease,
+                Err(Error::Locked { .. }) => continue,
+                Err(Error::Fault(fault)) => return Err(fault),
+                Err(_) => continue,
+            };
+        // Under its lock nobody waits with it.
+        let changes = [Change::Remove { path: target.file(&client.base_dir, TICKET) }, freed(&client.base_dir)?];
+        client.host.apply(&changes).await?;
+        let released = release(client, target, lease, true).await;
+        released.map_err(|error| Fault::new(FaultKind::Failed, "release the lock", error.chain()))?;
+        went = true;
+    }
+    Ok(went)
 }
 
 /// Previews that are in flight without anything to go back to, and their phase: if their run is dead, they are.

@@ -17,7 +17,7 @@ use crate::host::Change;
 use crate::lock::Lease;
 use crate::ownership::Selector;
 use crate::plan;
-use crate::project::{Project, Target};
+use crate::project::{Target, Timeouts};
 use crate::runtime::{Stack, Variables};
 use crate::secret::{Redactor, Secret};
 use crate::state::{Failure, Good, Phase, State};
@@ -30,7 +30,7 @@ const LATE: Duration = Duration::from_secs(11);
 /// What is needed to go back.
 pub(super) struct Undo<'a> {
     pub(super) client: &'a Client,
-    pub(super) project: &'a Project,
+    pub(super) timeouts: &'a Timeouts,
     pub(super) target: &'a Target,
     pub(super) lease: &'a dyn Lease,
     pub(super) observer: &'a dyn Observer,
@@ -48,7 +48,7 @@ pub(super) struct Undo<'a> {
 
 /// Goes back.
 pub(super) async fn undo(undo: &Undo<'_>) -> Restored {
-    let limits = &undo.project.timeouts;
+    let limits = undo.timeouts;
     let limit = limits.start + limits.verify + Duration::from_secs(60);
     // A second Ctrl-C ends the program; the first one led here.
     let never = Interrupt::default();
@@ -75,7 +75,9 @@ pub(super) async fn undo(undo: &Undo<'_>) -> Restored {
 async fn clear(undo: &Undo<'_>) -> Result<Restored, Fault> {
     let selector = Selector::preview(&undo.target.app, &undo.target.name);
     remove_all(&*undo.client.engine, &selector).await?;
-    undo.client.host.apply(&contents(undo.target, &undo.client.base_dir, &undo.files)).await?;
+    let mut last = contents(undo.target, &undo.client.base_dir, &undo.files);
+    last.push(super::place::freed(&undo.client.base_dir)?);
+    undo.client.host.apply(&last).await?;
     Ok(Restored::Removed)
 }
 

@@ -205,6 +205,20 @@ fn deploy_limits(table: &mut Map<String, Value>) -> Option<&mut Map<String, Valu
 }
 
 /// Numbers stand in the model as numbers or as strings of digits.
+/// What the containers of a rendered stack may take at most in all, bytes.
+#[must_use]
+pub fn declared_memory(model: &Value) -> u64 {
+    let replicas = super::replicas(model);
+    let each = super::services(model).filter_map(|(name, table)| {
+        let in_deploy = table.get("deploy").and_then(|deploy| deploy.pointer("/resources/limits/memory"));
+        let limits = [table.get("mem_limit"), in_deploy].into_iter().flatten().filter_map(number);
+        let limit = limits.filter(|limit| *limit > 0.0).fold(f64::INFINITY, f64::min);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "casts of floats saturate")]
+        limit.is_finite().then(|| (limit as u64).saturating_mul(replicas.get(name).copied().unwrap_or(1) as u64))
+    });
+    each.fold(0, u64::saturating_add)
+}
+
 fn number(value: &Value) -> Option<f64> {
     value.as_f64().or_else(|| value.as_str()?.parse().ok())
 }

@@ -9,7 +9,7 @@ mod policy;
 mod render;
 
 pub use files::{FileUse, Place, file_uses};
-pub use limits::Guardrails;
+pub use limits::{Guardrails, declared_memory};
 pub use policy::{Violation, violations};
 pub use render::{Input, Rendered, render};
 

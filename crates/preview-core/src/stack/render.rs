@@ -17,6 +17,8 @@ const PROXY_KEY: &str = "preview_proxy";
 pub struct Input<'a> {
     /// The resolved model, its paths canonical, without [`violations`](super::violations).
     pub model: &'a Value,
+    /// The directory of all previews on the host.
+    pub base: &'a str,
     /// The application.
     pub app: &'a str,
     /// The preview.
@@ -52,7 +54,7 @@ pub fn render(input: &Input<'_>) -> Rendered {
     let mut model = input.model.clone();
     let mut differences = Vec::new();
     let project = model.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let owner = Selector::preview(input.app, input.name).labels();
+    let owner = Selector::preview(input.app, input.name).labels_below(input.base);
     let no_end = awaited(input.model);
 
     move_files(&mut model, input.files, &mut differences);
@@ -273,6 +275,7 @@ mod tests {
         )]);
         let variables = Variables::from([("TOKEN".to_owned(), Secret::new("a$b".to_owned()))]);
         render(&Input {
+            base: "/opt/previews",
             model: &model,
             app: "shop",
             name: "pr-7",

@@ -76,6 +76,7 @@ impl Default for MemoryHost {
             memory_total: 16 * GB,
             memory_available: 12 * GB,
             disk_total: 100 * GB,
+            disk_used: 15 * GB,
             disk_free: 80 * GB,
             listening: [22].into(),
         };

@@ -167,6 +167,20 @@ async fn remove_image(engine: &DockerEngine, image: Object) -> Result<bool, Faul
     }
 }
 
+/// See [`Engine::remove_image`](crate::engine::Engine::remove_image).
+pub(super) async fn unname(engine: &DockerEngine, reference: &str) -> Result<bool, Fault> {
+    let limit = super::transport::LIMIT;
+    let answer = tokio::time::timeout(limit, engine.docker.remove_image(reference, None::<RemoveImageOptions>, None));
+    match answer.await.unwrap_or(Err(Error::RequestTimeoutError)) {
+        Ok(_) => Ok(true),
+        Err(error) => match status(&error) {
+            Some(404 | 409) => Ok(false),
+            Some(_) if is_gone(engine, reference).await => Ok(false),
+            _ => Err(errors::fault(IMAGE, reference, error)),
+        },
+    }
+}
+
 async fn is_gone(engine: &DockerEngine, image: &str) -> bool {
     engine.docker.inspect_image(image).await.is_err_and(|error| status(&error) == Some(404))
 }

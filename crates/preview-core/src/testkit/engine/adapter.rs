@@ -100,7 +100,7 @@ fn held(operation: &'static str, object: &str, by: &[String]) -> Fault {
 impl Engine for MemoryEngine {
     async fn info(&self) -> Result<EngineInfo, Fault> {
         self.world().called("info")?;
-        Ok(EngineInfo { version: "0.0.0-memory".into(), api_version: "1.41".into() })
+        Ok(EngineInfo { version: "0.0.0-memory".into(), api_version: "1.41".into(), root: "/docker".into() })
     }
 
     async fn containers(&self, selector: &Selector) -> Result<Vec<Container>, Fault> {
@@ -161,6 +161,23 @@ impl Engine for MemoryEngine {
         let id = world.images[at].id.clone();
         world.name_image(&id, reference);
         Ok(())
+    }
+
+    async fn remove_image(&self, reference: &str) -> Result<bool, Fault> {
+        let mut world = self.world();
+        world.called("remove_image")?;
+        let used: Vec<String> =
+            world.containers.iter().map(|container| container.detail.container.image_id.clone()).collect();
+        let Some(at) = world.images.iter().position(|image| image.tags.contains(reference)) else { return Ok(false) };
+        if world.images[at].tags.len() == 1 {
+            if used.contains(&world.images[at].id) {
+                return Ok(false);
+            }
+            world.images.remove(at);
+        } else {
+            world.images[at].tags.remove(reference);
+        }
+        Ok(true)
     }
 
     async fn watch(&self, selector: &Selector) -> Result<BoxStream<'static, Result<ContainerEvent, Fault>>, Fault> {
@@ -298,12 +315,17 @@ impl Engine for MemoryEngine {
             Prune::DanglingImages(selector) => {
                 world.remove_images(|image| image.tags.is_empty() && selector.matches(&image.labels)).1
             }
-            Prune::UnusedImages(age) => world.remove_images(|image| image.age > *age).1,
-            Prune::BuildCache(unused_for) => {
-                let (gone, left): (Vec<_>, Vec<_>) =
-                    world.build_cache.drain(..).partition(|(unused, _)| unused > unused_for);
-                world.build_cache = left;
-                gone.iter().map(|(_, bytes)| bytes).sum()
+            Prune::BuildCache { keep } => {
+                let all: u64 = world.build_cache.iter().map(|(_, bytes)| bytes).sum();
+                let mut left = all;
+                // The longest unused goes first.
+                world.build_cache.sort();
+                while left > *keep
+                    && let Some((_, bytes)) = world.build_cache.pop()
+                {
+                    left -= bytes;
+                }
+                all - left
             }
         })
     }

@@ -1,0 +1,494 @@
+//! Sweep: takes away what no preview needs any more, mends what a dead run left, and proves that what went is gone.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::crash::halt_error;
+use super::destroy::{Destroy, Kept, Record, destroy_if};
+use super::error::Restored;
+use super::run::{acquire, guarded};
+use super::undo::{self, Undo};
+use super::{Client, Error, Event, Interrupt, Observer, Quiet};
+use crate::engine::{DiskUse, Inventory, Prune, Removed};
+use crate::fault::Fault;
+use crate::fence;
+use crate::host::{Change, Facts, Query, Survey};
+use crate::ownership::Selector;
+use crate::project::{Target, Timeouts};
+use crate::runtime::Variables;
+use crate::secret::Redactor;
+use crate::state::{Failure, Phase, State};
+use crate::sweep::{self as rules, Decision, Left, Open, Suspect, Why};
+
+/// So many previews are removed at the same time.
+const AT_ONCE: usize = 4;
+/// A look at the whole host may take so long.
+const LOOK: Duration = Duration::from_secs(60);
+/// The engine may take so long to add up its disk; without that, nobody knows what was freed, and that is all.
+const ACCOUNT: Duration = Duration::from_secs(60);
+
+/// What to sweep, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sweep {
+    /// Who holds locks meanwhile, for those who come.
+    pub who: String,
+    /// Say what would be done, and change nothing.
+    pub dry_run: bool,
+    /// What is known of pull requests and branches.
+    pub open: Open,
+    /// Limits of time for bringing a version up again.
+    pub timeouts: Timeouts,
+    /// Images that were pulled for previews go when the engine's disk is fuller than this, in percent.
+    pub images_above: u8,
+    /// But only those that were pulled longer ago than this.
+    pub images_older: Duration,
+    /// Build cache beyond so many bytes goes.
+    pub build_cache: u64,
+}
+
+/// A preview that went, or would.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Gone {
+    /// The application.
+    pub app: String,
+    /// The preview.
+    pub name: String,
+    /// Why.
+    pub why: Why,
+    /// What was removed on the engine.
+    pub removed: Removed,
+    /// Files that were removed.
+    pub files: usize,
+    /// What was found of it afterwards: the proof that nothing is left is that this is empty.
+    pub left: Vec<String>,
+}
+
+/// A preview whose run died, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Mended {
+    /// The application.
+    pub app: String,
+    /// The preview.
+    pub name: String,
+    /// Why.
+    pub why: Why,
+}
+
+/// A preview that was left, although it should have gone or been mended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unswept {
+    /// The application.
+    pub app: String,
+    /// The preview.
+    pub name: String,
+    /// What it was suspected of.
+    pub why: Why,
+    /// Why it was left.
+    pub reason: String,
+    /// The exit code that this deserves; 0 where it is as it should be: somebody is at work on it.
+    pub code: u8,
+}
+
+/// What a sweep did.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Swept {
+    /// Nothing was changed: this is what would be.
+    pub dry_run: bool,
+    /// Previews that went.
+    pub removed: Vec<Gone>,
+    /// Previews that run again in the version before.
+    pub mended: Vec<Mended>,
+    /// Previews that stayed.
+    pub stayed: Vec<Unswept>,
+    /// Tombstones past their time.
+    pub tombstones: usize,
+    /// Images that went.
+    pub images: Vec<String>,
+    /// Bytes of build cache that went.
+    pub build_cache: u64,
+    /// What looks wrong, and is left alone.
+    pub left: Vec<Left>,
+    /// Bytes that the engine holds less than before, where it says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub freed: Option<u64>,
+    /// How full the engine's disk was, in percent.
+    pub disk: u8,
+    /// Previews that stand now.
+    pub previews: usize,
+    /// When that was, on the host's clock.
+    pub now: Timestamp,
+}
+
+impl Swept {
+    /// The exit code: that of the first preview that could not be removed or mended, or of which something is left.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        let left = self.removed.iter().any(|gone| !gone.left.is_empty());
+        self.stayed.iter().map(|unswept| unswept.code).find(|code| *code != 0).unwrap_or(u8::from(left))
+    }
+}
+
+struct Seen {
+    survey: Survey,
+    inventory: Inventory,
+}
+
+async fn look(client: &Client) -> Result<Seen, Error> {
+    let query = Query {
+        read: vec![
+            "*/*/state.json".to_owned(),
+            format!("{}/*/*.json", fence::TOMBSTONES),
+            format!("{}/*.json", rules::IMAGES),
+        ],
+        list: vec!["*".to_owned(), "*/*".to_owned(), "*/*/*".to_owned(), "*/*/.*".to_owned()],
+        ..Query::default()
+    };
+    let both = async {
+        futures_util::try_join!(
+            client.host.survey(&client.base_dir, &query),
+            client.engine.inventory(&Selector::Managed)
+        )
+    };
+    match tokio::time::timeout(LOOK, both).await {
+        Ok(both) => both.map(|(survey, inventory)| Seen { survey, inventory }).map_err(Error::from),
+        Err(_) => Err(Fault::new(
+            crate::fault::FaultKind::TimedOut,
+            "look at the host",
+            format!("no answer within {} s", LOOK.as_secs()),
+        )
+        .into()),
+    }
+}
+
+/// What the engine holds; `None` where it does not say in time.
+async fn account(client: &Client) -> Option<DiskUse> {
+    tokio::time::timeout(ACCOUNT, client.engine.disk_use()).await.ok()?.ok()
+}
+
+/// The facts of the disk that the engine is on; those of the previews' directory where that cannot be told.
+async fn engine_disk(client: &Client) -> Option<Facts> {
+    let root = client.engine.info().await.ok()?.root;
+    let survey = client.host.survey(&root, &Query::default()).await.ok()?;
+    Some(survey.facts)
+}
+
+/// Sweeps a host: all applications below its base directory.
+pub async fn sweep(
+    client: &Client,
+    wish: &Sweep,
+    observer: &dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<Swept, Error> {
+    let (seen, before, disk) = futures_util::join!(look(client), account(client), engine_disk(client));
+    let seen = seen?;
+    let now = Timestamp::from_second(seen.survey.facts.now).unwrap_or_else(|_| Timestamp::now());
+    let Decision { remove, mend, tombstones, left, empty } =
+        rules::decide(&client.base_dir, &seen.survey, &seen.inventory, &wish.open);
+    let disk = disk.map_or_else(|| full(&seen.survey.facts), |facts| full(&facts));
+    let images = if disk > wish.images_above { rules::old_images(&seen.survey, wish.images_older) } else { Vec::new() };
+    let cache = before.map_or(0, |account| account.build_cache);
+    let mut swept = Swept { dry_run: wish.dry_run, left, disk, now, ..Swept::empty(now) };
+
+    if wish.dry_run {
+        return plan(
+            client,
+            swept,
+            remove,
+            mend,
+            tombstones.len(),
+            images,
+            cache.saturating_sub(wish.build_cache),
+            &seen,
+        )
+        .await;
+    }
+    let work = Work { client, wish, seen: &seen, now, observer, interrupt };
+    let jobs =
+        remove.into_iter().map(|suspect| (suspect, false)).chain(mend.into_iter().map(|suspect| (suspect, true)));
+    let mut done =
+        futures_util::stream::iter(jobs.map(|(suspect, mend)| work.one(suspect, mend))).buffer_unordered(AT_ONCE);
+    let mut interrupted = false;
+    while let Some(done) = done.next().await {
+        match done {
+            Done::Gone(gone) => swept.removed.push(gone),
+            Done::Mended(mended) => swept.mended.push(mended),
+            Done::Stayed(stayed) => swept.stayed.push(stayed),
+            Done::Nothing => {}
+            Done::Interrupted => interrupted = true,
+        }
+    }
+    drop(done);
+    if interrupted {
+        return Err(Error::Fault(Fault::new(
+            crate::fault::FaultKind::TimedOut,
+            "sweep",
+            "interrupted; what was done is done, run the same command again for the rest",
+        )));
+    }
+    let mut changes: Vec<Change> = tombstones.iter().map(|path| Change::Remove { path: path.clone() }).collect();
+    changes.extend(empty.into_iter().map(|path| Change::RemoveEmpty { path }));
+    if !changes.is_empty() {
+        client.host.apply(&changes).await?;
+    }
+    swept.tombstones = tombstones.len();
+    tidy(client, wish, images, cache, &seen, &mut swept, observer).await?;
+    prove(client, &mut swept, before).await?;
+    swept.removed.sort_by(|a, b| (&a.app, &a.name).cmp(&(&b.app, &b.name)));
+    Ok(swept)
+}
+
+/// Images and build cache.
+async fn tidy(
+    client: &Client,
+    wish: &Sweep,
+    images: Vec<(String, rules::Pulled)>,
+    cache: u64,
+    seen: &Seen,
+    swept: &mut Swept,
+    observer: &dyn Observer,
+) -> Result<(), Error> {
+    // A run at work may have pulled what it has not started yet.
+    let at_work = seen.survey.files.iter().any(|(path, text)| {
+        path.ends_with("/state.json") && State::parse(path, text).is_ok_and(|state| state.phase.in_flight())
+    });
+    let mut gone = Vec::new();
+    if at_work && !images.is_empty() {
+        observer.event(&Event::Note("images stay this time: somebody is at work, and may need them"));
+    } else {
+        let names = images.iter().map(|(_, pulled)| pulled.image.clone()).collect();
+        let there = client.engine.image_ids(&names).await?;
+        for (path, pulled) in images {
+            if !there.contains_key(&pulled.image) {
+                gone.push(Change::Remove { path });
+            } else if client.engine.remove_image(&pulled.image).await? {
+                swept.images.push(pulled.image);
+                gone.push(Change::Remove { path });
+            }
+        }
+    }
+    if !gone.is_empty() {
+        client.host.apply(&gone).await?;
+    }
+    if cache > wish.build_cache {
+        swept.build_cache = client.engine.prune(&Prune::BuildCache { keep: wish.build_cache }).await?;
+    }
+    Ok(())
+}
+
+/// Looks again at everything: what was removed has to be gone.
+async fn prove(client: &Client, swept: &mut Swept, before: Option<DiskUse>) -> Result<(), Error> {
+    let (after, account) = futures_util::join!(look(client), account(client));
+    let after = after?;
+    for gone in &mut swept.removed {
+        let target = Target { app: gone.app.clone(), name: gone.name.clone(), project: String::new() };
+        let again = format!("{}/state.json", target.directory(&client.base_dir));
+        // Somebody may have deployed it again meanwhile.
+        if !after.survey.files.contains_key(&again) {
+            gone.left = rules::remains(&client.base_dir, &target, &after.survey, &after.inventory);
+        }
+    }
+    let sum = |account: DiskUse| account.images + account.containers + account.volumes + account.build_cache;
+    swept.freed = before.zip(account).map(|(before, after)| sum(before).saturating_sub(sum(after)));
+    swept.previews = after.survey.files.keys().filter(|path| path.ends_with("/state.json")).count();
+    Ok(())
+}
+
+/// What would be done.
+#[expect(clippy::too_many_arguments, reason = "they are the decision")]
+async fn plan(
+    client: &Client,
+    mut swept: Swept,
+    remove: Vec<Suspect>,
+    mend: Vec<Suspect>,
+    tombstones: usize,
+    images: Vec<(String, rules::Pulled)>,
+    cache: u64,
+    seen: &Seen,
+) -> Result<Swept, Error> {
+    let jobs =
+        remove.into_iter().map(|suspect| (suspect, false)).chain(mend.into_iter().map(|suspect| (suspect, true)));
+    let asked = jobs.map(|(suspect, mend)| async move {
+        let lock = suspect.target.file(&client.base_dir, ".lock");
+        client.lock.holder(&lock).await.map(|holder| (suspect, mend, holder))
+    });
+    let mut asked = futures_util::stream::iter(asked).buffered(AT_ONCE);
+    while let Some(answer) = asked.next().await {
+        let (Suspect { target: Target { app, name, .. }, why }, mend, holder) = answer?;
+        match holder {
+            Some(_) if matches!(why, Why::Crashed { .. } | Why::NoState) => {}
+            Some(holder) => {
+                let reason = super::error::say_holder(Some(&holder));
+                swept.stayed.push(Unswept { app, name, why, reason, code: 0 });
+            }
+            None if mend => swept.mended.push(Mended { app, name, why }),
+            None => {
+                let (removed, left) = (Removed::default(), Vec::new());
+                swept.removed.push(Gone { app, name, why, removed, files: 0, left });
+            }
+        }
+    }
+    swept.tombstones = tombstones;
+    swept.images = images.into_iter().map(|(_, pulled)| pulled.image).collect();
+    swept.build_cache = cache;
+    swept.previews = seen.survey.files.keys().filter(|path| path.ends_with("/state.json")).count();
+    Ok(swept)
+}
+
+impl Swept {
+    fn empty(now: Timestamp) -> Self {
+        Self {
+            dry_run: false,
+            removed: Vec::new(),
+            mended: Vec::new(),
+            stayed: Vec::new(),
+            tombstones: 0,
+            images: Vec::new(),
+            build_cache: 0,
+            left: Vec::new(),
+            freed: None,
+            disk: 0,
+            previews: 0,
+            now,
+        }
+    }
+}
+
+/// How full a disk is, in percent, as `df` says it.
+fn full(facts: &Facts) -> u8 {
+    let all = facts.disk_used.saturating_add(facts.disk_free).max(1);
+    u8::try_from(facts.disk_used.saturating_mul(100).div_ceil(all)).unwrap_or(100)
+}
+
+enum Done {
+    Gone(Gone),
+    Mended(Mended),
+    Stayed(Unswept),
+    /// It is not what it was, or there was nothing.
+    Nothing,
+    Interrupted,
+}
+
+/// What every job needs.
+struct Work<'a> {
+    client: &'a Client,
+    wish: &'a Sweep,
+    seen: &'a Seen,
+    now: Timestamp,
+    observer: &'a dyn Observer,
+    interrupt: &'a Interrupt,
+}
+
+impl Work<'_> {
+    async fn one(&self, suspect: Suspect, mend: bool) -> Done {
+        use futures_util::FutureExt as _;
+        if self.interrupt.fired().now_or_never().is_some() {
+            return Done::Interrupted;
+        }
+        let done = if mend { self.mend(&suspect).await } else { self.remove(&suspect).await };
+        let Suspect { target: Target { app, name, .. }, why } = suspect;
+        match done {
+            Ok(done) => done,
+            // Whoever is at work on it takes care of it.
+            Err(Error::Locked { .. }) if matches!(why, Why::Crashed { .. } | Why::NoState) => Done::Nothing,
+            Err(error @ Error::Locked { .. }) => {
+                Done::Stayed(Unswept { app, name, why, reason: error.chain(), code: 0 })
+            }
+            Err(error) => {
+                self.observer.event(&Event::Warning(&format!("{app} {name}: {}", error.chain())));
+                let code = error.exit_code();
+                Done::Stayed(Unswept { app, name, why, reason: error.chain(), code })
+            }
+        }
+    }
+
+    /// What the state file said when the host was looked at.
+    fn state(&self, target: &Target) -> Option<State> {
+        let path = target.file(&self.client.base_dir, "state.json");
+        State::parse(&path, self.seen.survey.files.get(&path)?).ok()
+    }
+
+    async fn remove(&self, suspect: &Suspect) -> Result<Done, Error> {
+        let Suspect { target, why } = suspect;
+        let before = self.state(target);
+        // What was suspected has to hold under the lock.
+        let still = |record: Record<'_>| match (record, &before) {
+            (Record::Absent, None) => Ok(()),
+            (Record::State(state), Some(before)) if state == before => Ok(()),
+            _ => Err(Kept::Changed),
+        };
+        let (who, wait) = (self.wish.who.clone(), Duration::ZERO);
+        let destroy = Destroy { target: target.clone(), who, wait, event_at: None };
+        let Ok(gone) = destroy_if(self.client, &destroy, &Quiet, self.interrupt, Some(&still)).await? else {
+            return Ok(Done::Nothing);
+        };
+        if !gone.existed && *why == Why::NoState {
+            return Ok(Done::Nothing);
+        }
+        self.observer.event(&Event::Note(&format!("{}; removed", rules::say(suspect, self.now))));
+        let (app, name) = (target.app.clone(), target.name.clone());
+        Ok(Done::Gone(Gone { app, name, why: why.clone(), removed: gone.removed, files: gone.files, left: vec![] }))
+    }
+
+    /// A run died during an update: the version before runs again, or the preview stays for its next deploy.
+    async fn mend(&self, suspect: &Suspect) -> Result<Done, Error> {
+        let Suspect { target, why } = suspect;
+        let (client, base) = (self.client, &self.client.base_dir);
+        let what = format!("sweep of {}", target.name);
+        let path = target.file(base, ".lock");
+        let lock = &*client.lock;
+        let lease = acquire(lock, &path, &self.wish.who, &what, Duration::ZERO, &Quiet, self.interrupt, &|| ()).await?;
+        let own = format!("{}/{}", target.app, target.name);
+        let query = Query {
+            read: vec![format!("{own}/state.json"), format!("{own}/stack-*.json")],
+            list: vec![format!("{own}/files/*"), format!("{own}/stack-*.json")],
+            ..Query::default()
+        };
+        let never = Interrupt::default();
+        let survey = guarded(&*lease, &never, LOOK, client.host.survey(base, &query));
+        let survey = survey.await.map_err(|halt| halt_error(halt, &target.name))?;
+        let path = target.file(base, "state.json");
+        let state = survey.files.get(&path).and_then(|text| State::parse(&path, text).ok());
+        let Some(state) = state.filter(|state| state.phase.in_flight() && rules::mendable(state)) else {
+            lease.release(true).await?;
+            return Ok(Done::Nothing);
+        };
+        let text = state.good.as_ref().and_then(|good| survey.files.get(&target.file(base, &good.stack)));
+        let restored = match text.zip(state.good.as_ref()) {
+            None => Restored::NotYet("the file of the version before is gone".to_owned()),
+            Some((text, good)) => {
+                let failure = Failure { phase: state.phase, message: why.to_string(), at: Timestamp::now() };
+                undo::undo(&Undo {
+                    client,
+                    timeouts: &self.wish.timeouts,
+                    target,
+                    lease: &*lease,
+                    observer: &Quiet,
+                    redactor: &Redactor::default(),
+                    good: Some((text, good)),
+                    state: &state,
+                    end: Phase::Failed,
+                    failure,
+                    files: survey.paths.iter().cloned().collect(),
+                    // The values of this run's environment are not those of the run that died.
+                    variables: &Variables::new(),
+                })
+                .await
+            }
+        };
+        lease.release(true).await?;
+        let (app, name) = (target.app.clone(), target.name.clone());
+        Ok(match restored {
+            Restored::NotYet(reason) => {
+                self.observer.event(&Event::Warning(&format!("{app} {name}: {why}, and cannot be mended: {reason}")));
+                Done::Stayed(Unswept { app, name, why: why.clone(), reason, code: 4 })
+            }
+            Restored::Previous | Restored::Removed => {
+                self.observer.event(&Event::Note(&format!("{app} {name}: {why}; the version before runs")));
+                Done::Mended(Mended { app, name, why: why.clone() })
+            }
+        })
+    }
+}
