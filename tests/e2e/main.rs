@@ -15,3 +15,4 @@ mod rollback;
 mod secrets;
 mod stack;
 mod stacks;
+mod trusted;

@@ -23,6 +23,7 @@ use preview_core::stack::Guardrails;
 use preview_core::state::Subject;
 
 use crate::cli::{Deploy, Global};
+use crate::output::Ci;
 
 /// Content of the private key, where CI has it in a variable. Never part of the configuration.
 const IDENTITY_KEY: &str = "PREVIEW_IDENTITY_KEY";
@@ -51,7 +52,17 @@ impl Session {
         let directory = global.project_dir.as_deref().unwrap_or_else(|| Path::new("."));
         let directory = std::fs::canonicalize(directory)
             .map_err(|error| invalid(format!("--project-dir {}: {error}", directory.display())))?;
-        let file = read_config(global.config.as_deref(), &directory)?;
+        let mut file = read_config(global.config.as_deref(), &directory)?;
+        if let Some(trusted) = trusted_config(global)? {
+            let own = global.config.clone().unwrap_or_else(|| directory.join(config::FILE));
+            if Ci::of(&environment) != Ci::None && same_file(&own, global.trusted_config.as_deref()) {
+                return Err(Error::invalid(
+                    "--trusted-config names the pull request's own file: take that of the base branch instead, for example with \
+                     `git show origin/main:preview.toml`",
+                ));
+            }
+            file = file.under(&trusted);
+        }
         let mut flags = Overrides {
             host: global.host.clone(),
             base_dir: global.base_dir.clone(),
@@ -369,6 +380,24 @@ fn read_config(path: Option<&Path>, directory: &Path) -> Result<ConfigFile, Erro
         }
         Err(error) => Err(invalid(format!("{}: {error}", path.display()))),
     }
+}
+
+/// The base branch's file, if one is given.
+fn trusted_config(global: &Global) -> Result<Option<ConfigFile>, Error> {
+    let Some(path) = &global.trusted_config else { return Ok(None) };
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| invalid(format!("--trusted-config {}: {error}", path.display())))?;
+    ConfigFile::parse(&text, Some(path)).map(Some).map_err(invalid)
+}
+
+fn same_file(one: &Path, other: Option<&Path>) -> bool {
+    let canonical = |path: &Path| std::fs::canonicalize(path).ok();
+    canonical(one).is_some() && canonical(one) == other.and_then(canonical)
+}
+
+/// Whether the base branch allows deploys from forks.
+pub(crate) fn forks_are_welcome(global: &Global) -> Result<bool, Error> {
+    Ok(trusted_config(global)?.is_some_and(|trusted| trusted.policy.forks))
 }
 
 /// The name of the repository, or of the directory.

@@ -52,6 +52,8 @@ pub struct ConfigFile {
     pub guardrails: Guardrails,
     /// How long each stage of a run may take.
     pub timeouts: Timeouts,
+    /// What the base branch allows to pull requests. Counts only in a file that is given with `--trusted-config`.
+    pub policy: Policy,
     /// A request that has to succeed before a preview counts as ready.
     pub health: Option<Health>,
     /// Variables of the stack: for interpolation in the Compose files, and for the services in `env_services`. Numbers and booleans stand for
@@ -71,6 +73,9 @@ pub struct ConfigFile {
     pub step: Vec<Step>,
     #[serde(skip)]
     pub(super) origin: Arc<Origin>,
+    /// What a trusted file put out of force, for people.
+    #[serde(skip)]
+    pub(super) overruled: Option<String>,
 }
 
 /// When images are pulled.
@@ -258,6 +263,15 @@ pub struct Timeouts {
     pub lock: TimeSpan,
     /// The whole run. Default: `20m`.
     pub total: TimeSpan,
+}
+
+/// What the base branch allows to pull requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Policy {
+    /// Whether `preview ci` deploys pull requests of forks. Default: `false`.
+    pub forks: bool,
 }
 
 /// A request that has to succeed: any answer from 200 to 399.

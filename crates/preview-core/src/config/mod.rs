@@ -26,6 +26,7 @@ mod resolve;
 mod schema;
 mod settings;
 mod table;
+mod trusted;
 mod values;
 
 use std::collections::BTreeMap;
@@ -35,7 +36,7 @@ use std::sync::Arc;
 
 pub use error::ConfigError;
 pub use file::{
-    After, ConfigFile, Generate, Guardrails, Health, Limits, Proxy, ProxyKind, Pull, Restart, RouteTable, Step,
+    After, ConfigFile, Generate, Guardrails, Health, Limits, Policy, Proxy, ProxyKind, Pull, Restart, RouteTable, Step,
     Timeouts, Vm,
 };
 #[cfg(feature = "schema")]
@@ -82,6 +83,8 @@ pub struct Config {
     pub guardrails: Guardrails,
     /// Limits of time.
     pub timeouts: Timeouts,
+    /// What the base branch allows.
+    pub policy: Policy,
     /// The request that has to succeed.
     pub health: Option<Health>,
     /// Variables that the file gives.

@@ -25,6 +25,7 @@ pub(super) fn resolve(file: ConfigFile) -> Result<Config, ConfigError> {
         limits: file.limits,
         guardrails: file.guardrails,
         timeouts: file.timeouts,
+        policy: file.policy,
         health: file.health,
         env: file.env,
         env_services: file.env_services,
