@@ -1,6 +1,6 @@
 //! From flags, environment and files to what the library wants: configuration, names, project, connection.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use preview_core::route::Traefik;
 use preview_core::runtime::compose::{Compose, ComposeOptions};
 use preview_core::secret::Secret;
 use preview_core::secrets;
-use preview_core::stack::Guardrails;
+use preview_core::stack::{Allowance, Guardrails};
 use preview_core::state::Subject;
 
 use crate::cli::{Deploy, Global};
@@ -218,6 +218,16 @@ impl Session {
                 log_files: config.guardrails.log_files.get(),
                 restart: config.guardrails.restart.as_str().to_owned(),
             },
+            allowed: config
+                .policy
+                .allow
+                .iter()
+                .map(|allow| Allowance {
+                    service: allow.service.clone(),
+                    key: allow.key.clone(),
+                    values: allow.values.clone(),
+                })
+                .collect(),
             timeouts: project::Timeouts {
                 lock: timeouts.lock.into(),
                 build: timeouts.build.into(),
@@ -255,15 +265,21 @@ impl Session {
 
     /// Files that the configuration names, relative to the project directory; each must exist.
     fn existing(&self, key: &str, files: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
+        let repository = repository(&self.directory);
         files
             .iter()
             .map(|file| {
-                let path = self.directory.join(file);
-                if path.is_file() {
-                    Ok(path)
-                } else {
-                    Err(invalid(self.config.error(key, format!("{} does not exist", path.display()))))
+                let path = normal(&self.directory.join(file));
+                let wrong = |message: String| Err(invalid(self.config.error(key, message)));
+                // A pull request must not have other files of this machine read; where flags and variables lead is the pipeline's to say.
+                let of_the_file = self.config.error(key, "").file.is_some();
+                if of_the_file && !path.starts_with(&repository) {
+                    return wrong(format!("{} is outside the repository", path.display()));
                 }
+                if !path.is_file() {
+                    return wrong(format!("{} does not exist", path.display()));
+                }
+                Ok(path)
             })
             .collect()
     }
@@ -408,6 +424,21 @@ fn application(environment: &Environment, directory: &Path) -> String {
         || directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
         str::to_owned,
     )
+}
+
+/// The path without `.` and `..`, as text.
+fn normal(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                normal.pop();
+            }
+            other => normal.push(other),
+        }
+    }
+    normal
 }
 
 /// The directory that files of a stack must lie in: the checkout, or the project directory where there is none.

@@ -77,6 +77,7 @@ fn project(directory: &Path) -> Project {
         limits: Limits::default(),
         weight: Weight::default(),
         guardrails: Guardrails::default(),
+        allowed: vec![],
         timeouts: Timeouts::default(),
         health: None,
         secrets: vec![Arc::new(vault)],

@@ -9,7 +9,7 @@ use crate::admission::{Limits, Weight};
 use crate::registry::Logins;
 use crate::route::Traefik;
 use crate::secrets::SecretSource;
-use crate::stack::Guardrails;
+use crate::stack::{Allowance, Guardrails};
 use crate::state::Subject;
 
 /// Which preview is meant.
@@ -170,6 +170,8 @@ pub struct Project {
     pub weight: Weight,
     /// Limits of each container.
     pub guardrails: Guardrails,
+    /// What services may have although it is refused otherwise.
+    pub allowed: Vec<Allowance>,
     /// Limits of time.
     pub timeouts: Timeouts,
     /// The question that the preview must answer.

@@ -283,6 +283,7 @@ fn project() -> Project {
         limits: Limits::default(),
         weight: Weight::default(),
         guardrails: Guardrails::default(),
+        allowed: vec![],
         timeouts: Timeouts::default(),
         health: None,
         secrets: vec![],

@@ -1,9 +1,11 @@
 //! What types alone cannot check.
 
+use super::decode::suggestion;
 use super::error::ConfigError;
 use super::file::ConfigFile;
 use super::origin::element;
 use crate::admission::Weight;
+use crate::stack::{self, Allowing};
 use crate::units::{ByteSize, TimeSpan};
 
 /// Docker's own minimum.
@@ -79,6 +81,29 @@ pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
     }
     if guardrails.log_size.bytes() == 0 {
         return wrong("guardrails.log_size", "has to be more than nothing");
+    }
+
+    for (index, allow) in file.policy.allow.iter().enumerate() {
+        let key = |key: &str| format!("{}.{key}", element("policy.allow", index));
+        if allow.service.is_empty() {
+            return wrong(&key("service"), "is empty");
+        }
+        match stack::allowing(&allow.key) {
+            None => {
+                let message = format!("`{}` is not a key that can be allowed", allow.key.escape_debug());
+                let help = suggestion(&allow.key, &stack::allowable_keys());
+                return Err(file.origin.at(&key("key"), message).with_help(help));
+            }
+            Some(Allowing::Values) if allow.values.is_empty() => {
+                let message =
+                    format!("`{}` needs `values`: each value that is allowed, exactly", element("policy.allow", index));
+                return wrong(&element("policy.allow", index), &message);
+            }
+            Some(Allowing::Key) if !allow.values.is_empty() => {
+                return wrong(&key("values"), &format!("`{}` has no values: leave them out", allow.key));
+            }
+            Some(_) => {}
+        }
     }
 
     let timeouts = &file.timeouts;

@@ -272,6 +272,23 @@ pub struct Timeouts {
 pub struct Policy {
     /// Whether `preview ci` deploys pull requests of forks. Default: `false`.
     pub forks: bool,
+    /// What services may have although it is refused otherwise. Default: nothing.
+    pub allow: Vec<Allow>,
+}
+
+/// Something that a service may have although it is refused otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Allow {
+    /// The Compose service.
+    pub service: String,
+    /// The key, as the refusal names it after the service: `cap_add`, `volumes`, `build.network`.
+    pub key: String,
+    /// The values that are allowed, each exactly as it stands in the refusal; for a mount the path on the host. Default: none; keys that are on or off
+    /// have no values.
+    #[serde(default)]
+    pub values: Vec<String>,
 }
 
 /// A request that has to succeed: any answer from 200 to 399.

@@ -36,8 +36,8 @@ use std::sync::Arc;
 
 pub use error::ConfigError;
 pub use file::{
-    After, ConfigFile, Generate, Guardrails, Health, Limits, Policy, Proxy, ProxyKind, Pull, Restart, RouteTable, Step,
-    Timeouts, Vm,
+    After, Allow, ConfigFile, Generate, Guardrails, Health, Limits, Policy, Proxy, ProxyKind, Pull, Restart,
+    RouteTable, Step, Timeouts, Vm,
 };
 #[cfg(feature = "schema")]
 pub use schema::schema;

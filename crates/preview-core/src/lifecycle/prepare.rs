@@ -8,7 +8,7 @@ use super::files::{self, Upload};
 use super::{Error, Event, Observer, Refusal};
 use crate::project::{Deploy, Project, Proxy, RouteSpec};
 use crate::route::{self, Route};
-use crate::runtime::{Runtime, Source, Variables};
+use crate::runtime::{Runtime, Source, Variables, reads};
 use crate::secret::{Redactor, Secret};
 use crate::stack::{self, Difference, FileUse, Input, Port};
 use crate::state::Address;
@@ -79,16 +79,25 @@ pub(super) async fn prepare(
         project: deploy.target.project.clone(),
         variables: variables.clone(),
     };
+    let repository = project.repository.clone();
+    let looked_at = source.clone();
+    let within = repository.clone();
+    blocking(move || match reads::outside(&looked_at, &within)? {
+        outside if outside.is_empty() => Ok(()),
+        outside => Err(Refusal::Policy(outside).into()),
+    })
+    .await?;
     let resolved = runtime.resolve(&source).await?;
     let mut model = resolved.model;
-    let repository = project.repository.clone();
+    let allowed = project.allowed.clone();
     let proxy_network = match &project.proxy {
         Proxy::None => None,
         Proxy::Traefik(traefik) => Some(traefik.network.clone()),
     };
     let (model, uses) = blocking(move || {
-        let uses: Vec<FileUse> = files::canonical(&mut model)?;
-        let violations = stack::violations(&model, &repository, proxy_network.as_deref());
+        let of_the_host = stack::host_mounts(&model, &repository, &allowed);
+        let uses: Vec<FileUse> = files::canonical(&mut model, &of_the_host)?;
+        let violations = stack::violations(&model, &repository, proxy_network.as_deref(), &allowed);
         if !violations.is_empty() {
             return Err(Refusal::Policy(violations).into());
         }

@@ -10,7 +10,7 @@ mod render;
 
 pub use files::{FileUse, Place, file_uses};
 pub use limits::Guardrails;
-pub use policy::{Violation, violations};
+pub use policy::{Allowance, Allowing, Violation, allowable_keys, allowing, host_mounts, violations};
 pub use render::{Input, Rendered, render};
 
 use std::collections::{BTreeMap, BTreeSet};
