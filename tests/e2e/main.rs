@@ -7,6 +7,7 @@ mod ci;
 mod embed;
 mod faults;
 mod inside;
+mod isolation;
 mod killed;
 mod lifecycle;
 mod locks;

@@ -19,7 +19,7 @@ use preview_core::route::Traefik;
 use preview_core::runtime::compose::{Compose, ComposeOptions};
 use preview_core::secret::Secret;
 use preview_core::secrets;
-use preview_core::stack::{Allowance, Guardrails};
+use preview_core::stack::{Allowance, Guardrails, Isolation};
 use preview_core::state::Subject;
 
 use crate::cli::{Deploy, Global};
@@ -218,6 +218,16 @@ impl Session {
                 log_files: config.guardrails.log_files.get(),
                 restart: config.guardrails.restart.as_str().to_owned(),
             },
+            isolation: Isolation {
+                read_only: config.isolation.read_only,
+                tmpfs: config.isolation.tmpfs.bytes(),
+                user: config.isolation.user.clone(),
+                no_new_privileges: config.isolation.no_new_privileges,
+                internal: config.isolation.internal,
+                cap_drop_all: config.isolation.cap_drop_all,
+                except: config.isolation.except.clone(),
+            },
+            isolation_place: place("isolation"),
             allowed: config
                 .policy
                 .allow

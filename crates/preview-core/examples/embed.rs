@@ -25,7 +25,7 @@ use preview_core::project::{Deploy, Project, Proxy, PullPolicy, Target, Timeouts
 use preview_core::runtime::compose::{Compose, ComposeOptions};
 use preview_core::secret::{Redactor, Secret};
 use preview_core::secrets::SecretSource;
-use preview_core::stack::Guardrails;
+use preview_core::stack::{Guardrails, Isolation};
 use preview_core::state::Subject;
 
 type Failure = Box<dyn std::error::Error>;
@@ -77,6 +77,8 @@ fn project(directory: &Path) -> Project {
         limits: Limits::default(),
         weight: Weight::default(),
         guardrails: Guardrails::default(),
+        isolation: Isolation::default(),
+        isolation_place: String::new(),
         allowed: vec![],
         timeouts: Timeouts::default(),
         health: None,

@@ -9,7 +9,7 @@ use crate::admission::{Limits, Weight};
 use crate::registry::Logins;
 use crate::route::Traefik;
 use crate::secrets::SecretSource;
-use crate::stack::{Allowance, Guardrails};
+use crate::stack::{Allowance, Guardrails, Isolation};
 use crate::state::Subject;
 
 /// Which preview is meant.
@@ -170,6 +170,10 @@ pub struct Project {
     pub weight: Weight,
     /// Limits of each container.
     pub guardrails: Guardrails,
+    /// What containers may not do beyond that.
+    pub isolation: Isolation,
+    /// Where that was written.
+    pub isolation_place: String,
     /// What services may have although it is refused otherwise.
     pub allowed: Vec<Allowance>,
     /// Limits of time.

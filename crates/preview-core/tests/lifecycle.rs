@@ -18,7 +18,7 @@ use preview_core::plan::Kind;
 use preview_core::project::{Deploy, Project, Proxy, PullPolicy, Target, Timeouts};
 use preview_core::runtime::{Progress, Resolved, Runtime, Source, Stack};
 use preview_core::secret::Redactor;
-use preview_core::stack::Guardrails;
+use preview_core::stack::{Guardrails, Isolation};
 use preview_core::state::{Phase, State, Subject};
 use preview_core::testkit::engine::MemoryEngine;
 use preview_core::testkit::host::MemoryHost;
@@ -283,6 +283,8 @@ fn project() -> Project {
         limits: Limits::default(),
         weight: Weight::default(),
         guardrails: Guardrails::default(),
+        isolation: Isolation::default(),
+        isolation_place: String::new(),
         allowed: vec![],
         timeouts: Timeouts::default(),
         health: None,

@@ -106,6 +106,27 @@ pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
         }
     }
 
+    let isolation = &file.isolation;
+    if isolation.tmpfs.bytes() == 0 {
+        return wrong("isolation.tmpfs", "has to be more than nothing: Docker takes that for no limit");
+    }
+    if let Some(user) = &isolation.user {
+        let parts: Vec<&str> = user.split(':').collect();
+        let legal = |part: &str| {
+            part.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_')
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
+        };
+        if parts.len() > 2 || !parts.iter().all(|part| legal(part)) {
+            return wrong("isolation.user", "is not a user: `1000` or `1000:1000`, or names that all images know");
+        }
+        if parts[0] == "root" || parts[0].parse::<u64>() == Ok(0) {
+            return wrong("isolation.user", "is root; leave the key out for what files and images say");
+        }
+    }
+    if let Some(index) = isolation.except.iter().position(|service| service.trim().is_empty()) {
+        return wrong(&element("isolation.except", index), "is empty");
+    }
+
     let timeouts = &file.timeouts;
     for (key, span) in [
         ("timeouts.build", timeouts.build),

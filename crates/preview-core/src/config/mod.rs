@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 pub use error::ConfigError;
 pub use file::{
-    After, Allow, ConfigFile, Generate, Guardrails, Health, Limits, Policy, Proxy, ProxyKind, Pull, Restart,
+    After, Allow, ConfigFile, Generate, Guardrails, Health, Isolation, Limits, Policy, Proxy, ProxyKind, Pull, Restart,
     RouteTable, Step, Timeouts, Vm,
 };
 #[cfg(feature = "schema")]
@@ -81,6 +81,8 @@ pub struct Config {
     pub limits: Limits,
     /// Limits for every container.
     pub guardrails: Guardrails,
+    /// What containers may do less.
+    pub isolation: Isolation,
     /// Limits of time.
     pub timeouts: Timeouts,
     /// What the base branch allows.

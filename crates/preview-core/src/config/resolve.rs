@@ -24,6 +24,7 @@ pub(super) fn resolve(file: ConfigFile) -> Result<Config, ConfigError> {
         routes: Vec::new(),
         limits: file.limits,
         guardrails: file.guardrails,
+        isolation: file.isolation,
         timeouts: file.timeouts,
         policy: file.policy,
         health: file.health,

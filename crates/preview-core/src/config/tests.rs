@@ -225,6 +225,15 @@ fn errors_say_where_and_what() {
             "[[policy.allow]]\nservice = 'a'\nkey = 'privileged'\nvalues = ['true']",
             "preview.toml:4:10: `policy.allow[0].values`: `privileged` has no values: leave them out",
         ),
+        ("[isolation]\ntmpfs = '0B'", "preview.toml:2:9: `isolation.tmpfs`: has to be more than nothing"),
+        ("[isolation]\nuser = '0:1000'", "preview.toml:2:8: `isolation.user`: is root"),
+        ("[isolation]\nuser = '1000:1000:1'", "preview.toml:2:8: `isolation.user`: is not a user"),
+        ("[isolation]\nuser = ''", "preview.toml:2:8: `isolation.user`: is not a user"),
+        (
+            "[isolation]\nreadonly = true",
+            "preview.toml:2:1: unknown key `isolation.readonly`; did you mean `read_only`?",
+        ),
+        ("[isolation]\nexcept = ['a', '']", "preview.toml:2:16: `isolation.except[1]`: is empty"),
         // Found only when everything is put together.
         (
             "url = ['https://{name}.x', 'https://{name}.y']",

@@ -27,7 +27,7 @@ macro_rules! governed {
 }
 
 /// Tables that come from the trusted file alone.
-const TABLES: [Governed; 6] = governed!(limits, guardrails, policy, vm, proxy, timeouts);
+const TABLES: [Governed; 7] = governed!(limits, guardrails, isolation, policy, vm, proxy, timeouts);
 /// Keys that come from it if it gives them.
 const NAMES: [Governed; 1] = governed!(app);
 
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn what_decides_over_the_host_comes_from_the_base_alone() {
-        let own = "app = 'mine'\nprofiles = ['x']\n[limits]\nmax_previews = 99\n[guardrails]\nmemory = '64GB'\n\
+        let own = "app = 'mine'\nprofiles = ['x']\n[limits]\nmax_previews = 99\n[guardrails]\nmemory = '64GB'\n[isolation]\nexcept = ['x']\n\
                    [vm]\nhost = 'ssh://me@elsewhere'\n[timeouts]\ntotal = '9h'\n[policy]\nforks = true\n[env]\nA = '1'";
         let base = "app = 'shop'\n[limits]\nmax_previews = 2\n[vm]\nhost = 'ssh://deploy@vm'\n[env]\nB = '2'";
         let done = settings(own, base).unwrap();
@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(
             done.warnings,
             [
-                "preview.toml: ignored here, since base.toml decides: [limits], [guardrails], [policy], [vm], [timeouts], `app`"
+                "preview.toml: ignored here, since base.toml decides: [limits], [guardrails], [isolation], [policy], [vm], [timeouts], `app`"
             ]
         );
     }

@@ -107,7 +107,9 @@ pub(super) async fn prepare(
     check_services(project, &model)?;
     let uploads = blocking(move || files::uploads(&uses)).await?;
     let (routes, wanted) = routes(project, &model)?;
-    Ok(Prepared { built: stack::built(&model), variables, uploads, routes, wanted, warnings: resolved.warnings, model })
+    let mut warnings = resolved.warnings;
+    warnings.extend(check_isolation(project, &model, &wanted)?);
+    Ok(Prepared { built: stack::built(&model), variables, uploads, routes, wanted, warnings, model })
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
@@ -144,6 +146,18 @@ fn check_services(project: &Project, model: &Value) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// What is turned on must be possible for these services; what is said about none of them is a warning, since the base branch may say it for others.
+fn check_isolation(project: &Project, model: &Value, wanted: &BTreeSet<Port>) -> Result<Vec<String>, Error> {
+    let (isolation, place) = (&project.isolation, &project.isolation_place);
+    let on_the_host = wanted.iter().filter(|_| project.proxy == Proxy::None);
+    if let Some((key, why)) = isolation.conflicts(model, on_the_host).into_iter().next() {
+        return Err(Error::invalid(format!("{place}: {key}: {why}")));
+    }
+    let known = stack::service_names(model);
+    let unknown = isolation.except.iter().filter(|service| !known.contains(*service));
+    Ok(unknown.map(|service| format!("{place}: `except` names `{service}`, which is no service here")).collect())
 }
 
 /// The routes, and what has to be published without a proxy.
@@ -225,6 +239,7 @@ pub(super) fn render(
         app: &deploy.target.app,
         name: &deploy.target.name,
         guardrails: &project.guardrails,
+        isolation: &project.isolation,
         files: &files,
         wanted: &prepared.wanted,
         host_ports: labels.is_none().then_some(host_ports),
