@@ -1,6 +1,6 @@
 //! From flags, environment and files to what the library wants: configuration, names, project, connection.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use preview_core::route::Traefik;
 use preview_core::runtime::compose::{Compose, ComposeOptions};
 use preview_core::secret::Secret;
 use preview_core::secrets;
-use preview_core::stack::{Allowance, Guardrails, Isolation};
+use preview_core::stack::{Allowance, Guardrails, Isolation, normal};
 use preview_core::state::Subject;
 
 use crate::cli::{Deploy, Global};
@@ -434,21 +434,6 @@ fn application(environment: &Environment, directory: &Path) -> String {
         || directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
         str::to_owned,
     )
-}
-
-/// The path without `.` and `..`, as text.
-fn normal(path: &Path) -> PathBuf {
-    let mut normal = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::CurDir => {}
-            Component::ParentDir => {
-                normal.pop();
-            }
-            other => normal.push(other),
-        }
-    }
-    normal
 }
 
 /// The directory that files of a stack must lie in: the checkout, or the project directory where there is none.

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::Source;
 use crate::fault::{Fault, FaultKind};
-use crate::stack::Violation;
+use crate::stack::{Violation, normal};
 
 /// No project has so many files; whoever writes one that includes itself in ever new ways ends here.
 const MOST_FILES: usize = 500;
@@ -200,21 +200,6 @@ fn texts(value: &Value) -> Vec<&str> {
         Value::Object(table) => table.get("path").map(texts).unwrap_or_default(),
         _ => Vec::new(),
     }
-}
-
-/// A path without `.` and `..`, as text: that is how Compose joins them.
-fn normal(path: &Path) -> PathBuf {
-    let mut normal = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::CurDir => {}
-            Component::ParentDir => {
-                normal.pop();
-            }
-            other => normal.push(other),
-        }
-    }
-    normal
 }
 
 /// The path with its links followed, as far as it exists; `None` once it leaves the repository. Each step is looked at by itself: a link through

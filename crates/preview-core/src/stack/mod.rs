@@ -9,7 +9,7 @@ mod network;
 mod policy;
 mod render;
 
-pub use files::{FileUse, Place, file_uses};
+pub use files::{FileUse, Place, file_uses, normal};
 pub use isolation::Isolation;
 pub use limits::Guardrails;
 pub use policy::{Allowance, Allowing, Violation, allowable_keys, allowing, host_mounts, violations};
