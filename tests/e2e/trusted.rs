@@ -154,6 +154,11 @@ fn files_of_the_machine_that_deploys_are_not_read() {
             assert!(!ran.err.contains("s3cr3t") && !ran.out.contains("s3cr3t"), "{lines}: {}", ran.err);
         }
     }
+    // The builder quotes a Dockerfile that it cannot make sense of.
+    std::os::unix::fs::symlink(outside.path(), site.dir.path().join("linked")).expect("a link");
+    site.write("compose.yml", &format!("{ONE}    build: {{context: ., dockerfile: linked/key}}\n"));
+    let ran = refused(&site, DEPLOY, 3, &["services.app.build.dockerfile: "]);
+    assert!(!ran.err.contains("BEGIN"), "{}", ran.err);
     // The file that Compose reads without being asked.
     site.write("compose.yml", &format!("{ONE}    environment: {{X: \"${{PLANTED}}\"}}\n"));
     std::os::unix::fs::symlink(secret, site.dir.path().join(".env")).expect("a link");

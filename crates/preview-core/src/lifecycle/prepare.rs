@@ -97,7 +97,8 @@ pub(super) async fn prepare(
     let (model, uses) = blocking(move || {
         let of_the_host = stack::host_mounts(&model, &repository, &allowed);
         let uses: Vec<FileUse> = files::canonical(&mut model, &of_the_host)?;
-        let violations = stack::violations(&model, &repository, proxy_network.as_deref(), &allowed);
+        let mut violations = stack::violations(&model, &repository, proxy_network.as_deref(), &allowed);
+        violations.extend(reads::dockerfiles(&model, &repository));
         if !violations.is_empty() {
             return Err(Refusal::Policy(violations).into());
         }

@@ -62,6 +62,27 @@ pub(crate) fn outside(source: &Source, repository: &Path) -> Result<Vec<Violatio
     Ok(look.found)
 }
 
+/// Dockerfiles of a resolved model that a link leads to from inside the repository: the builder opens the directory of a Dockerfile by itself, and its
+/// errors quote what it read. Reads the file system.
+pub(crate) fn dockerfiles(model: &Value, repository: &Path) -> Vec<Violation> {
+    let services = model.get("services").and_then(Value::as_object).into_iter().flatten();
+    services
+        .filter_map(|(name, service)| {
+            let build = service.get("build")?;
+            let context = build.get("context").and_then(Value::as_str).filter(|context| context.starts_with('/'))?;
+            let file = build.get("dockerfile").and_then(Value::as_str).unwrap_or("Dockerfile");
+            let path = normal(&Path::new(context).join(file));
+            // One that is outside by its very text is the policy's to refuse.
+            let linked = path.starts_with(repository) && inside(repository, &path).is_none();
+            linked.then(|| Violation {
+                key: format!("services.{name}.build.dockerfile"),
+                why: format!("{file} leads outside the repository by a link"),
+                instead: "put the file into the repository".to_owned(),
+            })
+        })
+        .collect()
+}
+
 struct Look<'a> {
     repository: &'a Path,
     directory: &'a Path,
@@ -394,6 +415,28 @@ services: {d: null}
         assert_eq!(place.look().unwrap(), Vec::<String>::new());
         symlink("../../secret.env", place.root().join("sub/.env")).unwrap();
         assert_eq!(place.look().unwrap(), ["include[0].env_file"]);
+    }
+
+    #[test]
+    fn dockerfiles_behind_links_are_outside() {
+        let place = Place::new(&[("api/Dockerfile", "FROM x\n"), ("own/Dockerfile.dev", "FROM x\n")]);
+        let root = place.root();
+        symlink("../..", root.join("api/up")).unwrap();
+        symlink("../own", root.join("api/own")).unwrap();
+        symlink("../../secret.env", root.join("api/linked")).unwrap();
+        let refused = |dockerfile: Option<&str>| {
+            let build = serde_json::json!({"context": root.join("api"), "dockerfile": dockerfile});
+            dockerfiles(&serde_json::json!({"services": {"a": {"build": build}, "b": {"image": "x"}}}), &root).len()
+        };
+        for (file, leaves) in [
+            (None, false),
+            (Some("Dockerfile"), false),
+            (Some("own/Dockerfile.dev"), false),
+            (Some("up/secret.env"), true),
+            (Some("linked"), true),
+        ] {
+            assert_eq!(refused(file), usize::from(leaves), "{file:?}");
+        }
     }
 
     #[test]
