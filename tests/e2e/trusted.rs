@@ -166,7 +166,8 @@ fn files_of_the_machine_that_deploys_are_not_read() {
     std::fs::remove_file(site.dir.path().join(".env")).expect("it is there");
     // Files of the repository are read as ever.
     let include = "include: [{path: more.yml, env_file: here.env}]";
-    site.write("compose.yml", &format!("{ONE}    env_file: [fine.env]\n{include}\n"));
+    site.write("compose.yml", &format!("{ONE}    env_file: [\"${{WHICH:-none}}.env\"]\n{include}\n"));
+    site.write(".env", "WHICH=fine\n");
     site.write("here.env", "PLANTED=1.36\n");
     let more = "{image: \"busybox:${PLANTED}\", command: [sleep, \"100000\"], stop_grace_period: 0s}";
     site.write("more.yml", &format!("services: {{more: {more}}}\n"));

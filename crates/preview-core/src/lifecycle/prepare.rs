@@ -80,13 +80,10 @@ pub(super) async fn prepare(
         variables: variables.clone(),
     };
     let repository = project.repository.clone();
-    let looked_at = source.clone();
-    let within = repository.clone();
-    blocking(move || match reads::outside(&looked_at, &within)? {
-        outside if outside.is_empty() => Ok(()),
-        outside => Err(Refusal::Policy(outside).into()),
-    })
-    .await?;
+    let outside = reads::outside(runtime, &source, &repository).await?;
+    if !outside.is_empty() {
+        return Err(Refusal::Policy(outside).into());
+    }
     let resolved = runtime.resolve(&source).await?;
     let mut model = resolved.model;
     let allowed = project.allowed.clone();

@@ -2,16 +2,17 @@
 //!
 //! `docker compose config` follows `include` and `extends`, and puts the content of `env_file`s into what it prints, wherever they are: a pull
 //! request could have a file of the runner shown to it. The model no longer says where a value came from, and Compose has no switch that
-//! holds in all of its versions, so the files are looked through first. It fails closed: what cannot be read, or names its path by a variable, is refused.
+//! holds in all of its versions, so the files are looked through first. It fails closed: what cannot be read is refused. Where a path is made of variables,
+//! Compose itself is asked what comes out.
 //! Nothing else is taken from here; what the files mean is Compose's to say.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::Source;
+use super::{Runtime, Source};
 use crate::fault::{Fault, FaultKind};
 use crate::stack::{Violation, normal};
 
@@ -21,15 +22,74 @@ const MOST_FILES: usize = 500;
 const MOST_LINKS: usize = 40;
 const OPERATION: &str = "look through the Compose files";
 
+/// What was found in the files.
+#[derive(Debug, Default)]
+struct Looked {
+    outside: Vec<Violation>,
+    /// Paths with variables whose value is not known yet.
+    open: BTreeSet<String>,
+}
+
+/// Everything outside of `repository` that Compose would read for this project.
+///
+/// # Errors
+/// `Invalid`: a file is not YAML that can be checked, or a path's variables cannot be filled in.
+pub(crate) async fn outside(
+    runtime: &dyn Runtime,
+    source: &Source,
+    repository: &Path,
+) -> Result<Vec<Violation>, Fault> {
+    let mut known = BTreeMap::new();
+    loop {
+        let (of, within, so_far) = (source.clone(), repository.to_owned(), known.clone());
+        let looked = tokio::task::spawn_blocking(move || look(&of, &within, &so_far)).await;
+        let looked =
+            looked.map_err(|error| Fault::new(FaultKind::Failed, OPERATION, "the reader died").caused_by(error))??;
+        if !looked.outside.is_empty() || looked.open.is_empty() {
+            return Ok(looked.outside);
+        }
+        known.extend(filled_in(runtime, source, looked.open).await?);
+    }
+}
+
+/// What these texts are once Compose has filled in their variables, with the project's own environment.
+async fn filled_in(
+    runtime: &dyn Runtime,
+    source: &Source,
+    texts: BTreeSet<String>,
+) -> Result<BTreeMap<String, String>, Fault> {
+    let failed =
+        |error| Fault::new(FaultKind::Failed, OPERATION, "a temporary file cannot be written").caused_by(error);
+    let labels: Map<String, Value> =
+        texts.iter().enumerate().map(|(index, text)| (format!("l{index}"), Value::from(text.as_str()))).collect();
+    let question = serde_json::json!({"services": {"paths": {"image": "none", "labels": labels}}}).to_string();
+    let file = tempfile::Builder::new().suffix(".yml").tempfile().map_err(failed)?;
+    tokio::fs::write(file.path(), question).await.map_err(failed)?;
+    let asked = Source { files: vec![file.path().to_owned()], profiles: Vec::new(), ..source.clone() };
+    let model = runtime.resolve(&asked).await?.model;
+    let labels = model.pointer("/services/paths/labels");
+    let value = |index: usize| labels?.get(format!("l{index}"))?.as_str().map(|text| text.replace("$$", "$"));
+    texts
+        .into_iter()
+        .enumerate()
+        .map(|(index, text)| {
+            let unknown = || Fault::new(FaultKind::Invalid, OPERATION, format!("`{text}` cannot be filled in"));
+            Ok((text.clone(), value(index).ok_or_else(unknown)?))
+        })
+        .collect()
+}
+
 /// Everything outside of `repository` that Compose would read for this project. What the pipeline itself names outside of it (`--compose`,
 /// `--env-file`) is not looked at. Reads the file system.
 ///
 /// # Errors
 /// `Invalid`: a file is not YAML that can be checked.
-pub(crate) fn outside(source: &Source, repository: &Path) -> Result<Vec<Violation>, Fault> {
+fn look(source: &Source, repository: &Path, known: &BTreeMap<String, String>) -> Result<Looked, Fault> {
     let mut look = Look {
         repository,
         directory: &source.directory,
+        known,
+        open: BTreeSet::new(),
         found: Vec::new(),
         seen: BTreeSet::new(),
         queue: VecDeque::new(),
@@ -47,19 +107,19 @@ pub(crate) fn outside(source: &Source, repository: &Path) -> Result<Vec<Violatio
         }
     }
     for file in &source.files {
-        look.queue.push_back((file.clone(), source.directory.clone()));
+        look.queue.push_back((file.clone(), source.directory.clone(), true));
     }
-    while let Some((file, base)) = look.queue.pop_front() {
-        if look.seen.insert((file.clone(), base.clone())) {
+    while let Some((file, base, own)) = look.queue.pop_front() {
+        if look.seen.insert((file.clone(), base.clone(), own)) {
             if look.seen.len() > MOST_FILES {
                 return Err(Fault::new(FaultKind::Invalid, OPERATION, "they include more files than can be checked"));
             }
-            look.file(&file, &base)?;
+            look.file(&In { file: &file, base: &base, own })?;
         }
     }
     look.found.sort();
     look.found.dedup();
-    Ok(look.found)
+    Ok(Looked { outside: look.found, open: look.open })
 }
 
 /// Dockerfiles of a resolved model that a link leads to from inside the repository: the builder opens the directory of a Dockerfile by itself, and its
@@ -86,16 +146,20 @@ pub(crate) fn dockerfiles(model: &Value, repository: &Path) -> Vec<Violation> {
 struct Look<'a> {
     repository: &'a Path,
     directory: &'a Path,
+    known: &'a BTreeMap<String, String>,
+    open: BTreeSet<String>,
     found: Vec<Violation>,
-    /// Files, each with the directory that its paths refer to.
-    seen: BTreeSet<(PathBuf, PathBuf)>,
-    queue: VecDeque<(PathBuf, PathBuf)>,
+    /// Files, each with the directory that its paths refer to, and whether the project's own environment holds there.
+    seen: BTreeSet<(PathBuf, PathBuf, bool)>,
+    queue: VecDeque<(PathBuf, PathBuf, bool)>,
 }
 
 /// One file, for messages and paths.
 struct In<'a> {
     file: &'a Path,
     base: &'a Path,
+    /// Whether variables have the project's own values; an included file has an environment of its own.
+    own: bool,
 }
 
 impl Look<'_> {
@@ -108,7 +172,8 @@ impl Look<'_> {
     }
 
     /// Looks through one file. One that is not there is Compose's to tell of.
-    fn file(&mut self, file: &Path, base: &Path) -> Result<(), Fault> {
+    fn file(&mut self, at: &In<'_>) -> Result<(), Fault> {
+        let file = at.file;
         let invalid =
             |message: String| Fault::new(FaultKind::Invalid, OPERATION, format!("{}: {message}", file.display()));
         let text = match std::fs::read(file) {
@@ -117,14 +182,13 @@ impl Look<'_> {
         };
         // YAML may come in other encodings, which Compose reads too.
         let text = String::from_utf8(text).map_err(|_| invalid("not UTF-8, so it cannot be checked".to_owned()))?;
-        let at = In { file, base };
         for document in documents(&text).map_err(invalid)? {
             for (index, entry) in document.get("include").and_then(Value::as_array).into_iter().flatten().enumerate() {
-                self.include(&at, &format!("include[{index}]"), entry);
+                self.include(at, &format!("include[{index}]"), entry);
             }
             for (name, service) in document.get("services").and_then(Value::as_object).into_iter().flatten() {
                 let Some(service) = service.as_object() else { continue };
-                self.service(&at, name, service);
+                self.service(at, name, service);
             }
         }
         Ok(())
@@ -147,11 +211,11 @@ impl Look<'_> {
             self.check(at, &format!("{key}.env_file"), path);
         }
         if env_files.is_empty() {
-            let inner = In { file: at.file, base: &directory };
+            let inner = In { base: &directory, ..*at };
             self.check(&inner, &format!("{key}.env_file"), ".env");
         }
         for file in found {
-            self.queue.push_back((file, directory.clone()));
+            self.queue.push_back((file, directory.clone(), false));
         }
     }
 
@@ -164,28 +228,41 @@ impl Look<'_> {
         let extended = service.get("extends").and_then(|extends| extends.get("file")).and_then(Value::as_str);
         if let Some(file) = extended.and_then(|path| self.check(at, &format!("services.{name}.extends"), path)) {
             let base = file.parent().unwrap_or(at.base).to_owned();
-            self.queue.push_back((file, base));
+            self.queue.push_back((file, base, at.own));
         }
     }
 
     /// The file that a path means, unless that is refused.
     fn check(&mut self, at: &In<'_>, key: &str, path: &str) -> Option<PathBuf> {
-        // The documented way to say "none".
-        if path == "/dev/null" {
-            return None;
-        }
         let key = if at.file.parent() == Some(self.directory) {
             key.to_owned()
         } else {
             let file = at.file.strip_prefix(self.directory).unwrap_or(at.file);
             format!("{}: {key}", file.display())
         };
-        if path.contains('$') || path.starts_with('~') {
-            self.found.push(Violation {
-                key,
-                why: format!("`{path}` depends on variables, so where it leads cannot be checked before it is read"),
-                instead: "write the path out".to_owned(),
-            });
+        let path = match self.known.get(path).filter(|_| at.own) {
+            Some(value) => value,
+            None if !path.contains('$') => path,
+            None if at.own => {
+                self.open.insert(path.to_owned());
+                return None;
+            }
+            None => {
+                let why = "in an included file variables have other values, so where it leads cannot be checked before it is read";
+                self.found.push(Violation {
+                    key,
+                    why: format!("`{path}`: {why}"),
+                    instead: "write the path out".to_owned(),
+                });
+                return None;
+            }
+        };
+        // The documented way to say "none".
+        if path == "/dev/null" {
+            return None;
+        }
+        if path.starts_with('~') {
+            self.refuse(key, path, "it is somebody's home");
             return None;
         }
         let meant = normal(&at.base.join(path));
@@ -262,204 +339,4 @@ fn parts(path: &Path) -> VecDeque<OsString> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::os::unix::fs::symlink;
-
-    use super::*;
-    use crate::runtime::Variables;
-
-    /// A repository beside a secret, with these files.
-    struct Place {
-        dir: tempfile::TempDir,
-    }
-
-    impl Place {
-        fn new(files: &[(&str, &str)]) -> Self {
-            let place = Self { dir: tempfile::tempdir().unwrap() };
-            fs::create_dir(place.dir.path().join("repo")).unwrap();
-            fs::write(place.dir.path().join("secret.env"), "TOKEN=planted\n").unwrap();
-            for (name, text) in files {
-                let path = place.root().join(name);
-                fs::create_dir_all(path.parent().unwrap()).unwrap();
-                fs::write(path, text).unwrap();
-            }
-            place
-        }
-
-        fn root(&self) -> PathBuf {
-            fs::canonicalize(self.dir.path()).unwrap().join("repo")
-        }
-
-        fn look(&self) -> Result<Vec<String>, Fault> {
-            let root = self.root();
-            let source = Source {
-                files: vec![root.join("compose.yml")],
-                directory: root.clone(),
-                env_files: vec![],
-                profiles: vec![],
-                project: "p".into(),
-                variables: Variables::new(),
-            };
-            outside(&source, &root).map(|found| found.into_iter().map(|violation| violation.key).collect())
-        }
-    }
-
-    fn look(compose: &str) -> Vec<String> {
-        Place::new(&[("compose.yml", compose), ("sub/inside.env", "A=1\n"), ("sub/more.yml", "services: {}\n")])
-            .look()
-            .unwrap()
-    }
-
-    #[test]
-    fn files_of_the_repository_are_read() {
-        let compose = "
-include: [sub/more.yml, {path: [sub/more.yml], project_directory: sub, env_file: sub/inside.env}, {path: sub/more.yml, env_file: /dev/null}]
-services:
-  a: {image: x, env_file: sub/inside.env, label_file: [./sub/inside.env], extends: {file: sub/more.yml, service: a}}
-  b: {image: x, env_file: [{path: sub/inside.env, format: raw}, {path: sub/missing.env, required: false}], extends: a}
-  c: {image: x, environment: {A: \"$X\", 1: 2}, ports: !reset [], command: !override [a], shm_size: .inf}
----
-services: {d: null}
-";
-        assert_eq!(look(compose), Vec::<String>::new());
-    }
-
-    #[test]
-    fn every_way_out_is_refused_by_its_key() {
-        for (compose, key) in [
-            ("services: {a: {env_file: ../secret.env}}", "services.a.env_file"),
-            (
-                "services: {a: {env_file: [sub/inside.env, {path: ../secret.env, required: false}]}}",
-                "services.a.env_file",
-            ),
-            ("services: {a: {env_file: /proc/self/environ}}", "services.a.env_file"),
-            ("services: {a: {env_file: /etc/hostname}}", "services.a.env_file"),
-            ("services: {a: {env_file: ~/.ssh/config}}", "services.a.env_file"),
-            ("services: {a: {env_file: '${X:-/etc/hostname}'}}", "services.a.env_file"),
-            ("services: {a: {label_file: ../secret.env}}", "services.a.label_file"),
-            ("services: {a: {extends: {file: ../other.yml, service: a}}}", "services.a.extends"),
-            ("include: [../other.yml]", "include[0].path"),
-            ("include: [{path: sub/more.yml, env_file: ../secret.env}]", "include[0].env_file"),
-            ("include: [{path: sub/more.yml, env_file: [sub/inside.env, /proc/self/environ]}]", "include[0].env_file"),
-            ("include: [{path: sub/more.yml, project_directory: ..}]", "include[0].project_directory"),
-            // Ways to write it that a reader could miss.
-            ("x-a: &a {env_file: ../secret.env}\nservices: {a: {<<: *a}}", "services.a.env_file"),
-            ("x-a: &a {include: [../other.yml]}\n<<: *a", "include[0].path"),
-            ("services: {\"\\x61\": {\"env\\u005ffile\": \"\\x2e./secret.env\"}}", "services.a.env_file"),
-            ("services: {}\n---\nservices: {a: {env_file: ../secret.env}}", "services.a.env_file"),
-            ("services: {a: {? env_file : ../secret.env}}", "services.a.env_file"),
-            ("services: {a: {env_file: !override [../secret.env]}}", "services.a.env_file"),
-        ] {
-            assert_eq!(look(compose), [key], "{compose}");
-        }
-    }
-
-    #[test]
-    fn paths_are_those_of_the_file_that_holds_them() {
-        let included = |text: &str| {
-            let compose =
-                "include: [sub/deep/more.yml]\nservices: {a: {extends: {file: sub/deep/base.yml, service: a}}}\n";
-            let place = Place::new(&[
-                ("compose.yml", compose),
-                ("x.env", "A=1\n"),
-                ("sub/deep/more.yml", text),
-                ("sub/deep/base.yml", text),
-            ]);
-            place.look().unwrap()
-        };
-        assert_eq!(included("services: {a: {env_file: ../../x.env}}"), Vec::<String>::new());
-        assert_eq!(
-            included("services: {a: {env_file: ../../../secret.env}}"),
-            ["sub/deep/base.yml: services.a.env_file", "sub/deep/more.yml: services.a.env_file"]
-        );
-        // Should Compose take it from the project's directory after all, it would be outside.
-        assert_eq!(included("services: {a: {env_file: ../secret.env}}").len(), 2);
-    }
-
-    #[test]
-    fn links_out_of_the_repository_are_outside() {
-        let place = Place::new(&[("compose.yml", "services: {a: {env_file: link.env}}"), ("inside.env", "A=1\n")]);
-        let root = place.root();
-        for (target, leaves) in [
-            ("../secret.env", true),
-            ("/etc/hostname", true),
-            ("/proc/self/cwd/inside.env", true),
-            ("other", true),
-            ("inside.env", false),
-            ("./inside.env", false),
-        ] {
-            let _ = fs::remove_file(root.join("link.env"));
-            let _ = fs::remove_file(root.join("other"));
-            symlink("..", root.join("other")).unwrap();
-            symlink(if target == "other" { "other/secret.env" } else { target }, root.join("link.env")).unwrap();
-            assert_eq!(!place.look().unwrap().is_empty(), leaves, "{target}");
-        }
-        symlink(root.join("inside.env"), root.join("absolute")).unwrap();
-        assert!(inside(&root, &root.join("absolute")).is_some());
-        symlink("round", root.join("round")).unwrap();
-        assert!(inside(&root, &root.join("round")).is_none());
-        // The file that Compose reads without being asked, and the Compose file itself.
-        symlink("../secret.env", root.join(".env")).unwrap();
-        fs::write(root.join("compose.yml"), "services: {}").unwrap();
-        assert_eq!(place.look().unwrap(), [".env"]);
-        fs::remove_file(root.join(".env")).unwrap();
-        fs::remove_file(root.join("compose.yml")).unwrap();
-        symlink("../secret.env", root.join("compose.yml")).unwrap();
-        assert_eq!(place.look().unwrap(), ["compose.yml"]);
-    }
-
-    #[test]
-    fn an_included_directory_has_its_own_default_file() {
-        let place = Place::new(&[("compose.yml", "include: [sub/more.yml]"), ("sub/more.yml", "services: {}")]);
-        assert_eq!(place.look().unwrap(), Vec::<String>::new());
-        symlink("../../secret.env", place.root().join("sub/.env")).unwrap();
-        assert_eq!(place.look().unwrap(), ["include[0].env_file"]);
-    }
-
-    #[test]
-    fn dockerfiles_behind_links_are_outside() {
-        let place = Place::new(&[("api/Dockerfile", "FROM x\n"), ("own/Dockerfile.dev", "FROM x\n")]);
-        let root = place.root();
-        symlink("../..", root.join("api/up")).unwrap();
-        symlink("../own", root.join("api/own")).unwrap();
-        symlink("../../secret.env", root.join("api/linked")).unwrap();
-        let refused = |dockerfile: Option<&str>| {
-            let build = serde_json::json!({"context": root.join("api"), "dockerfile": dockerfile});
-            dockerfiles(&serde_json::json!({"services": {"a": {"build": build}, "b": {"image": "x"}}}), &root).len()
-        };
-        for (file, leaves) in [
-            (None, false),
-            (Some("Dockerfile"), false),
-            (Some("own/Dockerfile.dev"), false),
-            (Some("up/secret.env"), true),
-            (Some("linked"), true),
-        ] {
-            assert_eq!(refused(file), usize::from(leaves), "{file:?}");
-        }
-    }
-
-    #[test]
-    fn texts_in_disguise_are_not_missed() {
-        for text in [
-            "services: {a: {env_file: !!binary Li4vc2VjcmV0LmVudg==}}",
-            "%TAG !y! tag:yaml.org,2002:\n---\nservices: {a: {env_file: !y!binary Li4vc2VjcmV0LmVudg==}}",
-            "services: {a: {env_file: !<tag:yaml.org,2002:bin%61ry> Li4vc2VjcmV0LmVudg==}}",
-        ] {
-            let found = Place::new(&[("compose.yml", text)]).look();
-            assert!(found.as_ref().map_or(true, |found| !found.is_empty()), "{text}: {found:?}");
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_checked_is_an_error_that_names_the_file() {
-        for text in ["services: {a: {env_file: a, env_file: ../secret.env}}", "services: ["] {
-            let error = Place::new(&[("compose.yml", text)]).look().map_err(|fault| fault.to_string());
-            assert!(error.as_ref().is_err_and(|text| text.contains("compose.yml: ")), "{text}: {error:?}");
-        }
-        let place = Place::new(&[]);
-        let utf16: Vec<u8> = "\u{feff}services: {}".encode_utf16().flat_map(u16::to_le_bytes).collect();
-        fs::write(place.root().join("compose.yml"), utf16).unwrap();
-        assert!(place.look().unwrap_err().to_string().contains("not UTF-8"));
-    }
-}
+mod tests;
