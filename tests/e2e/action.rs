@@ -109,6 +109,8 @@ fn the_steps_run_as_a_runner_runs_them() {
     let (host, hosts, base, app) = (vm.ssh_url(), vm.known_hosts(), site.base().to_owned(), site.app.clone());
     let binary = preview_binary().to_string_lossy().into_owned();
     let settings = site.dir.path().join("shop/settings.toml").to_string_lossy().into_owned();
+    site.write(".git/base.toml", "[guardrails]\nmemory = \"48MB\"\n");
+    let base_settings = site.dir.path().join(".git/base.toml").to_string_lossy().into_owned();
     let with = [
         ("host", host.as_str()),
         ("known-hosts", &hosts),
@@ -118,12 +120,15 @@ fn the_steps_run_as_a_runner_runs_them() {
         ("bin", &binary),
         ("project-dir", "shop"),
         ("config", &settings),
+        ("trusted-config", &base_settings),
     ];
     let event = |action: &str| top().join(format!("tests/fixtures/github/pull_request.{action}.json"));
     github(&mut site, &event("opened"));
     let done = action(&site, &with).expect("it deploys");
     assert_eq!(done["name"], "pr-2");
     assert!(site.get(&done["url"]).trim_end().ends_with("one"));
+    let memory = site.docker(&["inspect", "--format", "{{.HostConfig.Memory}}", &site.containers("pr-2")["web"]]);
+    assert_eq!(memory, (48_u64 << 20).to_string(), "the base branch's guardrails");
     github(&mut site, &event("closed"));
     let done = action(&site, &with).expect("it destroys");
     assert_eq!((done["name"].as_str(), done["url"].as_str()), ("pr-2", ""));
@@ -168,6 +173,7 @@ fn the_gitlab_component_is_well_formed() {
         assert!(input["description"].as_str().is_some_and(|text| !text.is_empty()), "{name} has no description");
         let default = match &input["default"] {
             Value::Null => "required".to_owned(),
+            Value::String(text) if text.is_empty() => "none".to_owned(),
             Value::String(text) => format!("`{text}`"),
             _ => "none".to_owned(),
         };

@@ -31,7 +31,7 @@ fn compose_files() {
     for (compose, code, words) in [
         ("", 2, &["there is no Compose file in", "compose.yaml", "docker-compose.yml", "--compose"][..]),
         ("services:\n  app:\n    image: x\n    imag: y\n", 2, &["compose.yml", "services.app", "'imag' not allowed"]),
-        ("services:\n  app:\n    image: [x\n  b: {}\n", 2, &["compose.yml", "yaml: line "]),
+        ("services:\n  app:\n    image: [x\n  b: {}\n", 2, &["compose.yml", "not YAML that can be checked", "line "]),
         ("services:\n  app:\n   image: x\n     command: y\n", 2, &["compose.yml", "line 4"]),
         ("# nothing yet\n", 2, &["empty compose file", "compose.yml"]),
         ("services: {}\n", 2, &["define no service"]),
@@ -100,6 +100,8 @@ fn configuration() {
         ("[[secrets]]\nkind = \"env\"\nnames = [\"TOKEN_A\", \"TOKEN_B\"]\n", &["not set: TOKEN_A, TOKEN_B"]),
         ("[vm]\nhost = \"vm.example.com\"\n", &["preview.toml:2:8: ", "ssh://user@host", "`local`"]),
         ("compose = \"nope.yml\"\n", &["preview.toml:1:11: ", "nope.yml does not exist"]),
+        ("compose = \"../../etc/x.yml\"\n", &["preview.toml:1:11: ", "x.yml is outside the repository"]),
+        ("env_file = \"/etc/hostname\"\n", &["preview.toml:1:12: ", "/etc/hostname is outside the repository"]),
         ("env_file = \"nope.env\"\n", &["preview.toml:1:12: ", "nope.env does not exist"]),
         ("[env]\nDOCKER_HOST = \"tcp://x\"\n", &["preview.toml:2:1: ", "DOCKER_HOST"]),
     ] {

@@ -17,8 +17,8 @@ pub(crate) enum Wish {
     Sweep,
     /// Nothing; why.
     Nothing(String),
-    /// Refuse: a fork.
-    Fork { number: u64, fork: String },
+    /// The same for a fork: refused, unless the base branch allows it.
+    Fork { wanted: Wanted, fork: String },
 }
 
 /// A deploy.
@@ -84,15 +84,16 @@ fn github(environment: &Environment, payload: Option<&str>) -> Result<Wish, Stri
                 "opened" | "reopened" | "synchronize" => {
                     let head = text("/pull_request/head/repo/full_name");
                     let base = text("/pull_request/base/repo/full_name").or_else(|| text("/repository/full_name"));
-                    if head.is_none() || head != base {
-                        return Ok(Wish::Fork { number, fork: head.unwrap_or_else(|| "(deleted)".to_owned()) });
-                    }
-                    Ok(Wish::Deploy(Wanted {
+                    let wanted = Wanted {
                         number,
                         // GITHUB_SHA is a merge commit that nobody pushed.
                         commit: text("/pull_request/head/sha"),
                         owner: text("/pull_request/user/login"),
-                    }))
+                    };
+                    if head.is_none() || head != base {
+                        return Ok(Wish::Fork { wanted, fork: head.unwrap_or_else(|| "(deleted)".to_owned()) });
+                    }
+                    Ok(Wish::Deploy(wanted))
                 }
                 other => Ok(Wish::Nothing(format!("`{other}` of a pull request changes no preview"))),
             }
@@ -119,11 +120,12 @@ fn gitlab(environment: &Environment) -> Result<Wish, String> {
         get("CI_MERGE_REQUEST_SOURCE_PROJECT_ID"),
         get("CI_MERGE_REQUEST_PROJECT_ID").or_else(|| get("CI_PROJECT_ID")),
     );
+    let wanted = Wanted { number, commit: get("CI_COMMIT_SHA"), owner: get("GITLAB_USER_LOGIN") };
     if source.is_none() || source != target {
         let fork = get("CI_MERGE_REQUEST_SOURCE_PROJECT_PATH").or(source).unwrap_or_else(|| "(unknown)".to_owned());
-        return Ok(Wish::Fork { number, fork });
+        return Ok(Wish::Fork { wanted, fork });
     }
-    Ok(Wish::Deploy(Wanted { number, commit: get("CI_COMMIT_SHA"), owner: get("GITLAB_USER_LOGIN") }))
+    Ok(Wish::Deploy(wanted))
 }
 
 #[cfg(test)]
@@ -192,7 +194,11 @@ mod tests {
     #[test]
     fn forks_are_refused_but_their_close_is_not() {
         let fork = || json!({"full_name": "mallory/Hello-World"});
-        assert_eq!(pull_request("opened", fork()), Ok(Wish::Fork { number: 2, fork: "mallory/Hello-World".into() }));
+        let Ok(Wish::Fork { wanted, fork: name }) = pull_request("opened", fork()) else { panic!("not a fork") };
+        assert_eq!(
+            (wanted.number, wanted.owner.as_deref(), name.as_str()),
+            (2, Some("Codertocat"), "mallory/Hello-World")
+        );
         assert!(matches!(pull_request("synchronize", Value::Null), Ok(Wish::Fork { .. })));
         assert_eq!(pull_request("closed", fork()), Ok(Wish::Destroy { number: 2 }));
     }
@@ -214,7 +220,7 @@ mod tests {
         assert_eq!(wish(&nightly, None), Ok(Wish::Sweep));
         let mut fork = base.to_vec();
         fork[2].1 = "2";
-        assert!(matches!(wish(&environment(&fork), None), Ok(Wish::Fork { number: 12, .. })));
+        assert!(matches!(wish(&environment(&fork), None), Ok(Wish::Fork { wanted: Wanted { number: 12, .. }, .. })));
     }
 
     #[test]

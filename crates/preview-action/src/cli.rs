@@ -40,6 +40,9 @@ pub(crate) struct Global {
     /// The configuration file; `preview.toml` in the project directory if it exists
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// The base branch's configuration file: what decides over the host (limits, policy, VM, …) comes from it alone
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) trusted_config: Option<PathBuf>,
     /// The directory of the Compose files; this one without it
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) project_dir: Option<PathBuf>,
@@ -78,6 +81,7 @@ impl Global {
     pub(crate) fn over(mut self, environment: &Environment) -> Result<Self, Error> {
         let get = |name: &str| environment.get(name).filter(|value| !value.is_empty());
         self.config = self.config.or_else(|| get("PREVIEW_CONFIG").map(PathBuf::from));
+        self.trusted_config = self.trusted_config.or_else(|| get("PREVIEW_TRUSTED_CONFIG").map(PathBuf::from));
         self.project_dir = self.project_dir.or_else(|| get("PREVIEW_PROJECT_DIR").map(PathBuf::from));
         if let (None, Some(format)) = (self.format, get("PREVIEW_FORMAT")) {
             let known = Format::from_str(format, false);

@@ -14,7 +14,7 @@ use preview_core::report;
 use preview_core::secret::{Redactor, Secret};
 use serde_json::json;
 
-use crate::ci::{self, Wish};
+use crate::ci::{self, Wanted, Wish};
 use crate::cli::{self, Cli, Command, Deploy, Format, Global, Subject, Which};
 use crate::output::{self, Ci, Console};
 use crate::session::{self, Session};
@@ -251,29 +251,37 @@ impl Context {
                 Ok(0)
             }
             Wish::Sweep => self.sweep(&cli::Sweep::default()).await,
-            Wish::Fork { number, fork } => Err(lifecycle::Refusal::Fork { number, fork }.into()),
+            Wish::Fork { wanted, fork } => {
+                // Nothing of the fork is read before this: only the base branch may say that it is welcome.
+                if !session::forks_are_welcome(&self.global)? {
+                    return Err(lifecycle::Refusal::Fork { number: wanted.number, fork }.into());
+                }
+                self.deploy_wanted(wanted).await
+            }
             Wish::Destroy { number } => {
                 let session = self.session(None)?;
                 let target = session.target(&pull(number)?)?;
                 self.destroy_target(&session, target, None).await
             }
-            Wish::Deploy(wanted) => {
-                let deploy = Deploy {
-                    subject: Subject::default(),
-                    commit: wanted.commit,
-                    owner: wanted.owner,
-                    event_time: None,
-                    update_only: false,
-                    compose: vec![],
-                    env_file: vec![],
-                    profile: vec![],
-                    url: vec![],
-                    pull: None,
-                };
-                let session = self.session(Some(&deploy))?;
-                self.deploy_key(&session, &pull(wanted.number)?, &deploy).await
-            }
+            Wish::Deploy(wanted) => self.deploy_wanted(wanted).await,
         }
+    }
+
+    async fn deploy_wanted(&self, wanted: Wanted) -> Result<u8, Error> {
+        let deploy = Deploy {
+            subject: Subject::default(),
+            commit: wanted.commit,
+            owner: wanted.owner,
+            event_time: None,
+            update_only: false,
+            compose: vec![],
+            env_file: vec![],
+            profile: vec![],
+            url: vec![],
+            pull: None,
+        };
+        let session = self.session(Some(&deploy))?;
+        self.deploy_key(&session, &pull(wanted.number)?, &deploy).await
     }
 }
 

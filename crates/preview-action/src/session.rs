@@ -20,11 +20,12 @@ use preview_core::route::Traefik;
 use preview_core::runtime::compose::{Compose, ComposeOptions};
 use preview_core::secret::Secret;
 use preview_core::secrets;
-use preview_core::stack::Guardrails;
+use preview_core::stack::{Allowance, Guardrails, Isolation, normal};
 use preview_core::state::Subject;
 
 use crate::ci;
 use crate::cli::{Deploy, Global};
+use crate::output::Ci;
 
 /// Content of the private key, where CI has it in a variable. Never part of the configuration.
 const IDENTITY_KEY: &str = "PREVIEW_IDENTITY_KEY";
@@ -56,7 +57,17 @@ impl Session {
         let directory = global.project_dir.as_deref().unwrap_or_else(|| Path::new("."));
         let directory = std::fs::canonicalize(directory)
             .map_err(|error| invalid(format!("--project-dir {}: {error}", directory.display())))?;
-        let file = read_config(global.config.as_deref(), &directory)?;
+        let mut file = read_config(global.config.as_deref(), &directory)?;
+        if let Some(trusted) = trusted_config(global)? {
+            let own = global.config.clone().unwrap_or_else(|| directory.join(config::FILE));
+            if Ci::of(&environment) != Ci::None && same_file(&own, global.trusted_config.as_deref()) {
+                return Err(Error::invalid(
+                    "--trusted-config names the pull request's own file: take that of the base branch instead, for example with \
+                     `git show origin/main:preview.toml`",
+                ));
+            }
+            file = file.under(&trusted);
+        }
         let mut flags = Overrides {
             host: global.host.clone(),
             base_dir: global.base_dir.clone(),
@@ -250,6 +261,26 @@ impl Session {
                 log_files: config.guardrails.log_files.get(),
                 restart: config.guardrails.restart.as_str().to_owned(),
             },
+            isolation: Isolation {
+                read_only: config.isolation.read_only,
+                tmpfs: config.isolation.tmpfs.bytes(),
+                user: config.isolation.user.clone(),
+                no_new_privileges: config.isolation.no_new_privileges,
+                internal: config.isolation.internal,
+                cap_drop_all: config.isolation.cap_drop_all,
+                except: config.isolation.except.clone(),
+            },
+            isolation_place: place("isolation"),
+            allowed: config
+                .policy
+                .allow
+                .iter()
+                .map(|allow| Allowance {
+                    service: allow.service.clone(),
+                    key: allow.key.clone(),
+                    values: allow.values.clone(),
+                })
+                .collect(),
             timeouts: self.timeouts(),
             health: config.health.as_ref().map(|health| project::HealthProbe {
                 path: health.path.clone(),
@@ -279,15 +310,21 @@ impl Session {
 
     /// Files that the configuration names, relative to the project directory; each must exist.
     fn existing(&self, key: &str, files: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
+        let repository = repository(&self.directory);
         files
             .iter()
             .map(|file| {
-                let path = self.directory.join(file);
-                if path.is_file() {
-                    Ok(path)
-                } else {
-                    Err(invalid(self.config.error(key, format!("{} does not exist", path.display()))))
+                let path = normal(&self.directory.join(file));
+                let wrong = |message: String| Err(invalid(self.config.error(key, message)));
+                // A pull request must not have other files of this machine read; where flags and variables lead is the pipeline's to say.
+                let of_the_file = self.config.error(key, "").file.is_some();
+                if of_the_file && !path.starts_with(&repository) {
+                    return wrong(format!("{} is outside the repository", path.display()));
                 }
+                if !path.is_file() {
+                    return wrong(format!("{} does not exist", path.display()));
+                }
+                Ok(path)
             })
             .collect()
     }
@@ -404,6 +441,24 @@ fn read_config(path: Option<&Path>, directory: &Path) -> Result<ConfigFile, Erro
         }
         Err(error) => Err(invalid(format!("{}: {error}", path.display()))),
     }
+}
+
+/// The base branch's file, if one is given.
+fn trusted_config(global: &Global) -> Result<Option<ConfigFile>, Error> {
+    let Some(path) = &global.trusted_config else { return Ok(None) };
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| invalid(format!("--trusted-config {}: {error}", path.display())))?;
+    ConfigFile::parse(&text, Some(path)).map(Some).map_err(invalid)
+}
+
+fn same_file(one: &Path, other: Option<&Path>) -> bool {
+    let canonical = |path: &Path| std::fs::canonicalize(path).ok();
+    canonical(one).is_some() && canonical(one) == other.and_then(canonical)
+}
+
+/// Whether the base branch allows deploys from forks.
+pub(crate) fn forks_are_welcome(global: &Global) -> Result<bool, Error> {
+    Ok(trusted_config(global)?.is_some_and(|trusted| trusted.policy.forks))
 }
 
 /// The name of the repository, or of the directory.

@@ -25,7 +25,7 @@ use preview_core::project::{Deploy, OnFull, Project, Proxy, PullPolicy, Target, 
 use preview_core::runtime::compose::{Compose, ComposeOptions};
 use preview_core::secret::{Redactor, Secret};
 use preview_core::secrets::SecretSource;
-use preview_core::stack::Guardrails;
+use preview_core::stack::{Guardrails, Isolation};
 use preview_core::state::Subject;
 
 type Failure = Box<dyn std::error::Error>;
@@ -79,6 +79,9 @@ fn project(directory: &Path) -> Project {
         weight: Weight::default(),
         ttl: Some(Duration::from_secs(72 * 3600)),
         guardrails: Guardrails::default(),
+        isolation: Isolation::default(),
+        isolation_place: String::new(),
+        allowed: vec![],
         timeouts: Timeouts::default(),
         health: None,
         secrets: vec![Arc::new(vault)],

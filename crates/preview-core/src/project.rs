@@ -11,7 +11,7 @@ use crate::admission::{Limits, Weight};
 use crate::registry::Logins;
 use crate::route::Traefik;
 use crate::secrets::SecretSource;
-use crate::stack::Guardrails;
+use crate::stack::{Allowance, Guardrails, Isolation};
 use crate::state::Subject;
 
 /// Which preview is meant.
@@ -191,6 +191,12 @@ pub struct Project {
     pub ttl: Option<Duration>,
     /// Limits of each container.
     pub guardrails: Guardrails,
+    /// What containers may not do beyond that.
+    pub isolation: Isolation,
+    /// Where that was written.
+    pub isolation_place: String,
+    /// What services may have although it is refused otherwise.
+    pub allowed: Vec<Allowance>,
     /// Limits of time.
     pub timeouts: Timeouts,
     /// The question that the preview must answer.

@@ -100,6 +100,19 @@ fn every_example_in_the_documentation_is_valid() {
     }
 }
 
+/// Blocks of the base branch's file.
+#[test]
+fn every_trusted_example_in_the_documentation_is_valid() {
+    let text = std::fs::read_to_string(docs("configuration.md")).unwrap();
+    let blocks = blocks(&text, "toml trusted");
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let file = ConfigFile::parse(block, None).unwrap_or_else(|error| panic!("{error}\n{block}"));
+        Settings::merge(ConfigFile::default().under(&file), &Environment::new(), &Overrides::default())
+            .unwrap_or_else(|error| panic!("{error}\n{block}"));
+    }
+}
+
 /// Blocks of wrong TOML, each followed by its message.
 #[test]
 fn every_error_in_the_documentation_is_the_real_one() {

@@ -20,7 +20,7 @@ use preview_core::plan::Kind;
 use preview_core::project::{Deploy, OnFull, Project, Proxy, PullPolicy, Target, Timeouts};
 use preview_core::runtime::{Progress, Resolved, Runtime, Source, Stack};
 use preview_core::secret::Redactor;
-use preview_core::stack::Guardrails;
+use preview_core::stack::{Guardrails, Isolation};
 use preview_core::state::{Phase, State, Subject};
 use preview_core::sweep::Open;
 use preview_core::testkit::engine::MemoryEngine;
@@ -294,6 +294,9 @@ fn project() -> Project {
         weight: Weight::default(),
         ttl: None,
         guardrails: Guardrails::default(),
+        isolation: Isolation::default(),
+        isolation_place: String::new(),
+        allowed: vec![],
         timeouts: Timeouts::default(),
         health: None,
         secrets: vec![],

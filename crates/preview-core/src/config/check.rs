@@ -1,9 +1,11 @@
 //! What types alone cannot check.
 
+use super::decode::suggestion;
 use super::error::ConfigError;
 use super::file::ConfigFile;
 use super::origin::element;
 use crate::admission::Weight;
+use crate::stack::{self, Allowing};
 use crate::units::{ByteSize, TimeSpan};
 
 /// Docker's own minimum.
@@ -88,6 +90,50 @@ pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
     }
     if guardrails.log_size.bytes() == 0 {
         return wrong("guardrails.log_size", "has to be more than nothing");
+    }
+
+    for (index, allow) in file.policy.allow.iter().enumerate() {
+        let key = |key: &str| format!("{}.{key}", element("policy.allow", index));
+        if allow.service.is_empty() {
+            return wrong(&key("service"), "is empty");
+        }
+        match stack::allowing(&allow.key) {
+            None => {
+                let message = format!("`{}` is not a key that can be allowed", allow.key.escape_debug());
+                let help = suggestion(&allow.key, &stack::allowable_keys());
+                return Err(file.origin.at(&key("key"), message).with_help(help));
+            }
+            Some(Allowing::Values) if allow.values.is_empty() => {
+                let message =
+                    format!("`{}` needs `values`: each value that is allowed, exactly", element("policy.allow", index));
+                return wrong(&element("policy.allow", index), &message);
+            }
+            Some(Allowing::Key) if !allow.values.is_empty() => {
+                return wrong(&key("values"), &format!("`{}` has no values: leave them out", allow.key));
+            }
+            Some(_) => {}
+        }
+    }
+
+    let isolation = &file.isolation;
+    if isolation.tmpfs.bytes() == 0 {
+        return wrong("isolation.tmpfs", "has to be more than nothing: Docker takes that for no limit");
+    }
+    if let Some(user) = &isolation.user {
+        let parts: Vec<&str> = user.split(':').collect();
+        let legal = |part: &str| {
+            part.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_')
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
+        };
+        if parts.len() > 2 || !parts.iter().all(|part| legal(part)) {
+            return wrong("isolation.user", "is not a user: `1000` or `1000:1000`, or names that all images know");
+        }
+        if parts[0] == "root" || parts[0].parse::<u64>() == Ok(0) {
+            return wrong("isolation.user", "is root; leave the key out for what files and images say");
+        }
+    }
+    if let Some(index) = isolation.except.iter().position(|service| service.trim().is_empty()) {
+        return wrong(&element("isolation.except", index), "is empty");
     }
 
     let timeouts = &file.timeouts;

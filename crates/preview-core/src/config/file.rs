@@ -55,8 +55,12 @@ pub struct ConfigFile {
     pub sweep: Sweep,
     /// Limits for every container of a preview; a lower limit in the Compose file stays.
     pub guardrails: Guardrails,
+    /// What containers may do less than Docker lets them. Default: all of it is off.
+    pub isolation: Isolation,
     /// How long each stage of a run may take.
     pub timeouts: Timeouts,
+    /// What the base branch allows to pull requests. Counts only in a file that is given with `--trusted-config`.
+    pub policy: Policy,
     /// A request that has to succeed before a preview counts as ready.
     pub health: Option<Health>,
     /// Variables of the stack: for interpolation in the Compose files, and for the services in `env_services`. Numbers and booleans stand for
@@ -76,6 +80,9 @@ pub struct ConfigFile {
     pub step: Vec<Step>,
     #[serde(skip)]
     pub(super) origin: Arc<Origin>,
+    /// What a trusted file put out of force, for people.
+    #[serde(skip)]
+    pub(super) overruled: Option<String>,
 }
 
 /// When images are pulled.
@@ -279,6 +286,29 @@ impl std::fmt::Display for Restart {
     }
 }
 
+/// What containers may do less than Docker lets them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Isolation {
+    /// The root file system is read-only; `/tmp` and `/run` become temporary file systems where the service mounts nothing there. Default: `false`.
+    pub read_only: bool,
+    /// Size of each of these temporary file systems. Default: `64MB`.
+    pub tmpfs: ByteSize,
+    /// User (`1000:1000`) of services whose Compose file names none, or root. Default: none, as the files and images say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(extend("pattern" = "^[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?$")))]
+    pub user: Option<String>,
+    /// No process gains privileges, by setuid programs for example. Default: `false`.
+    pub no_new_privileges: bool,
+    /// The preview's networks lead nowhere else. Default: `false`.
+    pub internal: bool,
+    /// All capabilities are dropped. Default: `false`.
+    pub cap_drop_all: bool,
+    /// Services that are left alone. Default: none.
+    pub except: Vec<String>,
+}
+
 /// How long each stage of a run may take.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -300,6 +330,32 @@ pub struct Timeouts {
     pub queue: TimeSpan,
     /// The whole run, waiting for a place not counted. Default: `20m`.
     pub total: TimeSpan,
+}
+
+/// What the base branch allows to pull requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Policy {
+    /// Whether `preview ci` deploys pull requests of forks. Default: `false`.
+    pub forks: bool,
+    /// What services may have although it is refused otherwise. Default: nothing.
+    pub allow: Vec<Allow>,
+}
+
+/// Something that a service may have although it is refused otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Allow {
+    /// The Compose service.
+    pub service: String,
+    /// The key, as the refusal names it after the service: `cap_add`, `volumes`, `build.network`.
+    pub key: String,
+    /// The values that are allowed, each exactly as it stands in the refusal; for a mount the path on the host. Default: none; keys that are on or off
+    /// have no values.
+    #[serde(default)]
+    pub values: Vec<String>,
 }
 
 /// A request that has to succeed: any answer from 200 to 399.
@@ -416,6 +472,20 @@ impl Default for Guardrails {
             log_size: ByteSize::from_mb(10),
             log_files: NonZeroU32::MIN.saturating_add(2),
             restart: Restart::UnlessStopped,
+        }
+    }
+}
+
+impl Default for Isolation {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            tmpfs: ByteSize::from_mb(64),
+            user: None,
+            no_new_privileges: false,
+            internal: false,
+            cap_drop_all: false,
+            except: Vec::new(),
         }
     }
 }

@@ -26,6 +26,7 @@ mod resolve;
 mod schema;
 mod settings;
 mod table;
+mod trusted;
 mod values;
 
 use std::collections::BTreeMap;
@@ -35,8 +36,8 @@ use std::sync::Arc;
 
 pub use error::ConfigError;
 pub use file::{
-    After, ConfigFile, Generate, Guardrails, Health, Limits, OnFull, Proxy, ProxyKind, Pull, Restart, RouteTable, Step,
-    Sweep, Timeouts, Vm,
+    After, Allow, ConfigFile, Generate, Guardrails, Health, Isolation, Limits, OnFull, Policy, Proxy, ProxyKind, Pull,
+    Restart, RouteTable, Step, Sweep, Timeouts, Vm,
 };
 #[cfg(feature = "schema")]
 pub use schema::schema;
@@ -85,8 +86,12 @@ pub struct Config {
     pub sweep: Sweep,
     /// Limits for every container.
     pub guardrails: Guardrails,
+    /// What containers may do less.
+    pub isolation: Isolation,
     /// Limits of time.
     pub timeouts: Timeouts,
+    /// What the base branch allows.
+    pub policy: Policy,
     /// The request that has to succeed.
     pub health: Option<Health>,
     /// Variables that the file gives.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use toml::de::{DeTable, DeValue};
 
@@ -24,6 +25,8 @@ pub(super) struct Origin {
     places: BTreeMap<String, Place>,
     /// Keys whose value comes from a flag or a variable, and its name.
     overridden: BTreeMap<&'static str, &'static str>,
+    /// Keys at the top that come from another file, and that file's places.
+    elsewhere: Option<(Vec<&'static str>, Arc<Origin>)>,
 }
 
 /// The path of a key below another one.
@@ -86,6 +89,26 @@ impl Origin {
         self.overridden.insert(key, by);
     }
 
+    /// Notes that these keys at the top come from another file.
+    pub(super) fn take_from(&mut self, keys: Vec<&'static str>, other: Arc<Self>) {
+        self.elsewhere = Some((keys, other));
+    }
+
+    /// Whether keys come from another file.
+    pub(super) fn is_overruled(&self) -> bool {
+        self.elsewhere.is_some()
+    }
+
+    /// Whether the file itself says something about a key.
+    pub(super) fn says(&self, key: &str) -> bool {
+        self.places.contains_key(key)
+    }
+
+    /// The file, for messages.
+    pub(super) fn shown(&self, otherwise: &str) -> String {
+        self.file.as_ref().map_or_else(|| otherwise.to_owned(), |file| file.display().to_string())
+    }
+
     /// An error at the value of a key.
     pub(super) fn at(&self, key: &str, message: impl Into<String>) -> ConfigError {
         self.error(key, message.into(), |place| place.value)
@@ -111,6 +134,11 @@ impl Origin {
         });
         if let Some((_, by)) = overridden {
             return ConfigError::new(*by, message);
+        }
+        if let Some((keys, other)) = &self.elsewhere
+            && keys.contains(&key.split(['.', '[']).next().unwrap_or(key))
+        {
+            return other.error(key, message, of);
         }
         // What is missing has no place: the closest thing around it has.
         let mut around = key;

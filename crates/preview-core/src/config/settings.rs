@@ -7,7 +7,7 @@ use super::error::ConfigError;
 use super::file::{ConfigFile, Pull};
 use super::table::Environment;
 use super::values::{HostPath, OneOrMany};
-use super::{Config, check, resolve};
+use super::{Config, check, resolve, trusted};
 use crate::name::{AppName, UrlTemplate};
 
 /// What flags say; `None` and empty lists say nothing.
@@ -44,13 +44,14 @@ pub struct Overrides {
 pub struct Settings {
     /// What holds.
     pub config: Config,
-    /// For people: variables that look like ours and are not.
+    /// For people: variables that look like ours and are not, tables that do not count.
     pub warnings: Vec<String>,
 }
 
 /// Variables of ours that are read before or beside the configuration.
-const ELSEWHERE: [&str; 9] = [
+const ELSEWHERE: [&str; 10] = [
     "PREVIEW_CONFIG",
+    "PREVIEW_TRUSTED_CONFIG",
     "PREVIEW_EVENT_TIME",
     "PREVIEW_OPEN_PRS",
     "PREVIEW_OPEN_BRANCHES",
@@ -237,6 +238,8 @@ impl Settings {
     /// does not exist.
     pub fn merge(file: ConfigFile, environment: &Environment, flags: &Overrides) -> Result<Self, ConfigError> {
         let mut file = file;
+        trusted::check(&file.origin)?;
+        let overruled = file.overruled.take();
         let from_environment = |setting: &Setting| match environment.get(setting.variable) {
             Some(value) if setting.list => {
                 value.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
@@ -247,7 +250,7 @@ impl Settings {
         layer(&mut file, |setting| setting.variable, from_environment)?;
         layer(&mut file, |setting| setting.flag, |setting| (setting.flags)(flags))?;
         check::check(&file)?;
-        let warnings = environment.keys().filter_map(|name| warning(name)).collect();
+        let warnings = overruled.into_iter().chain(environment.keys().filter_map(|name| warning(name))).collect();
         Ok(Self { config: resolve::resolve(file)?, warnings })
     }
 }

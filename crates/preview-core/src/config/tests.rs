@@ -212,6 +212,28 @@ fn errors_say_where_and_what() {
             "[[step]]\nafter = 'start'\nservice = 'a'\nrun = 'x'",
             "preview.toml:4:7: `step[0].run`: expected a list, found a string",
         ),
+        ("[[policy.allow]]\nservice = 'a'", "preview.toml:1:1: `policy.allow[0]` needs `key`"),
+        (
+            "[[policy.allow]]\nservice = 'a'\nkey = 'cap_ad'\nvalues = ['X']",
+            "preview.toml:3:7: `policy.allow[0].key`: `cap_ad` is not a key that can be allowed; did you mean `cap_add`?",
+        ),
+        (
+            "[[policy.allow]]\nservice = 'a'\nkey = 'cap_add'",
+            "preview.toml:1:1: `policy.allow[0]` needs `values`: each value that is allowed, exactly",
+        ),
+        (
+            "[[policy.allow]]\nservice = 'a'\nkey = 'privileged'\nvalues = ['true']",
+            "preview.toml:4:10: `policy.allow[0].values`: `privileged` has no values: leave them out",
+        ),
+        ("[isolation]\ntmpfs = '0B'", "preview.toml:2:9: `isolation.tmpfs`: has to be more than nothing"),
+        ("[isolation]\nuser = '0:1000'", "preview.toml:2:8: `isolation.user`: is root"),
+        ("[isolation]\nuser = '1000:1000:1'", "preview.toml:2:8: `isolation.user`: is not a user"),
+        ("[isolation]\nuser = ''", "preview.toml:2:8: `isolation.user`: is not a user"),
+        (
+            "[isolation]\nreadonly = true",
+            "preview.toml:2:1: unknown key `isolation.readonly`; did you mean `read_only`?",
+        ),
+        ("[isolation]\nexcept = ['a', '']", "preview.toml:2:16: `isolation.except[1]`: is empty"),
         // Found only when everything is put together.
         (
             "url = ['https://{name}.x', 'https://{name}.y']",

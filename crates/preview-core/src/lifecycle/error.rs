@@ -21,7 +21,7 @@ pub enum Refusal {
     Policy(Vec<Violation>),
     /// The pull request comes from a fork: its code is not trusted with this host.
     #[error(
-        "pull request {number} comes from the fork {fork}: previews of forks are refused, since their code would run on your host"
+        "pull request {number} comes from the fork {fork}: previews of forks are refused, since their code would run on your host, unless `[policy] forks` in the base branch's configuration allows them"
     )]
     Fork {
         /// The pull request.

@@ -1,6 +1,6 @@
 //! The repository's files that a stack uses: found, checked, hashed, and where they go on the host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
@@ -28,8 +28,10 @@ pub(super) struct Upload {
 }
 
 /// Makes the paths in the model canonical, so that links cannot lead out of the repository unseen. Reads the file system.
-pub(super) fn canonical(model: &mut Value) -> Result<Vec<FileUse>, Error> {
+/// `but` are pointers to paths of the host, which mean nothing here.
+pub(super) fn canonical(model: &mut Value, but: &BTreeSet<String>) -> Result<Vec<FileUse>, Error> {
     let mut uses = file_uses(model);
+    uses.retain(|file| !but.contains(&file.pointer));
     for file in &mut uses {
         let found = match fs::canonicalize(&file.source) {
             Ok(found) => found,
@@ -154,9 +156,9 @@ mod tests {
         let root = fs::canonicalize(dir.path()).unwrap();
         std::os::unix::fs::symlink("/etc", root.join("innocent")).unwrap();
         let mut model = json!({"services": {"a": {"volumes": [{"type": "bind", "source": root.join("innocent")}]}}});
-        canonical(&mut model).unwrap();
+        canonical(&mut model, &BTreeSet::new()).unwrap();
         assert_eq!(model.pointer("/services/a/volumes/0/source"), Some(&json!("/etc")));
-        assert_eq!(crate::stack::violations(&model, &root, None).len(), 1);
+        assert_eq!(crate::stack::violations(&model, &root, None, &[]).len(), 1);
     }
 
     #[test]
@@ -165,11 +167,11 @@ mod tests {
         let root = fs::canonicalize(dir.path()).unwrap();
         let source = root.join("a/b");
         let mut model = json!({"services": {"a": {"volumes": [{"type": "bind", "source": source, "bind": {"create_host_path": true}}]}}});
-        let uses = canonical(&mut model).unwrap();
+        let uses = canonical(&mut model, &BTreeSet::new()).unwrap();
         let uploads = uploads(&uses).unwrap();
         assert_eq!((uploads[0].entry.source.as_ref(), uploads[0].entry.target.as_str()), (None, "b"));
         let mut model = json!({"services": {"a": {"volumes": [{"type": "bind", "source": source}]}}});
-        let error = canonical(&mut model).unwrap_err().to_string();
+        let error = canonical(&mut model, &BTreeSet::new()).unwrap_err().to_string();
         assert!(error.contains("services.a.volumes") && error.contains("does not exist"), "{error}");
     }
 

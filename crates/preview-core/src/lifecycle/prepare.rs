@@ -8,7 +8,7 @@ use super::files::{self, Upload};
 use super::{Error, Event, Observer, Refusal};
 use crate::project::{Deploy, Project, Proxy, RouteSpec};
 use crate::route::{self, Route};
-use crate::runtime::{Runtime, Source, Variables};
+use crate::runtime::{Runtime, Source, Variables, reads};
 use crate::secret::{Redactor, Secret};
 use crate::stack::{self, Difference, FileUse, Input, Port};
 use crate::state::Address;
@@ -79,16 +79,23 @@ pub(super) async fn prepare(
         project: deploy.target.project.clone(),
         variables: variables.clone(),
     };
+    let repository = project.repository.clone();
+    let outside = reads::outside(runtime, &source, &repository).await?;
+    if !outside.is_empty() {
+        return Err(Refusal::Policy(outside).into());
+    }
     let resolved = runtime.resolve(&source).await?;
     let mut model = resolved.model;
-    let repository = project.repository.clone();
+    let allowed = project.allowed.clone();
     let proxy_network = match &project.proxy {
         Proxy::None => None,
         Proxy::Traefik(traefik) => Some(traefik.network.clone()),
     };
     let (model, uses) = blocking(move || {
-        let uses: Vec<FileUse> = files::canonical(&mut model)?;
-        let violations = stack::violations(&model, &repository, proxy_network.as_deref());
+        let of_the_host = stack::host_mounts(&model, &repository, &allowed);
+        let uses: Vec<FileUse> = files::canonical(&mut model, &of_the_host)?;
+        let mut violations = stack::violations(&model, &repository, proxy_network.as_deref(), &allowed);
+        violations.extend(reads::dockerfiles(&model, &repository));
         if !violations.is_empty() {
             return Err(Refusal::Policy(violations).into());
         }
@@ -98,7 +105,9 @@ pub(super) async fn prepare(
     check_services(project, &model)?;
     let uploads = blocking(move || files::uploads(&uses)).await?;
     let (routes, wanted) = routes(project, &model)?;
-    Ok(Prepared { built: stack::built(&model), variables, uploads, routes, wanted, warnings: resolved.warnings, model })
+    let mut warnings = resolved.warnings;
+    warnings.extend(check_isolation(project, &model, &wanted)?);
+    Ok(Prepared { built: stack::built(&model), variables, uploads, routes, wanted, warnings, model })
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
@@ -135,6 +144,18 @@ fn check_services(project: &Project, model: &Value) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// What is turned on must be possible for these services; what is said about none of them is a warning, since the base branch may say it for others.
+fn check_isolation(project: &Project, model: &Value, wanted: &BTreeSet<Port>) -> Result<Vec<String>, Error> {
+    let (isolation, place) = (&project.isolation, &project.isolation_place);
+    let on_the_host = wanted.iter().filter(|_| project.proxy == Proxy::None);
+    if let Some((key, why)) = isolation.conflicts(model, on_the_host).into_iter().next() {
+        return Err(Error::invalid(format!("{place}: {key}: {why}")));
+    }
+    let known = stack::service_names(model);
+    let unknown = isolation.except.iter().filter(|service| !known.contains(*service));
+    Ok(unknown.map(|service| format!("{place}: `except` names `{service}`, which is no service here")).collect())
 }
 
 /// The routes, and what has to be published without a proxy.
@@ -217,6 +238,7 @@ pub(super) fn render(
         app: &deploy.target.app,
         name: &deploy.target.name,
         guardrails: &project.guardrails,
+        isolation: &project.isolation,
         files: &files,
         wanted: &prepared.wanted,
         host_ports: labels.is_none().then_some(host_ports),

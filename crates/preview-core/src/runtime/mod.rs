@@ -5,6 +5,7 @@
 //! **Errors**: a stack that is wrong is `Invalid` with the tool's own words; a missing or old tool is `Unsupported`.
 
 pub mod compose;
+pub(crate) mod reads;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

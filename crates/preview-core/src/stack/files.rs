@@ -1,6 +1,6 @@
 //! Which files of the repository a stack uses: sources of bind mounts, files of configs and secrets, build contexts.
 
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
@@ -87,6 +87,22 @@ pub fn file_uses(model: &Value) -> Vec<FileUse> {
         }
     }
     uses
+}
+
+/// The path without `.` and `..`, as text, which is how Compose joins paths. Where links lead is for those who can look.
+#[must_use]
+pub fn normal(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                normal.pop();
+            }
+            other => normal.push(other),
+        }
+    }
+    normal
 }
 
 /// A key as a part of a JSON pointer (RFC 6901).

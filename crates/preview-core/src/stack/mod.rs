@@ -3,14 +3,16 @@
 //! Only declared differences: whatever is changed is listed as a [`Difference`], and nothing else differs from the user's files.
 
 mod files;
+mod isolation;
 mod limits;
 mod network;
 mod policy;
 mod render;
 
-pub use files::{FileUse, Place, file_uses};
+pub use files::{FileUse, Place, file_uses, normal};
+pub use isolation::Isolation;
 pub use limits::{Guardrails, declared_memory};
-pub use policy::{Violation, violations};
+pub use policy::{Allowance, Allowing, Violation, allowable_keys, allowing, host_mounts, violations};
 pub use render::{Input, Rendered, render};
 
 use std::collections::{BTreeMap, BTreeSet};

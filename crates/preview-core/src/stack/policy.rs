@@ -2,13 +2,18 @@
 //!
 //! The check fails closed: a key that this version does not know is refused. What would be shared with another preview
 //! but can be made the preview's own (fixed names, router labels) is not refused here; `render` and `network` change it.
+//! The base branch's configuration can allow some of it, service by service ([`Allowance`]).
+
+mod allow;
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{entries, services};
+use super::{entries, normal, services};
 use crate::ownership;
+
+pub use allow::{Allowance, Allowing, allowable_keys, allowing, host_mounts};
 
 /// One thing that is refused.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -130,7 +135,10 @@ const REFUSED: &[(&str, &str, &str)] = &[
 struct Court<'a> {
     found: Vec<Violation>,
     place: String,
+    /// The service that is looked at.
+    service: Option<&'a str>,
     repository: &'a Path,
+    allowed: &'a [Allowance],
 }
 
 impl Court<'_> {
@@ -139,20 +147,47 @@ impl Court<'_> {
         self.found.push(Violation { key, why: why.into(), instead: instead.into() });
     }
 
+    /// Refuses what the base branch's configuration has not allowed. `value` is what it would have to name.
+    fn refuse_unless_allowed(
+        &mut self,
+        key: &str,
+        value: Option<&str>,
+        why: impl Into<String>,
+        instead: impl Into<String>,
+    ) {
+        let service = self.service.unwrap_or_default();
+        if self.allowed.iter().any(|allowance| allowance.covers(service, key, value)) {
+            return;
+        }
+        let named = value.map(|value| format!(" of `{value}`")).unwrap_or_default();
+        let instead = format!(
+            "{}, or have it allowed by a [[policy.allow]]{named} in the base branch's configuration",
+            instead.into()
+        );
+        self.refuse(key, why, instead);
+    }
+
     fn outside(&self, path: &str) -> bool {
         !Path::new(path).starts_with(self.repository)
     }
 }
 
-/// Everything in the model that is refused, in order. `repository` is the canonical directory that the files may come from;
-/// sources of bind mounts in the model must be canonical too.
+/// Everything in the model that is refused and not allowed, in order. `repository` is the canonical directory that the files may come from;
+/// sources of bind mounts in the model must be canonical too, but for those of [`host_mounts`].
 #[must_use]
-pub fn violations(model: &Value, repository: &Path, proxy_network: Option<&str>) -> Vec<Violation> {
-    let mut court = Court { found: Vec::new(), place: String::new(), repository };
+pub fn violations(
+    model: &Value,
+    repository: &Path,
+    proxy_network: Option<&str>,
+    allowed: &[Allowance],
+) -> Vec<Violation> {
+    let mut court = Court { found: Vec::new(), place: String::new(), service: None, repository, allowed };
     for (name, table) in services(model) {
         court.place = format!("services.{name}");
+        court.service = Some(name);
         service(&mut court, table);
     }
+    court.service = None;
     for (name, table) in entries(model, "networks") {
         court.place = format!("networks.{name}");
         network(&mut court, table, proxy_network);
@@ -207,8 +242,16 @@ fn is_empty(value: &Value) -> bool {
 
 fn service(court: &mut Court<'_>, table: &Map<String, Value>) {
     for (key, why, instead) in REFUSED {
-        if table.get(*key).is_some_and(|value| !is_empty(value)) {
-            court.refuse(key, *why, *instead);
+        let Some(value) = table.get(*key).filter(|value| !is_empty(value)) else { continue };
+        match allowing(key) {
+            Some(Allowing::Key) => court.refuse_unless_allowed(key, None, *why, *instead),
+            Some(Allowing::Values) => {
+                // What cannot be named cannot be allowed.
+                for value in values(value) {
+                    court.refuse_unless_allowed(key, value.as_deref(), *why, *instead);
+                }
+            }
+            None => court.refuse(key, *why, *instead),
         }
     }
     for key in table.keys() {
@@ -230,40 +273,38 @@ fn service(court: &mut Court<'_>, table: &Map<String, Value>) {
         let mode = table.get(key).and_then(Value::as_str).unwrap_or_default();
         let of_the_stack = mode.starts_with("service:") && matches!(key, "ipc" | "pid" | "network_mode");
         if !safe.contains(&mode) && !of_the_stack {
-            court.refuse(key, format!("`{mode}` shares what belongs to the host or to others"), "remove it");
+            let why = format!("`{mode}` shares what belongs to the host or to others");
+            court.refuse_unless_allowed(key, Some(mode), why, "remove it");
         }
     }
     for option in strings(table.get("security_opt")) {
         if !matches!(option.as_str(), "no-new-privileges" | "no-new-privileges:true" | "no-new-privileges=true") {
-            court.refuse(
-                "security_opt",
-                format!("`{option}` loosens the isolation"),
-                "only no-new-privileges:true is allowed",
-            );
+            let why = format!("`{option}` loosens the isolation");
+            court.refuse_unless_allowed("security_opt", Some(&option), why, "use only no-new-privileges:true");
         }
     }
     for from in strings(table.get("volumes_from")) {
         if from.starts_with("container:") {
-            court.refuse(
-                "volumes_from",
-                format!("`{from}` reaches a container of others"),
-                "name a service of these files",
-            );
+            let why = format!("`{from}` reaches a container of others");
+            court.refuse_unless_allowed("volumes_from", Some(&from), why, "name a service of these files");
         }
     }
     for hook in ["post_start", "pre_stop"] {
         let hooks = table.get(hook).and_then(Value::as_array).cloned().unwrap_or_default();
         if hooks.iter().any(|hook| is_on(hook.get("privileged"))) {
-            court.refuse(hook, "a privileged process is root on the host", "remove privileged");
+            court.refuse_unless_allowed(hook, None, "a privileged process is root on the host", "remove privileged");
         }
     }
-    if table.get("oom_score_adj").and_then(Value::as_i64).is_some_and(|value| value < 0) {
-        court.refuse("oom_score_adj", "the host would end others first", "use a value of 0 or more");
+    if let Some(value) = table.get("oom_score_adj").and_then(Value::as_i64).filter(|value| *value < 0) {
+        let value = value.to_string();
+        let why = "the host would end others first";
+        court.refuse_unless_allowed("oom_score_adj", Some(&value), why, "use a value of 0 or more");
     }
     if let Some(devices) = table.get("deploy").and_then(|deploy| deploy.pointer("/resources/reservations/devices"))
         && !is_empty(devices)
     {
-        court.refuse("deploy.resources.reservations.devices", "devices belong to the host", "remove it");
+        let key = "deploy.resources.reservations.devices";
+        court.refuse_unless_allowed(key, None, "devices belong to the host", "remove it");
     }
     mounts(court, table);
     build(court, table);
@@ -279,6 +320,17 @@ fn service(court: &mut Court<'_>, table: &Map<String, Value>) {
     }
 }
 
+/// The values by which the elements of a refused key are allowed; a device is its path on the host.
+fn values(value: &Value) -> Vec<Option<String>> {
+    let one = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Object(table) => table.get("source").and_then(Value::as_str).map(str::to_owned),
+        _ => None,
+    };
+    value.as_array().map_or_else(|| vec![one(value)], |items| items.iter().map(one).collect())
+}
+
 fn mounts(court: &mut Court<'_>, table: &Map<String, Value>) {
     let mounts = table.get("volumes").and_then(Value::as_array).cloned().unwrap_or_default();
     for mount in mounts {
@@ -287,34 +339,24 @@ fn mounts(court: &mut Court<'_>, table: &Map<String, Value>) {
         match kind {
             "volume" | "tmpfs" | "image" => {}
             "bind" if source.ends_with("docker.sock") || source.ends_with("containerd.sock") => {
-                court.refuse(
-                    "volumes",
-                    format!("{source}: whoever has the Docker socket is root on the host"),
-                    "remove the mount",
-                );
+                let why = format!("{source}: whoever has the Docker socket is root on the host");
+                court.refuse_unless_allowed("volumes", Some(source), why, "remove the mount");
             }
             "bind" if court.outside(source) => {
-                court.refuse(
-                    "volumes",
-                    format!("{source} is outside the repository"),
-                    "use a named volume, or a path inside the repository",
-                );
+                let why = format!("{source} is outside the repository");
+                let instead = "use a named volume, or a path inside the repository";
+                court.refuse_unless_allowed("volumes", Some(source), why, instead);
             }
-            "bind" => {
-                let propagation = mount.pointer("/bind/propagation").and_then(Value::as_str).unwrap_or_default();
-                if !matches!(propagation, "" | "private" | "rprivate" | "slave" | "rslave") {
-                    court.refuse(
-                        "volumes",
-                        format!("propagation `{propagation}` changes the host's mounts"),
-                        "remove it",
-                    );
-                }
-            }
+            "bind" => {}
             other => court.refuse(
                 "volumes",
                 format!("mounts of type `{other}` are not known to be safe"),
                 "use volume, bind or tmpfs",
             ),
+        }
+        let propagation = mount.pointer("/bind/propagation").and_then(Value::as_str).unwrap_or_default();
+        if !matches!(propagation, "" | "private" | "rprivate" | "slave" | "rslave") {
+            court.refuse("volumes", format!("propagation `{propagation}` changes the host's mounts"), "remove it");
         }
     }
 }
@@ -331,13 +373,22 @@ fn build(court: &mut Court<'_>, table: &Map<String, Value>) {
         ("provenance", "it is not supported"),
         ("sbom", "it is not supported"),
     ] {
-        if build.get(key).is_some_and(|value| !is_empty(value)) {
-            court.refuse(&format!("build.{key}"), why, "remove it");
+        let Some(value) = build.get(key).filter(|value| !is_empty(value)) else { continue };
+        let key = format!("build.{key}");
+        match allowing(&key) {
+            Some(Allowing::Key) => court.refuse_unless_allowed(&key, None, why, "remove it"),
+            Some(Allowing::Values) => {
+                for value in values(value) {
+                    court.refuse_unless_allowed(&key, value.as_deref(), why, "remove it");
+                }
+            }
+            None => court.refuse(&key, why, "remove it"),
         }
     }
     let network = build.get("network").and_then(Value::as_str).unwrap_or_default();
     if !matches!(network, "" | "default" | "none") {
-        court.refuse("build.network", format!("`{network}` reaches the host or others"), "remove it");
+        let why = format!("`{network}` reaches the host or others");
+        court.refuse_unless_allowed("build.network", Some(network), why, "remove it");
     }
     let context = build.get("context").and_then(Value::as_str).unwrap_or_default();
     if is_path(context) {
@@ -375,21 +426,6 @@ fn build(court: &mut Court<'_>, table: &Map<String, Value>) {
 /// Build contexts are absolute paths, or have a scheme (`https://`, `git@`, `service:`, `docker-image://`).
 fn is_path(context: &str) -> bool {
     context.starts_with('/')
-}
-
-/// The path without `.` and `..`, as text: whether links lead out of it is for those who can look.
-fn normal(path: &Path) -> std::path::PathBuf {
-    let mut normal = std::path::PathBuf::new();
-    for part in path.components() {
-        match part {
-            std::path::Component::CurDir => {}
-            std::path::Component::ParentDir => {
-                normal.pop();
-            }
-            other => normal.push(other),
-        }
-    }
-    normal
 }
 
 fn network(court: &mut Court<'_>, table: &Map<String, Value>, proxy_network: Option<&str>) {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-use super::{Difference, Guardrails, Port, awaited, built, file_uses, limits, network};
+use super::{Difference, Guardrails, Isolation, Port, awaited, built, file_uses, isolation, limits, network};
 use crate::ownership::Selector;
 use crate::route::RouterLabels;
 use crate::runtime::Variables;
@@ -25,6 +25,8 @@ pub struct Input<'a> {
     pub name: &'a str,
     /// Limits.
     pub guardrails: &'a Guardrails,
+    /// What containers may not do beyond that.
+    pub isolation: &'a Isolation,
     /// Where each file of this machine (mounts, configs, secrets) is on the host.
     pub files: &'a BTreeMap<String, String>,
     /// Ports to publish where there is no proxy.
@@ -77,6 +79,7 @@ pub fn render(input: &Input<'_>) -> Rendered {
             network::join_proxy(service, table, PROXY_KEY, &mut differences);
         }
         limits::guard(service, table, input.guardrails, no_end.contains(service), &mut differences);
+        isolation::isolate(service, table, input.isolation, &mut differences);
         if input.inject_into.contains(service) {
             inject(service, table, input.variables, &mut differences);
         }
@@ -117,6 +120,7 @@ pub fn render(input: &Input<'_>) -> Rendered {
         }
     }
     ensure_default_network(&mut model, &project, &owner);
+    isolation::close_networks(&mut model, &project, input.isolation, &owner, &mut differences);
     differences.sort();
     differences.dedup();
     Rendered { model, differences }
@@ -280,6 +284,7 @@ mod tests {
             app: "shop",
             name: "pr-7",
             guardrails: &Guardrails::default(),
+            isolation: &Isolation::default(),
             files: &files,
             wanted: &wanted,
             host_ports: (!proxy).then_some(&host_ports),

@@ -10,7 +10,7 @@ fn refused(service: Value) -> Vec<String> {
 }
 
 fn keys(model: &Value) -> Vec<String> {
-    violations(model, Path::new("/repo"), Some("preview-proxy")).into_iter().map(|v| v.key).collect()
+    violations(model, Path::new("/repo"), Some("preview-proxy"), &[]).into_iter().map(|v| v.key).collect()
 }
 
 #[test]
@@ -121,4 +121,90 @@ fn what_belongs_to_others_is_refused_except_the_proxys_network() {
 fn ownership_labels_of_the_file_are_refused() {
     assert_eq!(refused(json!({"labels": {"preview.managed": "true"}})), ["services.api.labels.preview.managed"]);
     assert_eq!(keys(&json!({"volumes": {"v": {"labels": {"preview.app": "x"}}}})), ["volumes.v.labels.preview.app"]);
+}
+
+fn allow(key: &str, values: &[&str]) -> Allowance {
+    Allowance {
+        service: "api".to_owned(),
+        key: key.to_owned(),
+        values: values.iter().map(|value| (*value).to_owned()).collect(),
+    }
+}
+
+fn refused_with(service: &Value, allowed: &[Allowance]) -> Vec<String> {
+    let model = json!({"services": {"api": service}});
+    violations(&model, Path::new("/repo"), None, allowed).into_iter().map(|v| v.key).collect()
+}
+
+#[test]
+fn what_the_base_branch_allows_passes_and_nothing_else() {
+    for (key, values, value) in [
+        ("privileged", &[][..], json!(true)),
+        ("use_api_socket", &[], json!(true)),
+        ("gpus", &[], json!([{"count": -1}])),
+        ("post_start", &[], json!([{"command": "x", "privileged": true}])),
+        ("cap_add", &["SYS_PTRACE"], json!(["SYS_PTRACE"])),
+        ("devices", &["/dev/kvm"], json!([{"source": "/dev/kvm", "target": "/dev/kvm", "permissions": "rwm"}])),
+        ("security_opt", &["seccomp:unconfined"], json!(["seccomp:unconfined", "no-new-privileges"])),
+        ("network_mode", &["host"], json!("host")),
+        ("pid", &["host"], json!("host")),
+        ("oom_score_adj", &["-500"], json!(-500)),
+        ("runtime", &["runsc"], json!("runsc")),
+        ("volumes", &["/srv/models"], json!([{"type": "bind", "source": "/srv/models"}])),
+        ("volumes", &["/var/run/docker.sock"], json!([{"type": "bind", "source": "/var/run/docker.sock"}])),
+    ] {
+        let service = json!({ key: value });
+        assert_eq!(refused_with(&service, &[allow(key, values)]), Vec::<String>::new(), "{key}");
+        assert_eq!(refused_with(&service, &[]), [format!("services.api.{key}")], "{key}");
+        // Another service, another value.
+        let other = Allowance { service: "db".to_owned(), ..allow(key, values) };
+        assert_eq!(refused_with(&service, &[other]), [format!("services.api.{key}")], "{key}");
+        if !values.is_empty() {
+            assert_eq!(refused_with(&service, &[allow(key, &["other"])]), [format!("services.api.{key}")], "{key}");
+            assert_eq!(refused_with(&service, &[allow(key, &[])]), [format!("services.api.{key}")], "{key}");
+        }
+    }
+}
+
+#[test]
+fn values_are_compared_exactly_and_one_by_one() {
+    let service = json!({"cap_add": ["SYS_PTRACE", "SYS_ADMIN"], "volumes": [
+        {"type": "bind", "source": "/srv/models"}, {"type": "bind", "source": "/srv/models/../secret"}, {"type": "bind", "source": "/srv"},
+    ]});
+    let allowed = [allow("cap_add", &["SYS_PTRACE"]), allow("volumes", &["/srv/models"])];
+    let model = json!({"services": {"api": service}});
+    let found = violations(&model, Path::new("/repo"), None, &allowed);
+    let keys: Vec<&str> = found.iter().map(|violation| violation.key.as_str()).collect();
+    assert_eq!(keys, ["services.api.cap_add", "services.api.volumes", "services.api.volumes"]);
+    let advice = "a [[policy.allow]] of `SYS_ADMIN` in the base branch's configuration";
+    assert!(found[0].instead.contains(advice), "{found:?}");
+    // What changes the host's mounts is refused for allowed paths too.
+    let shared = json!({"volumes": [{"type": "bind", "source": "/srv/models", "bind": {"propagation": "rshared"}}]});
+    assert_eq!(refused_with(&shared, &allowed), ["services.api.volumes"]);
+}
+
+#[test]
+fn some_things_nobody_can_allow() {
+    for (key, value) in [
+        ("labels", json!({"preview.managed": "true"})),
+        ("a_key_of_tomorrow", json!(true)),
+        ("provider", json!({"type": "x"})),
+        ("build", json!({"context": "/etc"})),
+        ("build", json!({"context": "/repo", "dockerfile": "../../etc/passwd"})),
+    ] {
+        let service = json!({ key: value });
+        let place = refused_with(&service, &[]).remove(0);
+        let key = place.strip_prefix("services.api.").unwrap();
+        assert_eq!(refused_with(&service, &[allow(key, &["true", "/etc", "x"])]), [place.as_str()]);
+        assert_eq!(allowing(key), None, "{key}");
+    }
+}
+
+#[test]
+fn allowed_paths_are_the_hosts_and_not_this_machines() {
+    let model = json!({"services": {"api": {"volumes": [
+        {"type": "bind", "source": "/repo/conf"}, {"type": "bind", "source": "/srv/models"}, {"type": "bind", "source": "/srv/other"},
+    ]}, "db": {"volumes": [{"type": "bind", "source": "/srv/models"}]}}});
+    let found = host_mounts(&model, Path::new("/repo"), &[allow("volumes", &["/srv/models", "/repo/conf"])]);
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), ["/services/api/volumes/1/source"]);
 }

@@ -1,0 +1,102 @@
+//! What the base branch's configuration can allow, and how it says so.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::stack::{Place, file_uses};
+
+/// What has to be said about a refused key to allow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allowing {
+    /// The key alone: it is on or off.
+    Key,
+    /// Each of its values, exactly.
+    Values,
+}
+
+/// Keys of a service that the base branch's configuration can allow. Everything else that is refused stays refused.
+const ALLOWABLE: &[(&str, Allowing)] = &[
+    ("build.cache_from", Allowing::Values),
+    ("build.cache_to", Allowing::Values),
+    ("build.entitlements", Allowing::Values),
+    ("build.network", Allowing::Values),
+    ("build.privileged", Allowing::Key),
+    ("build.secrets", Allowing::Key),
+    ("build.ssh", Allowing::Key),
+    ("cap_add", Allowing::Values),
+    ("cgroup", Allowing::Values),
+    ("cgroup_parent", Allowing::Values),
+    ("deploy.resources.reservations.devices", Allowing::Key),
+    ("device_cgroup_rules", Allowing::Values),
+    ("devices", Allowing::Values),
+    ("external_links", Allowing::Values),
+    ("gpus", Allowing::Key),
+    ("ipc", Allowing::Values),
+    ("network_mode", Allowing::Values),
+    ("oom_kill_disable", Allowing::Key),
+    ("oom_score_adj", Allowing::Values),
+    ("pid", Allowing::Values),
+    ("post_start", Allowing::Key),
+    ("pre_stop", Allowing::Key),
+    ("privileged", Allowing::Key),
+    ("runtime", Allowing::Values),
+    ("security_opt", Allowing::Values),
+    ("use_api_socket", Allowing::Key),
+    ("userns_mode", Allowing::Values),
+    ("uts", Allowing::Values),
+    ("volumes", Allowing::Values),
+    ("volumes_from", Allowing::Values),
+];
+
+/// How a key of a service can be allowed; `None`: not at all.
+#[must_use]
+pub fn allowing(key: &str) -> Option<Allowing> {
+    ALLOWABLE.iter().find(|(known, _)| *known == key).map(|(_, allowing)| *allowing)
+}
+
+/// The keys that can be allowed.
+#[must_use]
+pub fn allowable_keys() -> Vec<&'static str> {
+    ALLOWABLE.iter().map(|(key, _)| *key).collect()
+}
+
+/// One thing that the base branch's configuration allows to a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    /// The service.
+    pub service: String,
+    /// The key: `cap_add`, `build.network`.
+    pub key: String,
+    /// The values that are allowed, exactly as the resolved model has them; for a mount its source, for a device its path on the host.
+    pub values: Vec<String>,
+}
+
+impl Allowance {
+    pub(super) fn covers(&self, service: &str, key: &str, value: Option<&str>) -> bool {
+        self.service == service
+            && self.key == key
+            && match (allowing(key), value) {
+                (Some(Allowing::Key), _) => true,
+                (Some(Allowing::Values), Some(value)) => self.values.iter().any(|allowed| allowed == value),
+                (Some(Allowing::Values), None) | (None, _) => false,
+            }
+    }
+}
+
+/// JSON pointers to the sources of bind mounts that are allowed paths of the host: they mean the host's files, not those of this machine, so
+/// nothing here may look at them or send them. `model` is as Compose resolved it.
+#[must_use]
+pub fn host_mounts(model: &Value, repository: &Path, allowed: &[Allowance]) -> BTreeSet<String> {
+    file_uses(model)
+        .into_iter()
+        .filter(|file| matches!(file.place, Place::Mount { .. }) && !file.source.starts_with(repository))
+        .filter(|file| {
+            let service = file.key.strip_prefix("services.").and_then(|key| key.strip_suffix(".volumes"));
+            let (service, source) = (service.unwrap_or_default(), file.source.to_str());
+            allowed.iter().any(|allowance| allowance.covers(service, "volumes", source))
+        })
+        .map(|file| file.pointer)
+        .collect()
+}
