@@ -55,6 +55,8 @@ pub(crate) async fn run(cli: Cli) -> u8 {
     };
     let context = Context { global, environment, console, redactor, interrupt: Interrupt::default() };
     listen(&context.interrupt, &context.console);
+    // Those that write outputs when they are done.
+    let job = matches!(cli.command, Command::Deploy(_) | Command::Destroy(_) | Command::Ci);
     let done = match cli.command {
         Command::Deploy(deploy) => context.deploy(deploy).await,
         Command::Destroy(which) => context.destroy(&which).await,
@@ -75,7 +77,7 @@ pub(crate) async fn run(cli: Cli) -> u8 {
             context.console.finish();
             code
         }
-        Err(error) => context.fail(&error),
+        Err(error) => context.fail(&error, job),
     }
 }
 
@@ -117,21 +119,23 @@ impl Context {
     }
 
     /// Tells of the error; the value is the exit code.
-    fn fail(&self, error: &Error) -> u8 {
+    fn fail(&self, error: &Error, job: bool) -> u8 {
         let code = error.exit_code();
+        let mut outputs = vec![("failure", error.failure().to_string())];
+        let mut summary = String::new();
         if let Some(report) = error.report() {
             self.console.say(&report::failure(report));
-            let summary = self.redactor.clean(&report::failure_markdown(report));
-            let outputs = [("name", report.name.clone()), ("url", String::new())];
-            if let Err(error) = output::ci_files(&self.environment, &outputs, &summary) {
-                self.console.say(&format!("warning: the job's files cannot be written: {error}"));
-            }
+            summary = self.redactor.clean(&report::failure_markdown(report));
+            outputs.extend([("name", report.name.clone()), ("url", String::new())]);
+        }
+        if job && let Err(error) = output::ci_files(&self.environment, &outputs, &summary) {
+            self.console.say(&format!("warning: the job's files cannot be written: {error}"));
         }
         self.console.error(&error.chain());
         if self.json() {
             let message = self.redactor.clean(&error.chain());
             let document = json!({
-                "error": {"code": code, "message": message, "report": error.report()},
+                "error": {"code": code, "failure": error.failure(), "message": message, "report": error.report()},
             });
             output::to_stdout(&output::json(&document));
         }

@@ -236,7 +236,8 @@ pub(crate) fn ci_files(
                 }
                 append(path, &text)?;
             }
-            if let Some(path) = environment.get("GITHUB_STEP_SUMMARY").filter(|path| !path.is_empty()) {
+            let path = environment.get("GITHUB_STEP_SUMMARY").filter(|path| !path.is_empty() && !summary.is_empty());
+            if let Some(path) = path {
                 append(path, &format!("{summary}\n"))?;
             }
         }

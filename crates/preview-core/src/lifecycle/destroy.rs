@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::deploy::{directories, release};
-use super::run::{Halt, acquire, guarded};
+use super::run::{Halt, acquire, guarded, interrupted};
 use super::undo::{contents, remove_all};
 use super::{Client, Error, Event, Interrupt, Observer};
 use crate::engine::Removed;
@@ -128,9 +128,7 @@ pub(super) async fn destroy_only_if(
                 format!("it took longer than {} s; run the same command again", limit.as_secs()),
             )
             .into(),
-            Halt::Aborted => {
-                Fault::new(FaultKind::TimedOut, "remove the preview", "interrupted; run the same command again").into()
-            }
+            Halt::Aborted => interrupted("remove the preview", "interrupted; run the same command again").into(),
         }
     })?;
     observer.event(&Event::StageDone(Phase::Destroying, begun.elapsed()));

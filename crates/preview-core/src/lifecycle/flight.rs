@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use super::crash::{Crash, Landing, broken, grounded, halt_error, with_output};
 use super::deploy::Deployed;
+use super::diagnose::Problems;
 use super::observe::{Seen, draw, missing_uploads, observe, pulls, want, with_generated};
 use super::prepare::{Prepared, Wanted};
 use super::run::{Halt, guarded};
@@ -18,6 +19,7 @@ use super::verify::lock;
 use super::wait::{self, Expected, Verdict};
 use super::{Client, Error, Event, Interrupt, Observer};
 use crate::engine::{ContainerEvent, Prune};
+use crate::failure;
 use crate::fault::{Fault, FaultKind};
 use crate::host::Change;
 use crate::lock::Lease;
@@ -245,7 +247,8 @@ impl Flight<'_> {
             let built = self
                 .stage(state, Phase::Building, limits.build, async {
                     self.keep_good_images(prepared, seen).await?;
-                    self.retrying(|| self.client.runtime.build(&stack, &prepared.built, &progress)).await
+                    let build = || self.client.runtime.build(&stack, &prepared.built, &progress);
+                    self.retrying(build).await.map_err(failure::of_build)
                 })
                 .await;
             built.map_err(with_output)?;
@@ -254,7 +257,7 @@ impl Flight<'_> {
         if !pulls.is_empty() {
             self.stage(state, Phase::Pulling, limits.pull, async {
                 let pulled = pulls.iter().map(|image| self.retrying(move || self.pull(image)));
-                futures_util::future::try_join_all(pulled).await.map(|_| ())
+                futures_util::future::try_join_all(pulled).await.map(|_| ()).map_err(failure::of_pull)
             })
             .await?;
         }
@@ -272,7 +275,8 @@ impl Flight<'_> {
                 if plan::unchanged(&wanted.model, &wanted.digest, &running) {
                     return Ok((images, services, None));
                 }
-                self.retrying(|| up(self.client, &selector, &seen.containers, &stack, &progress)).await?;
+                let up = || up(self.client, &selector, &seen.containers, &stack, &progress);
+                self.retrying(up).await.map_err(failure::of_up)?;
                 Ok((images, services, Some(events)))
             })
             .await;
@@ -284,7 +288,7 @@ impl Flight<'_> {
         };
 
         let steps_limit = self.project.steps.iter().map(|step| step.timeout.unwrap_or(limits.step)).sum::<Duration>();
-        let last = Mutex::new(BTreeMap::new());
+        let last = Mutex::new(Problems::new());
         let failure = Mutex::new(None);
         let verified = self
             // A little more than the limits inside: those can say what was not well.
@@ -296,7 +300,7 @@ impl Flight<'_> {
                     }
                 }
                 let verify = async {
-                    let mut note = |reasons: &BTreeMap<String, String>| {
+                    let mut note = |reasons: &Problems| {
                         lock(&last).clone_from(reasons);
                         let text: Vec<_> = reasons.iter().map(|(service, why)| format!("{service} {why}")).collect();
                         self.observer.event(&Event::Progress(&text.join(", ")));

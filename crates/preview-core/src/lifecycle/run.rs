@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::Error;
+use crate::failure::FailureCode;
 use crate::fault::{Fault, FaultKind};
 use crate::lock::{Acquired, Holder, Lease, Lock};
 use crate::secret::Secret;
@@ -105,7 +106,7 @@ pub(super) async fn acquire(
     let acquired = tokio::select! {
         acquired = lock.acquire(path, &holder, wait, &waiting) => acquired.map_err(|fault| help(fault, path))?,
         () = interrupt.fired() => {
-            return Err(Fault::new(FaultKind::TimedOut, "wait for the lock", "interrupted").into());
+            return Err(interrupted("wait for the lock", "interrupted").into());
         }
     };
     match acquired {
@@ -144,6 +145,11 @@ pub(super) async fn guarded<T>(
             Err(_) => Err(Halt::TimedOut(limit)),
         },
     }
+}
+
+/// Ctrl-C, before anything was changed or where nothing can be taken back.
+pub(super) fn interrupted(operation: &'static str, context: &str) -> Fault {
+    Fault::new(FaultKind::TimedOut, operation, context).coded(FailureCode::Interrupted)
 }
 
 /// The lease is lost, whatever was noticed first.
