@@ -10,6 +10,7 @@ mod inside;
 mod killed;
 mod lifecycle;
 mod locks;
+mod log;
 mod places;
 mod rollback;
 mod secrets;

@@ -6,7 +6,7 @@ mod tunnel;
 use std::sync::Arc;
 
 use preview_core::config::Environment;
-use preview_core::lifecycle::{self, Client, Error, Event, Interrupt, Observer as _};
+use preview_core::lifecycle::{self, Client, Error, Event, Interrupt};
 use preview_core::name::Key;
 use preview_core::project::{self, Target};
 use preview_core::report;
@@ -14,15 +14,15 @@ use preview_core::secret::{Redactor, Secret};
 use serde_json::json;
 
 use crate::ci::{self, Wish};
-use crate::cli::{Cli, Command, Deploy, Format, Global, Subject, Which};
-use crate::output::{self, Ci, Console};
+use crate::cli::{Cli, Command, Deploy, Format, Global, LogFormat, Subject, Which};
+use crate::output::{self, About, Console};
 use crate::session::{self, Session};
 
 /// What a command works with.
 struct Context {
     global: Global,
     environment: Environment,
-    console: Arc<Console>,
+    console: Arc<dyn Console>,
     redactor: Redactor,
     interrupt: Interrupt,
 }
@@ -34,22 +34,17 @@ pub(crate) async fn run(cli: Cli) -> u8 {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     let redactor = Redactor::default();
-    let _ = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(tracing_subscriber::EnvFilter::new(match cli.global.verbose {
-            0 | 1 => "warn",
-            2 => "preview_core=debug,warn",
-            _ => "preview_core=trace,info",
-        }))
-        .try_init();
-    let console = Arc::new(Console::new(Ci::of(&environment), cli.global.verbose > 0, redactor.clone()));
+    let (verbose, name) = (cli.global.verbose, cli.command.name());
+    let global = cli.global.over(&environment);
+    let json = global.as_ref().is_ok_and(|global| global.log_format == Some(LogFormat::Json));
+    let console = output::console(json, verbose, name, &environment, &redactor);
     if let Some(key) = environment.get("PREVIEW_IDENTITY_KEY").filter(|key| !key.is_empty()) {
         console.event(&Event::Secret(&Secret::new(key.clone())));
     }
-    let global = match cli.global.over(&environment) {
+    let global = match global {
         Ok(global) => global,
         Err(error) => {
-            console.error(&error.chain());
+            console.failed(&error);
             return error.exit_code();
         }
     };
@@ -57,21 +52,24 @@ pub(crate) async fn run(cli: Cli) -> u8 {
     listen(&context.interrupt, &context.console);
     // Those that write outputs when they are done.
     let job = matches!(cli.command, Command::Deploy(_) | Command::Destroy(_) | Command::Ci);
-    let done = match cli.command {
-        Command::Deploy(deploy) => context.deploy(deploy).await,
-        Command::Destroy(which) => context.destroy(&which).await,
-        Command::Plan(deploy) => context.plan(&deploy).await,
-        Command::List { all } => context.list(all).await,
-        Command::Status(which) => context.status(&which).await,
-        Command::Logs { which, service, tail, follow, timestamps } => {
-            context.logs(&which, service.as_deref(), tail, follow, timestamps).await
+    let work = async {
+        match cli.command {
+            Command::Deploy(deploy) => context.deploy(deploy).await,
+            Command::Destroy(which) => context.destroy(&which).await,
+            Command::Plan(deploy) => context.plan(&deploy).await,
+            Command::List { all } => context.list(all).await,
+            Command::Status(which) => context.status(&which).await,
+            Command::Logs { which, service, tail, follow, timestamps } => {
+                context.logs(&which, service.as_deref(), tail, follow, timestamps).await
+            }
+            Command::Exec { which, user, workdir, service, command } => {
+                context.exec(&which, user, workdir, &service, command).await
+            }
+            Command::Tunnel { which, target, local } => context.tunnel(&which, &target, local).await,
+            Command::Ci => context.ci().await,
         }
-        Command::Exec { which, user, workdir, service, command } => {
-            context.exec(&which, user, workdir, &service, command).await
-        }
-        Command::Tunnel { which, target, local } => context.tunnel(&which, &target, local).await,
-        Command::Ci => context.ci().await,
     };
+    let done = tracing::Instrument::instrument(work, tracing::info_span!("run", command = name)).await;
     match done {
         Ok(code) => {
             context.console.finish();
@@ -82,7 +80,7 @@ pub(crate) async fn run(cli: Cli) -> u8 {
 }
 
 /// Ctrl-C and SIGTERM end the run with what it began taken back; a second one ends the program at once.
-fn listen(interrupt: &Interrupt, console: &Arc<Console>) {
+fn listen(interrupt: &Interrupt, console: &Arc<dyn Console>) {
     use tokio::signal::unix::{SignalKind, signal};
     let (interrupt, console) = (interrupt.clone(), Arc::clone(console));
     let (Ok(mut int), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
@@ -109,9 +107,20 @@ impl Context {
     fn session(&self, deploy: Option<&Deploy>) -> Result<Session, Error> {
         let session = Session::load(&self.global, deploy, self.environment.clone())?;
         for warning in &session.warnings {
-            self.console.say(&format!("warning: {warning}"));
+            self.console.warn(warning);
         }
+        self.console.about(&About { app: Some(session.app.as_str()), ..About::default() });
         Ok(session)
+    }
+
+    /// The preview that is meant.
+    fn target(&self, session: &Session, which: &Which) -> Result<Target, Error> {
+        let target = match &which.name {
+            Some(name) => session.target_by_name(name)?,
+            None => session.target(&key(&Subject { pr: which.pr, branch: which.branch.clone() })?)?,
+        };
+        self.console.about(&About { preview: Some(&target.name), ..About::default() });
+        Ok(target)
     }
 
     fn json(&self) -> bool {
@@ -124,14 +133,13 @@ impl Context {
         let mut outputs = vec![("failure", error.failure().to_string())];
         let mut summary = String::new();
         if let Some(report) = error.report() {
-            self.console.say(&report::failure(report));
             summary = self.redactor.clean(&report::failure_markdown(report));
             outputs.extend([("name", report.name.clone()), ("url", String::new())]);
         }
         if job && let Err(error) = output::ci_files(&self.environment, &outputs, &summary) {
-            self.console.say(&format!("warning: the job's files cannot be written: {error}"));
+            self.console.warn(&format!("the job's files cannot be written: {error}"));
         }
-        self.console.error(&error.chain());
+        self.console.failed(error);
         if self.json() {
             let message = self.redactor.clean(&error.chain());
             let document = json!({
@@ -148,9 +156,9 @@ impl Context {
         self.deploy_key(&session, &key, &deploy).await
     }
 
-    fn request(session: &Session, key: &Key, deploy: &Deploy) -> Result<project::Deploy, Error> {
+    fn request(&self, session: &Session, key: &Key, deploy: &Deploy) -> Result<project::Deploy, Error> {
         let get = |name: &str| session.environment.get(name).filter(|value| !value.is_empty()).cloned();
-        Ok(project::Deploy {
+        let request = project::Deploy {
             target: session.target(key)?,
             subject: session::subject(key),
             repository: session.repository(),
@@ -163,12 +171,15 @@ impl Context {
             commit: deploy.commit.clone(),
             update_only: deploy.update_only,
             who: session.who(),
-        })
+        };
+        let (preview, owner) = (Some(request.target.name.as_str()), request.owner.as_deref());
+        self.console.about(&About { preview, owner, ..About::default() });
+        Ok(request)
     }
 
     async fn deploy_key(&self, session: &Session, key: &Key, deploy: &Deploy) -> Result<u8, Error> {
+        let request = self.request(session, key, deploy)?;
         let project = session.project(&session.named(key)?)?;
-        let request = Self::request(session, key, deploy)?;
         let resolver = session.compose();
         let reached = Reached::default();
         let done = lifecycle::deploy(
@@ -183,7 +194,7 @@ impl Context {
         .await;
         reached.close().await;
         let done = done?;
-        self.console.say(&report::deployed(&done));
+        self.console.done(&report::deployed(&done));
         if self.json() {
             output::to_stdout(&output::json(&done));
         } else {
@@ -205,8 +216,8 @@ impl Context {
     async fn plan(&self, deploy: &Deploy) -> Result<u8, Error> {
         let session = self.session(Some(deploy))?;
         let key = key(&deploy.subject)?;
+        let request = self.request(&session, &key, deploy)?;
         let project = session.project(&session.named(&key)?)?;
-        let request = Self::request(&session, &key, deploy)?;
         let resolver = session.compose();
         let reached = Reached::default();
         let plan =
@@ -221,7 +232,7 @@ impl Context {
 
     async fn destroy(&self, which: &Which) -> Result<u8, Error> {
         let session = self.session(None)?;
-        let target = target(&session, which)?;
+        let target = self.target(&session, which)?;
         self.destroy_target(&session, &target).await
     }
 
@@ -231,7 +242,7 @@ impl Context {
         let done = lifecycle::destroy(&client, target, &session.who(), wait, &*self.console, &self.interrupt).await;
         close(&client).await;
         let done = done?;
-        self.console.say(&report::destroyed(&done));
+        self.console.done(&report::destroyed(&done));
         if self.json() {
             output::to_stdout(&output::json(&done));
         }
@@ -244,13 +255,14 @@ impl Context {
         let payload = self.environment.get("GITHUB_EVENT_PATH").and_then(|path| std::fs::read_to_string(path).ok());
         match ci::wish(&self.environment, payload.as_deref()).map_err(Error::invalid)? {
             Wish::Nothing(why) => {
-                self.console.say(&format!("nothing to do: {why}"));
+                self.console.done(&format!("nothing to do: {why}"));
                 Ok(0)
             }
             Wish::Fork { number, fork } => Err(lifecycle::Refusal::Fork { number, fork }.into()),
             Wish::Destroy { number } => {
                 let session = self.session(None)?;
-                let target = session.target(&pull(number)?)?;
+                let which = Which { pr: Some(number), ..Which::default() };
+                let target = self.target(&session, &which)?;
                 self.destroy_target(&session, &target).await
             }
             Wish::Deploy(wanted) => {
@@ -309,11 +321,4 @@ fn key(subject: &Subject) -> Result<Key, Error> {
 
 fn pull(number: u64) -> Result<Key, Error> {
     Key::pull(number).map_err(|error| Error::invalid(error.to_string()))
-}
-
-fn target(session: &Session, which: &Which) -> Result<Target, Error> {
-    if let Some(name) = &which.name {
-        return session.target_by_name(name);
-    }
-    session.target(&key(&Subject { pr: which.pr, branch: which.branch.clone() })?)
 }

@@ -49,8 +49,16 @@ pub struct Settings {
 }
 
 /// Variables of ours that are read before or beside the configuration.
-const ELSEWHERE: [&str; 6] =
-    ["PREVIEW_CONFIG", "PREVIEW_PROJECT_DIR", "PREVIEW_FORMAT", "PREVIEW_IDENTITY_KEY", "PREVIEW_NAME", "PREVIEW_URL"];
+const ELSEWHERE: [&str; 8] = [
+    "PREVIEW_CONFIG",
+    "PREVIEW_PROJECT_DIR",
+    "PREVIEW_FORMAT",
+    "PREVIEW_LOG_FORMAT",
+    "PREVIEW_IDENTITY_KEY",
+    "PREVIEW_NAME",
+    "PREVIEW_URL",
+    "PREVIEW_FAILURE",
+];
 
 /// One key that flags and variables may set.
 struct Setting {

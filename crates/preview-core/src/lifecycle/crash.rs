@@ -46,6 +46,11 @@ impl From<Fault> for Crash {
     }
 }
 
+/// What a stage ends with whose [`Crash`] is known already.
+pub(super) fn known() -> Fault {
+    Fault::new(FaultKind::Failed, "bring up the new version", "")
+}
+
 pub(super) fn broken(message: impl Into<String>, problems: Problems, output: Vec<String>) -> Crash {
     // Without any the limit came before the first look: it was not healthy in time.
     let code = FailureCode::cause(problems.values().map(|problem| problem.code)).unwrap_or(FailureCode::Unhealthy);
@@ -95,11 +100,14 @@ impl Flight<'_> {
             state.weight = before.weight;
         }
         let phase = state.phase;
+        // The stage began with its phase in the state.
+        let took = Duration::try_from(Timestamp::now().duration_since(state.updated_at)).unwrap_or_default();
         let Crash { halt, mut problems, output } = crash;
         let halt = self.with_lease_in_mind(halt).await;
         let (message, mut code, end) = match halt {
             Halt::LeaseLost(fault) => {
                 // Somebody else may be at work: nothing may be changed any more.
+                self.observer.event(&Event::StageFailed(phase, took, fault.failure()));
                 return Landing::Error { error: fault.into(), nothing_left: false };
             }
             Halt::TimedOut(limit) => (self.too_long(phase, limit), FailureCode::TimedOut, Phase::TimedOut),
@@ -133,6 +141,7 @@ impl Flight<'_> {
             services = found;
             code = cause.unwrap_or(code);
         }
+        self.observer.event(&Event::StageFailed(phase, took, code));
         self.observer.event(&Event::Note(&format!("{message}; taking it back")));
         let failure = Failure { phase, code: Some(code), message: message.clone(), at: Timestamp::now() };
         let directory = self.deploy.target.directory(&self.client.base_dir);

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use tracing::{Instrument as _, info_span};
 
 use super::deploy::{directories, release};
 use super::run::{Halt, acquire, guarded, interrupted};
@@ -112,6 +113,7 @@ pub(super) async fn destroy_only_if(
         let files = survey.paths.iter().filter(|path| !path.ends_with("/.lock") && !path.ends_with("/files")).count();
         Ok((removed, files, gone))
     };
+    let work = work.instrument(info_span!("stage", phase = %Phase::Destroying));
     let done = guarded(&*lease, interrupt, LIMIT, work).await;
     if matches!(done, Err(Halt::LeaseLost(_)) | Ok((_, _, true))) {
         // The lock is not ours any more, so it is not ours to remove.

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use jiff::Timestamp;
+use tracing::{Instrument as _, info_span};
 
-use super::crash::{Crash, Landing, broken, grounded, halt_error, with_output};
+use super::crash::{Crash, Landing, broken, grounded, halt_error, known, with_output};
 use super::deploy::Deployed;
 use super::diagnose::Problems;
 use super::observe::{Seen, draw, missing_uploads, observe, pulls, want, with_generated};
@@ -193,7 +194,7 @@ impl Flight<'_> {
             .map_err(|error| Halt::Fault(Fault::new(FaultKind::Failed, "move on", error.to_string())))?;
         let change = [self.save(state)];
         let write = self.client.host.apply(&change);
-        let both = async { futures_util::try_join!(write, work) };
+        let both = async { futures_util::try_join!(write, work) }.instrument(info_span!("stage", %phase));
         let ((), done) = guarded(self.lease, self.interrupt, self.limit(limit), both).await?;
         self.observer.event(&Event::StageDone(phase, begun.elapsed()));
         Ok(done)
@@ -296,7 +297,7 @@ impl Flight<'_> {
                 for step in &self.project.steps {
                     if let Err(crash) = self.step(step).await? {
                         *lock(&failure) = Some(crash);
-                        return Ok(None);
+                        return Err(known());
                     }
                 }
                 let verify = async {
@@ -310,10 +311,10 @@ impl Flight<'_> {
                     if let Verdict::Broken(problems) = verdict {
                         let text: Vec<_> = problems.iter().map(|(service, why)| format!("{service} {why}")).collect();
                         *lock(&failure) = Some(broken(text.join("; "), problems, vec![]));
-                        return Ok(None);
+                        return Err(known());
                     }
                     self.ask(wanted, prepared, &containers, &last).await?;
-                    Ok(Some(containers))
+                    Ok(containers)
                 };
                 match tokio::time::timeout(limits.verify, verify).await {
                     Ok(done) => done,
@@ -322,16 +323,16 @@ impl Flight<'_> {
                         let text: Vec<_> = problems.iter().map(|(service, why)| format!("{service} {why}")).collect();
                         let message = format!("after {} s: {}", limits.verify.as_secs(), text.join("; "));
                         *lock(&failure) = Some(broken(message, problems, vec![]));
-                        Ok(None)
+                        Err(known())
                     }
                 }
             })
-            .await?;
-        let failure = lock(&failure).take();
-        if let Some(crash) = failure {
-            return Err(crash);
-        }
-        let containers = plan::container_ids(&verified.unwrap_or_default());
+            .await;
+        let verified = match (verified, lock(&failure).take()) {
+            (Err(Halt::Fault(_)), Some(crash)) => return Err(crash),
+            (verified, _) => verified?,
+        };
+        let containers = plan::container_ids(&verified);
         let stale_images = images != seen.images;
         self.settle(state, wanted, prepared, seen, containers, images).await?;
         if stale_images {

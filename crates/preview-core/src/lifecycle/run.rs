@@ -20,6 +20,8 @@ pub enum Event<'a> {
     Stage(Phase),
     /// A stage has ended well.
     StageDone(Phase, Duration),
+    /// A stage has failed. What was begun is taken back after it, if anything was.
+    StageFailed(Phase, Duration, FailureCode),
     /// A line of a program at work.
     Progress(&'a str),
     /// Something to know.
