@@ -233,6 +233,14 @@ fn first_deploys(place: Where) {
     gone(&ran);
     site.write("preview.toml", "");
 
+    // More memory than it may have.
+    let greedy = stack("x=$$(head -c 200000000 /dev/zero | tr '\\0' x); exec sleep 100000");
+    site.write("compose.yml", &greedy.replace("    ports", "    mem_limit: 16m\n    restart: \"no\"\n    ports"));
+    let ran = site.deploy("7").expect(4);
+    assert!(ran.err.contains("ended for lack of memory"), "{}", ran.err);
+    assert_eq!((ran.failure().as_str(), &report(&ran)["services"][0]["failure"]), ("oom_killed", &"oom_killed".into()));
+    gone(&ran);
+
     // What another service waits for in vain is named, though it is Compose that fails.
     site.write("compose.yml", &waiting(false).replace(", start_period: 1000s", ""));
     let ran = site.deploy("7").expect(4);
