@@ -17,6 +17,8 @@ fn no_engine_on_this_machine() {
     let words = ["/nonexistent/docker.sock", "no Docker engine answers", "systemctl status docker", "docker_socket"];
     for args in [DEPLOY, &["list"], &["status", "--pr", "7"], &["destroy", "--pr", "7"], &["plan", "--pr", "7"]] {
         refused(&site, args, 6, &words);
+        let json = [args, &["--format", "json"]].concat();
+        assert_eq!(refused(&site, &json, 6, &words).failure(), "engine_unreachable");
     }
     // A socket that nobody answers.
     let socket = site.dir.path().join("dead.sock");

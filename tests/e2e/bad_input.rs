@@ -55,6 +55,7 @@ fn compose_files() {
         let ran = refused(&site, &["deploy", "--pr", "7", "--format", "json"], code, words);
         let document = ran.json();
         assert_eq!(document["error"]["code"], code, "{document}");
+        assert_eq!(ran.failure(), "config_invalid", "{document}");
         assert!(document["error"]["message"].as_str().is_some_and(|text| text.contains(words[0])), "{document}");
         refused(&site, &["plan", "--pr", "7"], code, words);
     }

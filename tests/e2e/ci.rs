@@ -122,7 +122,7 @@ fn a_pull_request_from_its_opening_to_its_end() {
     let failed = ci(&site, 4);
     as_the_runner_reads_it(&failed.err);
     assert!(failed.err.contains("::error title=preview::the deploy of pr-2 failed while building"), "{}", failed.err);
-    assert_eq!(outputs(&output)["url"], "");
+    assert_eq!((outputs(&output)["url"].as_str(), outputs(&output)["failure"].as_str()), ("", "build_failed"));
     let text = std::fs::read_to_string(&summary).expect("a summary");
     assert!(text.starts_with("##") && text.contains("from the failure"), "{text}");
     assert!(site.get(&found["url"]).trim_end().ends_with("two"));
@@ -146,8 +146,10 @@ fn forks_and_other_events() {
     event["pull_request"]["head"]["repo"]["fork"] = true.into();
     site.write(".git/event.json", &event.to_string());
     let path = site.dir.path().join(".git/event.json");
-    github(&mut site, &path);
+    let (output, summary) = github(&mut site, &path);
     let ran = ci(&site, 3);
+    assert_eq!(outputs(&output)["failure"], "fork");
+    assert_eq!(std::fs::read_to_string(summary).expect("a summary"), "");
     as_the_runner_reads_it(&ran.err);
     assert!(ran.err.contains("::error title=preview::pull request 2 comes from the fork mallory/shop"), "{}", ran.err);
     site.set("GITHUB_EVENT_NAME", "pull_request_target");

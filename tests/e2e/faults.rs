@@ -87,7 +87,7 @@ fn a_link_that_is_cut() {
         let ran = run.end().expect(6);
         assert!(begun.elapsed().as_secs() < 90, "{:?}", begun.elapsed());
         assert!(ran.err.contains("the next deploy or destroy"), "{}", ran.err);
-        assert_eq!(ran.json()["error"]["code"], 6);
+        assert_eq!((&ran.json()["error"]["code"], ran.failure().as_str()), (&6.into(), "lease_lost"));
         vm.reconnect().expect("iptables");
     };
     cut(run);
@@ -124,6 +124,7 @@ fn an_engine_that_dies() {
     // While it is away.
     let ran = site.deploy("7").expect(6);
     assert!(ran.err.contains("no Docker engine answers"), "{}", ran.err);
+    assert_eq!(ran.failure(), "engine_unreachable");
 
     vm.start_dockerd().expect("dockerd");
     site.write("compose.yml", &stack(&serving("two")));
@@ -141,6 +142,7 @@ fn a_full_disk_of_the_engine() {
     site.shell("dd if=/dev/zero of=/var/lib/docker/fill bs=64k 2>/dev/null || :");
     let ran = site.deploy("7").expect(4);
     assert!(ran.err.to_lowercase().contains("no space left on device"), "{}", ran.err);
+    assert_eq!(ran.failure(), "disk_full");
     vm.text(&["rm", "/var/lib/docker/fill"]).expect("rm");
     site.run(&["destroy", "--pr", "7"]).expect(0);
     nothing(&site);

@@ -52,6 +52,7 @@ fn two_at_once(place: Where) {
         let ran = site.run(&[command, "--pr", "7", "--format", "json"]).expect(7);
         assert!(ran.err.contains(&name) && ran.err.contains("is locked"), "{}", ran.err);
         assert_eq!(ran.json()["error"]["code"], 7);
+        assert_eq!(ran.failure(), "locked");
     }
     first.signal("CONT");
     assert_eq!(site.containers("pr-7"), before);

@@ -11,6 +11,7 @@ mod isolation;
 mod killed;
 mod lifecycle;
 mod locks;
+mod log;
 mod order;
 mod places;
 mod queue;

@@ -51,10 +51,12 @@ fn updates(place: Where) {
     let ran = site.deploy("7").expect(4);
     tells_of_mute(&ran);
     back(&ran);
+    assert_eq!((ran.failure().as_str(), &report(&ran)["services"][0]["failure"]), ("unhealthy", &"unhealthy".into()));
     let status = site.run(&["status", "--pr", "7", "--format", "json"]).expect(0).json();
     assert_eq!((&status["phase"], &status["crashed"]), (&"failed".into(), &false.into()));
     assert!(status["failure"]["message"].as_str().is_some_and(|text| text.contains("web is unhealthy")), "{status}");
-    assert!(site.run(&["status", "--pr", "7"]).expect(0).out.contains("web is unhealthy"));
+    assert_eq!(status["failure"]["code"], "unhealthy", "{status}");
+    assert!(site.run(&["status", "--pr", "7"]).expect(0).out.contains("(unhealthy): web is unhealthy"));
 
     // The version before is what runs: nothing to do.
     site.write("compose.yml", &stack(&serving("one")));
@@ -68,10 +70,12 @@ fn updates(place: Where) {
     let ran = site.deploy("7").expect(4);
     assert!(ran.err.contains("exited with code 3") && ran.err.contains("| I give up"), "{}", ran.err);
     assert_eq!(report(&ran)["services"][0]["exit_code"], 3);
+    assert_eq!(ran.failure(), "exited");
     back(&ran);
     site.write("compose.yml", &stack("echo I give up; exit 3"));
     let ran = site.deploy("7").expect(4);
     assert!(ran.err.contains("again and again") && ran.err.contains("| I give up"), "{}", ran.err);
+    assert_eq!(ran.failure(), "exited");
     back(&ran);
 
     // An image that does not exist: known before anything is touched.
@@ -79,6 +83,7 @@ fn updates(place: Where) {
     site.write("compose.yml", &with_web(UNKNOWN));
     let ran = site.deploy("7").expect(4);
     assert!(ran.err.contains("127.0.0.1:9/none/such:1") && ran.err.contains("while pulling"), "{}", ran.err);
+    assert_eq!(ran.failure(), "image_pull_failed");
     back(&ran);
     assert_eq!(site.containers("pr-7"), before);
 
@@ -88,6 +93,7 @@ fn updates(place: Where) {
     let ran = site.deploy("7").expect(4);
     assert!(ran.err.contains("| the step says no") && ran.err.contains("exited with code 9"), "{}", ran.err);
     assert_eq!(report(&ran)["output"][0], "the step says no");
+    assert_eq!(ran.failure(), "step_failed");
     back(&ran);
 
     // Neither healthy nor unhealthy within the limit.
@@ -96,10 +102,12 @@ fn updates(place: Where) {
     site.write("preview.toml", "[timeouts]\nverify = \"3s\"\n");
     let ran = site.deploy("7").expect(4);
     assert!(ran.err.contains("after 3 s: web is not healthy yet"), "{}", ran.err);
+    assert_eq!(ran.failure(), "unhealthy");
     back(&ran);
     site.write("preview.toml", "");
     let ran = site.run(&["deploy", "--pr", "7", "--format", "json", "--timeout", "15s"]).expect(5);
     assert!(ran.err.contains("the whole run took longer than 15 s"), "{}", ran.err);
+    assert_eq!(ran.failure(), "timed_out");
     back(&ran);
     assert_eq!(site.phase("pr-7"), "timed_out");
 
@@ -107,7 +115,9 @@ fn updates(place: Where) {
     let mut run = site.start(&["deploy", "--pr", "7", "--format", "json"]);
     run.until("verifying…");
     run.interrupt();
-    back(&run.end().expect(5));
+    let ran = run.end().expect(5);
+    assert_eq!(ran.failure(), "interrupted");
+    back(&ran);
     assert_eq!(site.phase("pr-7"), "aborted");
 
     site.write("compose.yml", &never_up());
@@ -149,11 +159,13 @@ fn builds(place: Where) {
     let good = image(&before["web"]);
 
     // The build fails: its last lines are in the report, and nothing was touched.
-    site.write("web/Dockerfile", &dockerfile("two", "RUN echo about to fail && exit 7\n"));
+    site.write("web/Dockerfile", &dockerfile("two", "RUN echo about to fail: connection refused && exit 7\n"));
     let ran = site.deploy("7").expect(4);
     assert!(ran.err.contains("while building") && ran.err.contains("about to fail"), "{}", ran.err);
     let output = report(&ran)["output"].to_string();
     assert!(output.contains("about to fail") && output.contains("exit code: 7"), "{output}");
+    assert_eq!(ran.failure(), "build_failed");
+    assert!(!ran.err.contains("trying again"), "{}", ran.err);
     assert_eq!(site.containers("pr-7"), before);
     still(&site, &url, "7", "one");
 
@@ -221,10 +233,19 @@ fn first_deploys(place: Where) {
     gone(&ran);
     site.write("preview.toml", "");
 
+    // More memory than it may have.
+    let greedy = stack("x=$$(head -c 200000000 /dev/zero | tr '\\0' x); exec sleep 100000");
+    site.write("compose.yml", &greedy.replace("    ports", "    mem_limit: 16m\n    restart: \"no\"\n    ports"));
+    let ran = site.deploy("7").expect(4);
+    assert!(ran.err.contains("ended for lack of memory"), "{}", ran.err);
+    assert_eq!((ran.failure().as_str(), &report(&ran)["services"][0]["failure"]), ("oom_killed", &"oom_killed".into()));
+    gone(&ran);
+
     // What another service waits for in vain is named, though it is Compose that fails.
     site.write("compose.yml", &waiting(false).replace(", start_period: 1000s", ""));
     let ran = site.deploy("7").expect(4);
     assert!(ran.err.contains("first (unhealthy)"), "{}", ran.err);
+    assert_eq!(ran.failure(), "unhealthy");
     gone(&ran);
 
     // Ctrl-C while Compose is at work.

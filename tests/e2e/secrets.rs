@@ -44,7 +44,7 @@ GENERATED = { length = 20 }
 "#;
 
 /// Names and values of what is planted in the runner's environment.
-fn planted() -> BTreeMap<&'static str, &'static str> {
+pub(crate) fn planted() -> BTreeMap<&'static str, &'static str> {
     BTreeMap::from([
         ("PLAIN", "s3cr3t-plain-value"),
         ("AWKWARD", "q'u\"o$te$$${HOME}`id`\\n %41 #end"),
@@ -58,7 +58,7 @@ const RUNNER: [(&str, &str); 2] =
     [("CLOUDFLARE_API_TOKEN", "cf-token-of-the-runner"), ("GITHUB_TOKEN", "ghs_token_of_the_runner")];
 
 /// What must not be found: each value, its lines, and the forms in which programs quote it.
-fn needles(values: impl IntoIterator<Item = String>) -> Vec<String> {
+pub(crate) fn needles(values: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut found = Vec::new();
     for value in values {
         for part in value.lines().map(str::trim).filter(|part| part.len() >= 4) {
@@ -74,7 +74,7 @@ fn needles(values: impl IntoIterator<Item = String>) -> Vec<String> {
 }
 
 #[track_caller]
-fn clean(what: &str, text: &str, needles: &[String]) {
+pub(crate) fn clean(what: &str, text: &str, needles: &[String]) {
     for line in text.lines().filter(|line| !line.starts_with("::add-mask::")) {
         let found = needles.iter().find(|needle| line.contains(needle.as_str()));
         assert!(found.is_none(), "{what} shows `{}` in: {line}", found.expect("found"));

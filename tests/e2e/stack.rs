@@ -319,6 +319,10 @@ fn routes_and_health(place: Where) {
     site.write("preview.toml", &config("/cgi-bin/500"));
     let ran = site.deploy("7").expect(4);
     assert!(ran.err.contains("GET /cgi-bin/500 answered 500"), "{}", ran.err);
+    assert_eq!(
+        (ran.failure().as_str(), ran.json()["error"]["report"]["services"][0]["failure"].as_str()),
+        ("probe_failed", Some("probe_failed"))
+    );
     assert_eq!(site.remains(), Vec::<String>::new());
     site.write("preview.toml", &config("/nowhere"));
     assert!(site.deploy("7").expect(4).err.contains("answered 404"));

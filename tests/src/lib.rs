@@ -97,6 +97,17 @@ impl Ran {
         self
     }
 
+    /// The failure code in the JSON document on standard output.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[must_use]
+    #[track_caller]
+    pub fn failure(&self) -> String {
+        let document = self.json();
+        document["error"]["failure"].as_str().unwrap_or_else(|| panic!("no failure code: {document}")).to_owned()
+    }
+
     /// The JSON document on standard output.
     ///
     /// # Panics

@@ -70,6 +70,9 @@ pub(crate) struct Global {
     /// Form of what is printed on standard output
     #[arg(long, global = true, value_enum)]
     pub(crate) format: Option<Format>,
+    /// Form of what is said on standard error
+    #[arg(long, global = true, value_enum)]
+    pub(crate) log_format: Option<LogFormat>,
     /// Say more: `-v` what is done, `-vv` how
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
@@ -88,6 +91,12 @@ impl Global {
             self.format =
                 Some(known.map_err(|_| Error::invalid(format!("PREVIEW_FORMAT: `{format}` is not `text` or `json`")))?);
         }
+        if let (None, Some(format)) = (self.log_format, get("PREVIEW_LOG_FORMAT")) {
+            let known = LogFormat::from_str(format, false);
+            self.log_format = Some(
+                known.map_err(|_| Error::invalid(format!("PREVIEW_LOG_FORMAT: `{format}` is not `text` or `json`")))?,
+            );
+        }
         Ok(self)
     }
 }
@@ -99,6 +108,16 @@ pub(crate) enum Format {
     #[default]
     Text,
     /// One JSON document; its form is in docs/output.md.
+    Json,
+}
+
+/// Form of standard error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// A log: one JSON object a line; its form is in docs/output.md.
     Json,
 }
 
@@ -184,6 +203,27 @@ pub(crate) enum Command {
     Unpin(Which),
     /// Read the CI event, and deploy, update or destroy as it says
     Ci,
+}
+
+impl Command {
+    /// Its name.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Deploy(_) => "deploy",
+            Self::Destroy { .. } => "destroy",
+            Self::Plan(_) => "plan",
+            Self::List { .. } => "list",
+            Self::Status(_) => "status",
+            Self::Logs { .. } => "logs",
+            Self::Exec { .. } => "exec",
+            Self::Tunnel { .. } => "tunnel",
+            Self::Sweep(_) => "sweep",
+            Self::Keep { .. } => "keep",
+            Self::Pin(_) => "pin",
+            Self::Unpin(_) => "unpin",
+            Self::Ci => "ci",
+        }
+    }
 }
 
 const SWEEP: &str = "\

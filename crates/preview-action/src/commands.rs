@@ -7,7 +7,7 @@ mod tunnel;
 use std::sync::Arc;
 
 use preview_core::config::Environment;
-use preview_core::lifecycle::{self, Client, Error, Event, Interrupt, Observer as _};
+use preview_core::lifecycle::{self, Client, Error, Event, Interrupt};
 use preview_core::name::Key;
 use preview_core::project::{self, Target};
 use preview_core::report;
@@ -15,15 +15,15 @@ use preview_core::secret::{Redactor, Secret};
 use serde_json::json;
 
 use crate::ci::{self, Wanted, Wish};
-use crate::cli::{self, Cli, Command, Deploy, Format, Global, Subject, Which};
-use crate::output::{self, Ci, Console};
+use crate::cli::{self, Cli, Command, Deploy, Format, Global, LogFormat, Subject, Which};
+use crate::output::{self, About, Console};
 use crate::session::{self, Session};
 
 /// What a command works with.
 struct Context {
     global: Global,
     environment: Environment,
-    console: Arc<Console>,
+    console: Arc<dyn Console>,
     redactor: Redactor,
     interrupt: Interrupt,
 }
@@ -35,57 +35,57 @@ pub(crate) async fn run(cli: Cli) -> u8 {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     let redactor = Redactor::default();
-    let _ = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(tracing_subscriber::EnvFilter::new(match cli.global.verbose {
-            0 | 1 => "warn",
-            2 => "preview_core=debug,warn",
-            _ => "preview_core=trace,info",
-        }))
-        .try_init();
-    let console = Arc::new(Console::new(Ci::of(&environment), cli.global.verbose > 0, redactor.clone()));
+    let (verbose, name) = (cli.global.verbose, cli.command.name());
+    let global = cli.global.over(&environment);
+    let json = global.as_ref().is_ok_and(|global| global.log_format == Some(LogFormat::Json));
+    let console = output::console(json, verbose, name, &environment, &redactor);
     if let Some(key) = environment.get("PREVIEW_IDENTITY_KEY").filter(|key| !key.is_empty()) {
         console.event(&Event::Secret(&Secret::new(key.clone())));
     }
-    let global = match cli.global.over(&environment) {
+    let global = match global {
         Ok(global) => global,
         Err(error) => {
-            console.error(&error.chain());
+            console.failed(&error);
             return error.exit_code();
         }
     };
     let context = Context { global, environment, console, redactor, interrupt: Interrupt::default() };
     listen(&context.interrupt, &context.console);
-    let done = match cli.command {
-        Command::Deploy(deploy) => context.deploy(deploy).await,
-        Command::Destroy { which, event_time } => context.destroy(&which, event_time.as_deref()).await,
-        Command::Plan(deploy) => context.plan(&deploy).await,
-        Command::List { all } => context.list(all).await,
-        Command::Status(which) => context.status(&which).await,
-        Command::Logs { which, service, tail, follow, timestamps } => {
-            context.logs(&which, service.as_deref(), tail, follow, timestamps).await
+    // Those that write outputs when they are done.
+    let job = matches!(cli.command, Command::Deploy(_) | Command::Destroy { .. } | Command::Sweep(_) | Command::Ci);
+    let work = async {
+        match cli.command {
+            Command::Deploy(deploy) => context.deploy(deploy).await,
+            Command::Destroy { which, event_time } => context.destroy(&which, event_time.as_deref()).await,
+            Command::Plan(deploy) => context.plan(&deploy).await,
+            Command::List { all } => context.list(all).await,
+            Command::Status(which) => context.status(&which).await,
+            Command::Logs { which, service, tail, follow, timestamps } => {
+                context.logs(&which, service.as_deref(), tail, follow, timestamps).await
+            }
+            Command::Exec { which, user, workdir, service, command } => {
+                context.exec(&which, user, workdir, &service, command).await
+            }
+            Command::Tunnel { which, target, local } => context.tunnel(&which, &target, local).await,
+            Command::Sweep(sweep) => context.sweep(&sweep).await,
+            Command::Keep { which, span } => context.keep(&which, &span).await,
+            Command::Pin(which) => context.wish(&which, lifecycle::Wish::Pin).await,
+            Command::Unpin(which) => context.wish(&which, lifecycle::Wish::Unpin).await,
+            Command::Ci => context.ci().await,
         }
-        Command::Exec { which, user, workdir, service, command } => {
-            context.exec(&which, user, workdir, &service, command).await
-        }
-        Command::Tunnel { which, target, local } => context.tunnel(&which, &target, local).await,
-        Command::Sweep(sweep) => context.sweep(&sweep).await,
-        Command::Keep { which, span } => context.keep(&which, &span).await,
-        Command::Pin(which) => context.wish(&which, lifecycle::Wish::Pin).await,
-        Command::Unpin(which) => context.wish(&which, lifecycle::Wish::Unpin).await,
-        Command::Ci => context.ci().await,
     };
+    let done = tracing::Instrument::instrument(work, tracing::info_span!("run", command = name)).await;
     match done {
         Ok(code) => {
             context.console.finish();
             code
         }
-        Err(error) => context.fail(&error),
+        Err(error) => context.fail(&error, job),
     }
 }
 
 /// Ctrl-C and SIGTERM end the run with what it began taken back; a second one ends the program at once.
-fn listen(interrupt: &Interrupt, console: &Arc<Console>) {
+fn listen(interrupt: &Interrupt, console: &Arc<dyn Console>) {
     use tokio::signal::unix::{SignalKind, signal};
     let (interrupt, console) = (interrupt.clone(), Arc::clone(console));
     let (Ok(mut int), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
@@ -112,9 +112,20 @@ impl Context {
     fn session(&self, deploy: Option<&Deploy>) -> Result<Session, Error> {
         let session = Session::load(&self.global, deploy, self.environment.clone())?;
         for warning in &session.warnings {
-            self.console.say(&format!("warning: {warning}"));
+            self.console.warn(warning);
         }
+        self.console.about(&About { app: Some(session.app.as_str()), ..About::default() });
         Ok(session)
+    }
+
+    /// The preview that is meant.
+    fn target(&self, session: &Session, which: &Which) -> Result<Target, Error> {
+        let target = match &which.name {
+            Some(name) => session.target_by_name(name)?,
+            None => session.target(&key(&Subject { pr: which.pr, branch: which.branch.clone() })?)?,
+        };
+        self.console.about(&About { preview: Some(&target.name), ..About::default() });
+        Ok(target)
     }
 
     fn json(&self) -> bool {
@@ -122,21 +133,22 @@ impl Context {
     }
 
     /// Tells of the error; the value is the exit code.
-    fn fail(&self, error: &Error) -> u8 {
+    fn fail(&self, error: &Error, job: bool) -> u8 {
         let code = error.exit_code();
+        let mut outputs = vec![("failure", error.failure().to_string())];
+        let mut summary = String::new();
         if let Some(report) = error.report() {
-            self.console.say(&report::failure(report));
-            let summary = self.redactor.clean(&report::failure_markdown(report));
-            let outputs = [("name", report.name.clone()), ("url", String::new())];
-            if let Err(error) = output::ci_files(&self.environment, &outputs, &summary) {
-                self.console.say(&format!("warning: the job's files cannot be written: {error}"));
-            }
+            summary = self.redactor.clean(&report::failure_markdown(report));
+            outputs.extend([("name", report.name.clone()), ("url", String::new())]);
         }
-        self.console.error(&error.chain());
+        if job && let Err(error) = output::ci_files(&self.environment, &outputs, &summary) {
+            self.console.warn(&format!("the job's files cannot be written: {error}"));
+        }
+        self.console.failed(error);
         if self.json() {
             let message = self.redactor.clean(&error.chain());
             let document = json!({
-                "error": {"code": code, "message": message, "report": error.report()},
+                "error": {"code": code, "failure": error.failure(), "message": message, "report": error.report()},
             });
             output::to_stdout(&output::json(&document));
         }
@@ -149,9 +161,9 @@ impl Context {
         self.deploy_key(&session, &key, &deploy).await
     }
 
-    fn request(session: &Session, key: &Key, deploy: &Deploy) -> Result<project::Deploy, Error> {
+    fn request(&self, session: &Session, key: &Key, deploy: &Deploy) -> Result<project::Deploy, Error> {
         let get = |name: &str| session.environment.get(name).filter(|value| !value.is_empty()).cloned();
-        Ok(project::Deploy {
+        let request = project::Deploy {
             target: session.target(key)?,
             subject: session::subject(key),
             repository: session.repository(),
@@ -165,12 +177,15 @@ impl Context {
             event_at: session.event_at(deploy.event_time.as_deref())?,
             update_only: deploy.update_only,
             who: session.who(),
-        })
+        };
+        let (preview, owner) = (Some(request.target.name.as_str()), request.owner.as_deref());
+        self.console.about(&About { preview, owner, ..About::default() });
+        Ok(request)
     }
 
     async fn deploy_key(&self, session: &Session, key: &Key, deploy: &Deploy) -> Result<u8, Error> {
+        let request = self.request(session, key, deploy)?;
         let project = session.project(&session.named(key)?)?;
-        let request = Self::request(session, key, deploy)?;
         let resolver = session.compose();
         let reached = Reached::default();
         let done = lifecycle::deploy(
@@ -185,7 +200,7 @@ impl Context {
         .await;
         reached.close().await;
         let done = done?;
-        self.console.say(&report::deployed(&done));
+        self.console.done(&report::deployed(&done));
         if self.json() {
             output::to_stdout(&output::json(&done));
         } else {
@@ -207,8 +222,8 @@ impl Context {
     async fn plan(&self, deploy: &Deploy) -> Result<u8, Error> {
         let session = self.session(Some(deploy))?;
         let key = key(&deploy.subject)?;
+        let request = self.request(&session, &key, deploy)?;
         let project = session.project(&session.named(&key)?)?;
-        let request = Self::request(&session, &key, deploy)?;
         let resolver = session.compose();
         let reached = Reached::default();
         let plan =
@@ -223,7 +238,7 @@ impl Context {
 
     async fn destroy(&self, which: &Which, event_time: Option<&str>) -> Result<u8, Error> {
         let session = self.session(None)?;
-        let target = target(&session, which)?;
+        let target = self.target(&session, which)?;
         self.destroy_target(&session, target, event_time).await
     }
 
@@ -234,7 +249,7 @@ impl Context {
         let done = lifecycle::destroy(&client, &wish, &*self.console, &self.interrupt).await;
         close(&client).await;
         let done = done?;
-        self.console.say(&report::destroyed(&done));
+        self.console.done(&report::destroyed(&done));
         if self.json() {
             output::to_stdout(&output::json(&done));
         }
@@ -247,7 +262,7 @@ impl Context {
         let payload = self.environment.get("GITHUB_EVENT_PATH").and_then(|path| std::fs::read_to_string(path).ok());
         match ci::wish(&self.environment, payload.as_deref()).map_err(Error::invalid)? {
             Wish::Nothing(why) => {
-                self.console.say(&format!("nothing to do: {why}"));
+                self.console.done(&format!("nothing to do: {why}"));
                 Ok(0)
             }
             Wish::Sweep => self.sweep(&cli::Sweep::default()).await,
@@ -260,7 +275,8 @@ impl Context {
             }
             Wish::Destroy { number } => {
                 let session = self.session(None)?;
-                let target = session.target(&pull(number)?)?;
+                let which = Which { pr: Some(number), ..Which::default() };
+                let target = self.target(&session, &which)?;
                 self.destroy_target(&session, target, None).await
             }
             Wish::Deploy(wanted) => self.deploy_wanted(wanted).await,
@@ -322,11 +338,4 @@ fn key(subject: &Subject) -> Result<Key, Error> {
 
 fn pull(number: u64) -> Result<Key, Error> {
     Key::pull(number).map_err(|error| Error::invalid(error.to_string()))
-}
-
-fn target(session: &Session, which: &Which) -> Result<Target, Error> {
-    if let Some(name) = &which.name {
-        return session.target_by_name(name);
-    }
-    session.target(&key(&Subject { pr: which.pr, branch: which.branch.clone() })?)
 }

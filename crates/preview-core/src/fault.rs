@@ -3,6 +3,8 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use crate::failure::FailureCode;
+
 /// What kind of failure an adapter met. Decisions are taken on the kind, never on a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FaultKind {
@@ -47,13 +49,23 @@ pub struct Fault {
     pub context: String,
     /// The last lines that a program printed before it failed, as they came.
     pub output: Vec<String>,
+    /// The failure code, where more is known than the kind says. Nothing is decided on it.
+    pub code: Option<FailureCode>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl Fault {
     /// A failure of `operation`, deterministic unless [`transient`](Self::transient) says otherwise.
     pub fn new(kind: FaultKind, operation: &'static str, context: impl Into<String>) -> Self {
-        Self { kind, transient: false, operation, context: context.into(), output: Vec::new(), source: None }
+        Self {
+            kind,
+            transient: false,
+            operation,
+            context: context.into(),
+            output: Vec::new(),
+            code: None,
+            source: None,
+        }
     }
 
     /// Marks a failure that may go away by itself.
@@ -68,6 +80,25 @@ impl Fault {
     pub fn with_output(mut self, output: Vec<String>) -> Self {
         self.output = output;
         self
+    }
+
+    /// Says which failure code this is.
+    #[must_use]
+    pub fn coded(mut self, code: FailureCode) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    /// Says which failure code this is, where nobody has said so yet.
+    #[must_use]
+    pub fn or_code(self, code: FailureCode) -> Self {
+        if self.code.is_none() { self.coded(code) } else { self }
+    }
+
+    /// The failure code: the one that was said, or that of the kind.
+    #[must_use]
+    pub fn failure(&self) -> FailureCode {
+        self.code.unwrap_or(FailureCode::of(self.kind))
     }
 
     /// Keeps the cause.

@@ -11,6 +11,7 @@
 pub mod admission;
 pub mod config;
 pub mod engine;
+pub mod failure;
 pub mod fault;
 pub mod fence;
 pub mod forge;

@@ -163,7 +163,7 @@ pub fn plan(plan: &Plan) -> String {
 /// A deploy that failed: what, why, the last lines of what failed, and what runs now.
 #[must_use]
 pub fn failure(report: &FailureReport) -> String {
-    let mut text = format!("{} failed while {}: {}\n", report.name, report.phase, report.message);
+    let mut text = format!("{} failed while {} ({}): {}\n", report.name, report.phase, report.failure, report.message);
     for service in &report.services {
         let _ = writeln!(text, "\n{} ({}): {}", service.service, service.state, service.problem);
         let mut facts = Vec::new();
@@ -279,7 +279,8 @@ pub fn status(status: &Status, now: Timestamp) -> String {
         let _ = writeln!(text, "  locked by {} ({}) since {}", holder.who, holder.why, holder.since);
     }
     if let Some(failure) = &status.failure {
-        let _ = writeln!(text, "  the last run failed while {}: {}", failure.phase, failure.message);
+        let code = failure.code.map(|code| format!(" ({code})")).unwrap_or_default();
+        let _ = writeln!(text, "  the last run failed while {}{code}: {}", failure.phase, failure.message);
     }
     text.push('\n');
     let mut rows = vec![["SERVICE", "STATE", "MEMORY", "IMAGE", "CONTAINER"].map(str::to_owned).to_vec()];
@@ -349,8 +350,13 @@ pub fn destroyed_markdown(done: &Destroyed) -> String {
 /// A deploy that failed, for a job summary.
 #[must_use]
 pub fn failure_markdown(report: &FailureReport) -> String {
-    let mut text =
-        format!("### Preview {} failed while {}\n\n{}\n", plain(&report.name), report.phase, plain(&report.message));
+    let mut text = format!(
+        "### Preview {} failed while {}\n\n`{}`: {}\n",
+        plain(&report.name),
+        report.phase,
+        report.failure,
+        plain(&report.message)
+    );
     for service in &report.services {
         let _ =
             write!(text, "\n**{}** ({}): {}", plain(&service.service), plain(&service.state), plain(&service.problem));
@@ -377,6 +383,7 @@ pub fn failure_markdown(report: &FailureReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::FailureCode;
     use crate::lifecycle::Diagnosis;
     use crate::state::Phase;
 
@@ -384,10 +391,12 @@ mod tests {
         FailureReport {
             name: "pr-7".into(),
             phase: Phase::Verifying,
+            failure: FailureCode::Unhealthy,
             message: "web is unhealthy".into(),
             services: vec![Diagnosis {
                 service: "web".into(),
                 container: "shop_pr-7-web-1".into(),
+                failure: FailureCode::Unhealthy,
                 problem: "is unhealthy".into(),
                 state: "unhealthy".into(),
                 exit_code: None,

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::admission::Weight;
+use crate::failure::FailureCode;
 
 /// Version of the state file's schema that this build writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -183,6 +184,9 @@ pub struct Good {
 pub struct Failure {
     /// What the run was doing.
     pub phase: Phase,
+    /// What went wrong, for machines. Older versions did not write it.
+    #[serde(default, deserialize_with = "FailureCode::lenient", skip_serializing_if = "Option::is_none")]
+    pub code: Option<FailureCode>,
     /// What went wrong, for people; without secrets.
     pub message: String,
     /// When.
@@ -379,6 +383,17 @@ pub(crate) mod tests {
         let error = State::parse("/x/state.json", r#"{"schema": 9}"#).unwrap_err();
         assert!(matches!(error, StateError::Newer { found: 9, .. }), "{error}");
         assert!(matches!(State::parse("/x", "{").unwrap_err(), StateError::Damaged { .. }));
+    }
+
+    #[test]
+    fn a_failure_of_an_older_or_newer_version_is_read() {
+        let read = |code: &str| -> Failure {
+            let text = format!(r#"{{"phase": "starting", {code} "message": "x", "at": "2026-01-01T00:00:00Z"}}"#);
+            serde_json::from_str(&text).unwrap()
+        };
+        assert_eq!(read("").code, None);
+        assert_eq!(read(r#""code": "unhealthy","#).code, Some(FailureCode::Unhealthy));
+        assert_eq!(read(r#""code": "of_a_later_version","#).code, None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use preview_core::report;
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 
-use super::{Context, close, target};
+use super::{Context, close};
 use crate::cli::Which;
 use crate::output;
 use crate::session::Session;
@@ -33,7 +33,7 @@ impl Context {
 
     pub(super) async fn status(&self, which: &Which) -> Result<u8, Error> {
         let session = self.session(None)?;
-        let target = target(&session, which)?;
+        let target = self.target(&session, which)?;
         let client = session.connect().await?;
         let status = lifecycle::status(&client, &target).await;
         close(&client).await;
@@ -52,7 +52,7 @@ impl Context {
         timestamps: bool,
     ) -> Result<u8, Error> {
         let session = self.session(None)?;
-        let target = target(&session, which)?;
+        let target = self.target(&session, which)?;
         let client = session.connect().await?;
         let options = LogOptions { tail: Some(tail), follow, timestamps, since: None };
         let printed = tokio::select! {
@@ -120,7 +120,7 @@ impl Context {
         argv: Vec<String>,
     ) -> Result<u8, Error> {
         let session = self.session(None)?;
-        let target = target(&session, which)?;
+        let target = self.target(&session, which)?;
         let client = session.connect().await?;
         let request = ExecRequest { argv, user, workdir, env: vec![], stdin: true };
         let ran = tokio::select! {

@@ -9,7 +9,7 @@ use preview_core::sweep::Open;
 use preview_core::units::TimeSpan;
 use serde_json::json;
 
-use super::{Context, close, target};
+use super::{Context, close};
 use crate::cli::{self, Which};
 use crate::output;
 use crate::session::Session;
@@ -41,7 +41,7 @@ impl Context {
 
     pub(super) async fn wish(&self, which: &Which, wish: Wish) -> Result<u8, Error> {
         let session = self.session(None)?;
-        let target = target(&session, which)?;
+        let target = self.target(&session, which)?;
         let client = session.connect().await?;
         let wait = session.config.timeouts.lock.into();
         let done = lifecycle::keep(&client, &target, wish, &session.who(), wait, &*self.console, &self.interrupt).await;

@@ -7,7 +7,7 @@ use preview_core::lifecycle::{self, Client, Error};
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use super::{Context, close, target};
+use super::{Context, close};
 use crate::cli::Which;
 use crate::output;
 
@@ -19,7 +19,7 @@ impl Context {
             .filter(|(service, _)| !service.is_empty())
             .ok_or_else(|| Error::invalid(format!("`{to}` is not SERVICE:PORT, for example db:5432")))?;
         let session = self.session(None)?;
-        let target = target(&session, which)?;
+        let target = self.target(&session, which)?;
         let client = session.connect().await?;
         let listener = TcpListener::bind(("127.0.0.1", local.unwrap_or(0))).await;
         let served = match listener {
@@ -66,7 +66,7 @@ impl Context {
                         let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
                     });
                 }
-                Err(error) => self.console.say(&format!("warning: {}", error.chain())),
+                Err(error) => self.console.warn(&error.chain()),
             }
         }
     }

@@ -49,7 +49,7 @@ pub struct Settings {
 }
 
 /// Variables of ours that are read before or beside the configuration.
-const ELSEWHERE: [&str; 10] = [
+const ELSEWHERE: [&str; 12] = [
     "PREVIEW_CONFIG",
     "PREVIEW_TRUSTED_CONFIG",
     "PREVIEW_EVENT_TIME",
@@ -57,9 +57,11 @@ const ELSEWHERE: [&str; 10] = [
     "PREVIEW_OPEN_BRANCHES",
     "PREVIEW_PROJECT_DIR",
     "PREVIEW_FORMAT",
+    "PREVIEW_LOG_FORMAT",
     "PREVIEW_IDENTITY_KEY",
     "PREVIEW_NAME",
     "PREVIEW_URL",
+    "PREVIEW_FAILURE",
 ];
 
 /// One key that flags and variables may set.

@@ -1,11 +1,10 @@
 //! What happens when a run does not get to `ready`: the report is made while the new version is still there, then it is taken back.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::diagnose::{diagnose, last_lines};
+use super::diagnose::{Problems, diagnose, last_lines};
 use super::error::FailureReport;
 use super::flight::Flight;
 use super::observe::Seen;
@@ -14,6 +13,7 @@ use super::run::{self, Halt};
 use super::undo;
 use super::wait::{self, Expected, Verdict};
 use super::{Error, Event, Refusal};
+use crate::failure::FailureCode;
 use crate::fault::{Fault, FaultKind};
 use crate::state::{Failure, Phase, State};
 
@@ -30,13 +30,13 @@ pub(super) fn grounded(error: impl Into<Error>, exists: bool) -> Landing {
 /// Why the new version does not work.
 pub(super) struct Crash {
     pub(super) halt: Halt,
-    pub(super) problems: BTreeMap<String, String>,
+    pub(super) problems: Problems,
     pub(super) output: Vec<String>,
 }
 
 impl From<Halt> for Crash {
     fn from(halt: Halt) -> Self {
-        Self { halt, problems: BTreeMap::new(), output: Vec::new() }
+        Self { halt, problems: Problems::new(), output: Vec::new() }
     }
 }
 
@@ -46,8 +46,16 @@ impl From<Fault> for Crash {
     }
 }
 
-pub(super) fn broken(message: impl Into<String>, problems: BTreeMap<String, String>, output: Vec<String>) -> Crash {
-    Crash { halt: Halt::Fault(Fault::new(FaultKind::Failed, "bring up the new version", message)), problems, output }
+/// What a stage ends with whose [`Crash`] is known already.
+pub(super) fn known() -> Fault {
+    Fault::new(FaultKind::Failed, "bring up the new version", "")
+}
+
+pub(super) fn broken(message: impl Into<String>, problems: Problems, output: Vec<String>) -> Crash {
+    // Without any the limit came before the first look: it was not healthy in time.
+    let code = FailureCode::cause(problems.values().map(|problem| problem.code)).unwrap_or(FailureCode::Unhealthy);
+    let fault = Fault::new(FaultKind::Failed, "bring up the new version", message).coded(code);
+    Crash { halt: Halt::Fault(fault), problems, output }
 }
 
 impl Flight<'_> {
@@ -93,30 +101,40 @@ impl Flight<'_> {
             state.memory = before.memory;
         }
         let phase = state.phase;
+        // The stage began with its phase in the state.
+        let took = Duration::try_from(Timestamp::now().duration_since(state.updated_at)).unwrap_or_default();
         let Crash { halt, mut problems, output } = crash;
         let halt = self.with_lease_in_mind(halt).await;
         let mut superseded = None;
-        let (message, timed_out, aborted) = match halt {
+        let (message, mut code, end) = match halt {
             Halt::LeaseLost(fault) => {
                 // Somebody else may be at work: nothing may be changed any more.
+                self.observer.event(&Event::StageFailed(phase, took, fault.failure()));
                 return Landing::Error { error: fault.into(), nothing_left: false };
             }
-            Halt::TimedOut(limit) => (self.too_long(phase, limit), true, false),
-            Halt::Aborted => ("interrupted".to_owned(), false, true),
+            Halt::TimedOut(limit) => (self.too_long(phase, limit), FailureCode::TimedOut, Phase::TimedOut),
+            Halt::Aborted => ("interrupted".to_owned(), FailureCode::Interrupted, Phase::Aborted),
+            Halt::Fault(fault) => (self.redactor.clean(&say(&fault)), fault.failure(), Phase::Failed),
             Halt::Superseded(by) => {
                 let message = by.to_string();
                 // What was there before is to go too.
                 state.good = None;
                 superseded = Some(by);
-                (message, false, true)
+                (message, FailureCode::Superseded, Phase::Aborted)
             }
-            Halt::Fault(fault) => (self.redactor.clean(&say(&fault)), false, false),
         };
         let message = first_lines(&message);
         let expected = Expected::of(&wanted.model);
         let mut services = Vec::new();
         let looked = async {
             let (verdict, containers) = wait::look(&*self.client.engine, &self.selector(), &expected).await?;
+            let cause = match &verdict {
+                // Compose has given up, but not because of itself.
+                Verdict::Broken(found) if code == FailureCode::StartFailed => {
+                    FailureCode::cause(found.values().map(|problem| problem.code))
+                }
+                _ => None,
+            };
             if let (Verdict::Broken(found) | Verdict::Waiting(found), Phase::Starting | Phase::Verifying) =
                 (verdict, phase)
             {
@@ -124,20 +142,17 @@ impl Flight<'_> {
                     problems.entry(service).or_insert(why);
                 }
             }
-            Ok::<_, Fault>(diagnose(&*self.client.engine, &containers, &problems, self.redactor).await)
+            Ok::<_, Fault>((cause, diagnose(&*self.client.engine, &containers, &problems, self.redactor).await))
         };
-        if !aborted && let Ok(Ok(found)) = tokio::time::timeout(Duration::from_secs(30), looked).await {
+        if end != Phase::Aborted
+            && let Ok(Ok((cause, found))) = tokio::time::timeout(Duration::from_secs(30), looked).await
+        {
             services = found;
+            code = cause.unwrap_or(code);
         }
+        self.observer.event(&Event::StageFailed(phase, took, code));
         self.observer.event(&Event::Note(&format!("{message}; taking it back")));
-        let failure = Failure { phase, message: message.clone(), at: Timestamp::now() };
-        let end = if timed_out {
-            Phase::TimedOut
-        } else if aborted {
-            Phase::Aborted
-        } else {
-            Phase::Failed
-        };
+        let failure = Failure { phase, code: Some(code), message: message.clone(), at: Timestamp::now() };
         let directory = self.deploy.target.directory(&self.client.base_dir);
         let uploaded = prepared.uploads.iter().map(|upload| format!("{directory}/files/{}", upload.hash));
         let restored = undo::undo(&undo::Undo {
@@ -163,17 +178,16 @@ impl Flight<'_> {
         let report = Box::new(FailureReport {
             name: self.deploy.target.name.clone(),
             phase,
+            failure: code,
             message,
             services,
             output: output.iter().map(|line| self.redactor.clean(line)).collect(),
             restored,
         });
-        let error = if timed_out {
-            Error::TimedOut(report)
-        } else if aborted {
-            Error::Aborted(report)
-        } else {
-            Error::Failed(report)
+        let error = match end {
+            Phase::TimedOut => Error::TimedOut(report),
+            Phase::Aborted => Error::Aborted(report),
+            _ => Error::Failed(report),
         };
         Landing::Error { error, nothing_left }
     }
@@ -201,7 +215,7 @@ pub(super) fn with_output(halt: Halt) -> Crash {
         Halt::Fault(fault) => last_lines(&fault.context),
         _ => Vec::new(),
     };
-    Crash { halt, problems: BTreeMap::new(), output }
+    Crash { halt, problems: Problems::new(), output }
 }
 
 /// How a run ends that was stopped before its first change.
@@ -213,6 +227,6 @@ pub(super) fn halt_error(halt: Halt, name: &str) -> Error {
             Fault::new(FaultKind::TimedOut, "read the host's state", format!("no answer within {} s", limit.as_secs()))
                 .into()
         }
-        Halt::Aborted => Fault::new(FaultKind::TimedOut, "read the host's state", "interrupted").into(),
+        Halt::Aborted => run::interrupted("read the host's state", "interrupted").into(),
     }
 }

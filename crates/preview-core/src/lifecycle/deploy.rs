@@ -11,10 +11,9 @@ use super::flight::Flight;
 use super::observe::{draw, observe, want, with_generated};
 use super::place::Asking;
 use super::prepare::{self, Prepared};
-use super::run::acquire;
+use super::run::{acquire, interrupted};
 use super::{Client, Error, Event, Interrupt, Observer};
 use crate::admission::{self, Wish};
-use crate::fault::{Fault, FaultKind};
 use crate::host::Change;
 use crate::lock::Lease;
 use crate::plan::{self, Kind, Plan};
@@ -92,7 +91,7 @@ pub async fn deploy(
     let early = early(resolver, project, deploy, observer, redactor);
     let (client, prepared) = tokio::select! {
         both = async { futures_util::try_join!(connect, early) } => both?,
-        () = interrupt.fired() => return Err(Fault::new(FaultKind::TimedOut, "prepare", "interrupted").into()),
+        () = interrupt.fired() => return Err(interrupted("prepare", "interrupted").into()),
     };
     for warning in &prepared.warnings {
         observer.event(&Event::Warning(&redactor.clean(warning)));

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::Notify;
+use tracing::{Instrument as _, info_span};
 
 use super::deploy::{directories, release};
 use super::fence::{bury, unbury};
 use super::place::freed;
-use super::run::{Halt, acquire, guarded};
+use super::run::{Halt, acquire, guarded, interrupted};
 use super::undo::{contents, remove_all};
 use super::{Client, Error, Event, Interrupt, Observer, Refusal};
 use crate::engine::Removed;
@@ -234,6 +235,7 @@ pub(super) async fn destroy_if(
         let existed = removed != Removed::default() || files > 0;
         Ok((Ok(Destroyed { name: target.name.clone(), existed, removed, files }), gone))
     };
+    let work = work.instrument(info_span!("stage", phase = %Phase::Destroying));
     let done = guarded(&*lease, interrupt, LIMIT, work).await;
     if matches!(done, Err(Halt::LeaseLost(_)) | Ok((_, true))) {
         // The lock is not ours any more, so it is not ours to remove.
@@ -251,7 +253,7 @@ pub(super) async fn destroy_if(
             )
             .into(),
             Halt::Aborted | Halt::Superseded(_) => {
-                Fault::new(FaultKind::TimedOut, "remove the preview", "interrupted; run the same command again").into()
+                interrupted("remove the preview", "interrupted; run the same command again").into()
             }
         }
     })?;

@@ -1,11 +1,13 @@
 //! A closer look at services that did not do well, for the report: state, exit code, health, and the last lines of the log.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use futures_util::StreamExt as _;
 use serde::Serialize;
 
 use crate::engine::{Chunk, Container, Engine, LogOptions};
+use crate::failure::FailureCode;
 use crate::plan::condition;
 use crate::secret::Redactor;
 
@@ -14,6 +16,28 @@ pub(super) const LOG_LINES: u32 = 50;
 /// Longest line of a log in a report, bytes.
 const LINE: usize = 2_000;
 
+/// What is wrong with a service: for machines, and for people as the rest of a sentence that begins with its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Problem {
+    pub(super) code: FailureCode,
+    pub(super) why: String,
+}
+
+/// What is wrong, by service.
+pub(super) type Problems = BTreeMap<String, Problem>;
+
+impl Problem {
+    pub(super) fn new(code: FailureCode, why: impl Into<String>) -> Self {
+        Self { code, why: why.into() }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
 /// What is known of a service that did not do well.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Diagnosis {
@@ -21,6 +45,8 @@ pub struct Diagnosis {
     pub service: String,
     /// Container; empty if none was made.
     pub container: String,
+    /// What is wrong, in one word.
+    pub failure: FailureCode,
     /// What is wrong.
     pub problem: String,
     /// State and health in words.
@@ -43,7 +69,7 @@ pub struct Diagnosis {
 pub(super) async fn diagnose(
     engine: &dyn Engine,
     containers: &[Container],
-    problems: &BTreeMap<String, String>,
+    problems: &Problems,
     redactor: &Redactor,
 ) -> Vec<Diagnosis> {
     let looks = problems.iter().flat_map(|(service, problem)| {
@@ -59,7 +85,8 @@ pub(super) async fn diagnose(
             return Diagnosis {
                 service: service.clone(),
                 container: String::new(),
-                problem: redactor.clean(problem),
+                failure: problem.code,
+                problem: redactor.clean(&problem.why),
                 state: "no container".to_owned(),
                 exit_code: None,
                 restarts: 0,
@@ -72,14 +99,16 @@ pub(super) async fn diagnose(
         let detail = detail.ok();
         let state = detail.as_ref().map_or_else(|| condition(container), |d| condition(&d.container));
         let running = detail.as_ref().is_some_and(|d| d.container.state == crate::engine::ContainerState::Running);
+        let out_of_memory = detail.as_ref().is_some_and(|d| d.oom_killed);
         Diagnosis {
             service: service.clone(),
             container: container.name.clone(),
-            problem: redactor.clean(problem),
+            failure: if out_of_memory { FailureCode::OomKilled } else { problem.code },
+            problem: redactor.clean(&problem.why),
             state,
             exit_code: detail.as_ref().filter(|_| !running).map(|d| d.exit_code),
             restarts: detail.as_ref().map_or(0, |d| d.restarts),
-            out_of_memory: detail.as_ref().is_some_and(|d| d.oom_killed),
+            out_of_memory,
             health_output: detail
                 .and_then(|d| d.health_output)
                 .map(|text| redactor.clean(text.trim()))

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::Diagnosis;
 use crate::admission::Full;
+use crate::failure::FailureCode;
 use crate::fault::{Fault, FaultKind};
 use crate::fence::Superseded;
 use crate::lock::Holder;
@@ -92,6 +93,8 @@ pub struct FailureReport {
     pub name: String,
     /// What the run was doing.
     pub phase: Phase,
+    /// What went wrong, in one word.
+    pub failure: FailureCode,
     /// What went wrong.
     pub message: String,
     /// A closer look at each service that did not do well.
@@ -172,6 +175,25 @@ impl Error {
                 FaultKind::TimedOut => 5,
                 FaultKind::NotFound | FaultKind::Conflict | FaultKind::Failed => 1,
             },
+        }
+    }
+
+    /// The failure code: see the table in `docs/failure-codes.md`.
+    #[must_use]
+    pub fn failure(&self) -> FailureCode {
+        match self {
+            Self::Invalid { .. } => FailureCode::ConfigInvalid,
+            Self::NotFound(_) => FailureCode::NotFound,
+            Self::Refused(refusal) => match refusal {
+                Refusal::Policy(_) => FailureCode::Policy,
+                Refusal::Fork { .. } => FailureCode::Fork,
+                Refusal::Full { .. } => FailureCode::Full,
+                Refusal::NameTaken { .. } => FailureCode::NameTaken,
+                Refusal::Superseded { .. } | Refusal::Stopped { .. } => FailureCode::Superseded,
+            },
+            Self::Failed(report) | Self::TimedOut(report) | Self::Aborted(report) => report.failure,
+            Self::Locked { .. } => FailureCode::Locked,
+            Self::Fault(fault) => fault.failure(),
         }
     }
 

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use jiff::{SignedDuration, Timestamp};
+use tracing::{Instrument as _, info_span};
 
-use super::crash::{Crash, Landing, broken, grounded, halt_error, with_output};
+use super::crash::{Crash, Landing, broken, grounded, halt_error, known, with_output};
 use super::deploy::Deployed;
+use super::diagnose::Problems;
 use super::fence::{self as watch, Watch};
 use super::observe::{Seen, draw, missing_uploads, observe, pulls, want, with_generated};
 use super::place::{Asking, Reserved};
@@ -20,6 +22,7 @@ use super::verify::lock;
 use super::wait::{self, Expected, Verdict};
 use super::{Client, Error, Event, Interrupt, Observer, Refusal};
 use crate::engine::{ContainerEvent, Prune};
+use crate::failure;
 use crate::fault::{Fault, FaultKind};
 use crate::fence::{self, Order, Superseded};
 use crate::host::Change;
@@ -298,7 +301,7 @@ impl Flight<'_> {
             .map_err(|error| Halt::Fault(Fault::new(FaultKind::Failed, "move on", error.to_string())))?;
         let change = [self.save(state)];
         let write = self.client.host.apply(&change);
-        let both = async { futures_util::try_join!(write, work) };
+        let both = async { futures_util::try_join!(write, work) }.instrument(info_span!("stage", %phase));
         let ((), done) = self.guarded(self.limit(limit), both).await?;
         self.observer.event(&Event::StageDone(phase, begun.elapsed()));
         Ok(done)
@@ -352,7 +355,8 @@ impl Flight<'_> {
             let built = self
                 .stage(state, Phase::Building, limits.build, async {
                     self.keep_good_images(prepared, seen).await?;
-                    self.retrying(|| self.client.runtime.build(&stack, &prepared.built, &progress)).await
+                    let build = || self.client.runtime.build(&stack, &prepared.built, &progress);
+                    self.retrying(build).await.map_err(failure::of_build)
                 })
                 .await;
             built.map_err(with_output)?;
@@ -362,6 +366,7 @@ impl Flight<'_> {
             self.stage(state, Phase::Pulling, limits.pull, async {
                 let pulled = pulls.iter().map(|image| self.retrying(move || self.pull(image)));
                 let pulled = futures_util::future::try_join_all(pulled);
+                let pulled = async { pulled.await.map_err(failure::of_pull) };
                 futures_util::try_join!(self.note_pulls(&pulls), pulled).map(|_| ())
             })
             .await?;
@@ -380,7 +385,8 @@ impl Flight<'_> {
                 if plan::unchanged(&wanted.model, &wanted.digest, &running) {
                     return Ok((images, services, None));
                 }
-                self.retrying(|| up(self.client, &selector, &seen.containers, &stack, &progress)).await?;
+                let up = || up(self.client, &selector, &seen.containers, &stack, &progress);
+                self.retrying(up).await.map_err(failure::of_up)?;
                 Ok((images, services, Some(events)))
             })
             .await;
@@ -392,7 +398,7 @@ impl Flight<'_> {
         };
 
         let steps_limit = self.project.steps.iter().map(|step| step.timeout.unwrap_or(limits.step)).sum::<Duration>();
-        let last = Mutex::new(BTreeMap::new());
+        let last = Mutex::new(Problems::new());
         let failure = Mutex::new(None);
         let verified = self
             // A little more than the limits inside: those can say what was not well.
@@ -400,11 +406,11 @@ impl Flight<'_> {
                 for step in &self.project.steps {
                     if let Err(crash) = self.step(step).await? {
                         *lock(&failure) = Some(crash);
-                        return Ok(None);
+                        return Err(known());
                     }
                 }
                 let verify = async {
-                    let mut note = |reasons: &BTreeMap<String, String>| {
+                    let mut note = |reasons: &Problems| {
                         lock(&last).clone_from(reasons);
                         let text: Vec<_> = reasons.iter().map(|(service, why)| format!("{service} {why}")).collect();
                         self.observer.event(&Event::Progress(&text.join(", ")));
@@ -414,10 +420,10 @@ impl Flight<'_> {
                     if let Verdict::Broken(problems) = verdict {
                         let text: Vec<_> = problems.iter().map(|(service, why)| format!("{service} {why}")).collect();
                         *lock(&failure) = Some(broken(text.join("; "), problems, vec![]));
-                        return Ok(None);
+                        return Err(known());
                     }
                     self.ask(wanted, prepared, &containers, &last).await?;
-                    Ok(Some(containers))
+                    Ok(containers)
                 };
                 match tokio::time::timeout(limits.verify, verify).await {
                     Ok(done) => done,
@@ -426,16 +432,16 @@ impl Flight<'_> {
                         let text: Vec<_> = problems.iter().map(|(service, why)| format!("{service} {why}")).collect();
                         let message = format!("after {} s: {}", limits.verify.as_secs(), text.join("; "));
                         *lock(&failure) = Some(broken(message, problems, vec![]));
-                        Ok(None)
+                        Err(known())
                     }
                 }
             })
-            .await?;
-        let failure = lock(&failure).take();
-        if let Some(crash) = failure {
-            return Err(crash);
-        }
-        let containers = plan::container_ids(&verified.unwrap_or_default());
+            .await;
+        let verified = match (verified, lock(&failure).take()) {
+            (Err(Halt::Fault(_)), Some(crash)) => return Err(crash),
+            (verified, _) => verified?,
+        };
+        let containers = plan::container_ids(&verified);
         let stale_images = images != seen.images;
         self.settle(state, wanted, prepared, seen, containers, images).await?;
         if stale_images {

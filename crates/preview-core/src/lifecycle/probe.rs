@@ -7,6 +7,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt as _;
 
 use crate::engine::Container;
+use crate::failure::FailureCode;
 use crate::fault::{Fault, FaultKind};
 use crate::host::Host;
 
@@ -51,7 +52,8 @@ pub(super) async fn ask(
             FaultKind::Unsupported,
             "reach the service",
             format!("{} has no address on a network of the host", question.service),
-        ));
+        )
+        .coded(FailureCode::ProbeFailed));
     };
     loop {
         let answer = tokio::time::timeout(PATIENCE, once(host, &ip, port, question)).await;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::Error;
+use crate::failure::FailureCode;
 use crate::fault::{Fault, FaultKind};
 use crate::fence::Superseded;
 use crate::lock::{Acquired, Holder, Lease, Lock};
@@ -20,6 +21,8 @@ pub enum Event<'a> {
     Stage(Phase),
     /// A stage has ended well.
     StageDone(Phase, Duration),
+    /// A stage has failed. What was begun is taken back after it, if anything was.
+    StageFailed(Phase, Duration, FailureCode),
     /// A line of a program at work.
     Progress(&'a str),
     /// Something to know.
@@ -113,7 +116,7 @@ pub(super) async fn acquire(
     let acquired = tokio::select! {
         acquired = lock.acquire(path, &holder, wait, &waiting) => acquired.map_err(|fault| help(fault, path))?,
         () = interrupt.fired() => {
-            return Err(Fault::new(FaultKind::TimedOut, "wait for the lock", "interrupted").into());
+            return Err(interrupted("wait for the lock", "interrupted").into());
         }
     };
     match acquired {
@@ -152,6 +155,11 @@ pub(super) async fn guarded<T>(
             Err(_) => Err(Halt::TimedOut(limit)),
         },
     }
+}
+
+/// Ctrl-C, before anything was changed or where nothing can be taken back.
+pub(super) fn interrupted(operation: &'static str, context: &str) -> Fault {
+    Fault::new(FaultKind::TimedOut, operation, context).coded(FailureCode::Interrupted)
 }
 
 /// The lease is lost, whatever was noticed first.

@@ -13,6 +13,7 @@ use super::run::{acquire, guarded};
 use super::undo::{self, Undo};
 use super::{Client, Error, Event, Interrupt, Observer, Quiet};
 use crate::engine::{DiskUse, Inventory, Prune, Removed};
+use crate::failure::FailureCode;
 use crate::fault::Fault;
 use crate::fence;
 use crate::host::{Change, Facts, Query, Survey};
@@ -459,7 +460,12 @@ impl Work<'_> {
         let restored = match text.zip(state.good.as_ref()) {
             None => Restored::NotYet("the file of the version before is gone".to_owned()),
             Some((text, good)) => {
-                let failure = Failure { phase: state.phase, message: why.to_string(), at: Timestamp::now() };
+                let failure = Failure {
+                    phase: state.phase,
+                    code: Some(FailureCode::Crashed),
+                    message: why.to_string(),
+                    at: Timestamp::now(),
+                };
                 undo::undo(&Undo {
                     client,
                     timeouts: &self.wish.timeouts,

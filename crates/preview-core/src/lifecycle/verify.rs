@@ -1,6 +1,5 @@
 //! Whether the new version works: its steps, then health, then an answer.
 
-use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -8,11 +7,12 @@ use futures_util::StreamExt as _;
 
 use super::Event;
 use super::crash::{Crash, broken};
-use super::diagnose::{last_lines, printable};
+use super::diagnose::{Problem, Problems, last_lines, printable};
 use super::flight::Flight;
 use super::prepare::{Prepared, Wanted};
 use super::probe::{self, Question};
 use crate::engine::{Chunk, Container, ExecRequest};
+use crate::failure::FailureCode;
 use crate::fault::{Fault, FaultKind};
 use crate::project::{Project, StepSpec};
 
@@ -63,7 +63,8 @@ impl Flight<'_> {
         Ok(match ended {
             Ok(()) => Ok(()),
             Err(why) => {
-                let problems = BTreeMap::from([(step.service.clone(), format!("step `{}` failed", step.name))]);
+                let problem = Problem::new(FailureCode::StepFailed, format!("step `{}` failed", step.name));
+                let problems = Problems::from([(step.service.clone(), problem)]);
                 Err(broken(format!("step `{}` in {}: {why}", step.name, step.service), problems, lines))
             }
         })
@@ -83,7 +84,7 @@ impl Flight<'_> {
         wanted: &Wanted,
         prepared: &Prepared,
         containers: &[Container],
-        last: &Mutex<BTreeMap<String, String>>,
+        last: &Mutex<Problems>,
     ) -> Result<(), Fault> {
         let questions = questions(self.project, wanted, prepared);
         let asked = questions.iter().map(|question| async move {
@@ -97,7 +98,8 @@ impl Flight<'_> {
                     () = tokio::time::sleep(Duration::from_millis(200)) => {
                         let word = lock(&word).clone();
                         if !word.is_empty() {
-                            lock(last).insert(question.service.clone(), format!("does not answer: {word}"));
+                            let problem = Problem::new(FailureCode::ProbeFailed, format!("does not answer: {word}"));
+                            lock(last).insert(question.service.clone(), problem);
                         }
                     }
                 }

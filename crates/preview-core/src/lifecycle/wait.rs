@@ -8,7 +8,9 @@ use futures_util::stream::BoxStream;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::diagnose::{Problem, Problems};
 use crate::engine::{Container, ContainerDetail, ContainerEvent, ContainerState, Engine, Health};
+use crate::failure::FailureCode;
 use crate::fault::Fault;
 use crate::ownership::Selector;
 use crate::stack;
@@ -41,9 +43,14 @@ pub(super) enum Verdict {
     /// All is well if it stays so for a moment: these have no health check.
     Settling,
     /// Not yet: for these services, for these reasons.
-    Waiting(BTreeMap<String, String>),
+    Waiting(Problems),
     /// It will not get well: for these services, for these reasons.
-    Broken(BTreeMap<String, String>),
+    Broken(Problems),
+}
+
+/// Whether it was for lack of memory.
+fn cause(detail: Option<&ContainerDetail>, otherwise: FailureCode) -> FailureCode {
+    if detail.is_some_and(|detail| detail.oom_killed) { FailureCode::OomKilled } else { otherwise }
 }
 
 /// Judges. `details` are there for containers that do not simply run.
@@ -58,7 +65,7 @@ pub(super) fn judge(
     for (service, count) in &expected.replicas {
         let of_service: Vec<_> = containers.iter().filter(|c| c.service() == Some(service)).collect();
         if of_service.len() < *count {
-            waiting.insert(service.clone(), "is not there yet".to_owned());
+            waiting.insert(service.clone(), Problem::new(FailureCode::StartFailed, "is not there yet"));
         }
         let one_shot = expected.one_shots.contains(service);
         for container in of_service {
@@ -67,23 +74,32 @@ pub(super) fn judge(
                 (ContainerState::Running, Health::Healthy) => {}
                 (ContainerState::Running, Health::None) => {
                     if detail.is_some_and(|d| d.restarts >= TOO_OFTEN) {
-                        broken.insert(service.clone(), "ends again and again".to_owned());
+                        broken.insert(
+                            service.clone(),
+                            Problem::new(cause(detail, FailureCode::Exited), "ends again and again"),
+                        );
                     }
                     settling = true;
                 }
                 (ContainerState::Running, Health::Starting) => {
-                    waiting.insert(service.clone(), "is not healthy yet".to_owned());
+                    waiting.insert(service.clone(), Problem::new(FailureCode::Unhealthy, "is not healthy yet"));
                 }
                 (ContainerState::Running, Health::Unhealthy) => {
-                    broken.insert(service.clone(), "is unhealthy".to_owned());
+                    broken.insert(service.clone(), Problem::new(cause(detail, FailureCode::Unhealthy), "is unhealthy"));
                 }
                 (ContainerState::Exited, _) => match detail {
                     Some(detail) if detail.exit_code == 0 && (one_shot || !detail.restarts_on_success) => {}
                     Some(detail) => {
-                        broken.insert(service.clone(), format!("exited with code {}", detail.exit_code));
+                        broken.insert(
+                            service.clone(),
+                            Problem::new(
+                                cause(Some(detail), FailureCode::Exited),
+                                format!("exited with code {}", detail.exit_code),
+                            ),
+                        );
                     }
                     None => {
-                        waiting.insert(service.clone(), "exited".to_owned());
+                        waiting.insert(service.clone(), Problem::new(FailureCode::Exited, "exited"));
                     }
                 },
                 (ContainerState::Restarting, _) => match detail {
@@ -92,21 +108,27 @@ pub(super) fn judge(
                         if detail.exit_code == 0 {
                             why.push_str("; if it is to run once, give it `restart: \"no\"`");
                         }
-                        broken.insert(service.clone(), why);
+                        broken.insert(service.clone(), Problem::new(cause(Some(detail), FailureCode::Exited), why));
                     }
                     _ => {
-                        waiting.insert(service.clone(), "is being started again".to_owned());
+                        waiting.insert(
+                            service.clone(),
+                            Problem::new(cause(detail, FailureCode::Exited), "is being started again"),
+                        );
                     }
                 },
                 (ContainerState::Dead, _) => {
-                    broken.insert(service.clone(), "is dead".to_owned());
+                    broken.insert(service.clone(), Problem::new(cause(detail, FailureCode::Exited), "is dead"));
                 }
                 (ContainerState::Created, _) if detail.is_some_and(|d| !d.error.is_empty()) => {
                     let why = detail.map(|d| d.error.clone()).unwrap_or_default();
-                    broken.insert(service.clone(), format!("does not start: {why}"));
+                    broken.insert(
+                        service.clone(),
+                        Problem::new(FailureCode::StartFailed, format!("does not start: {why}")),
+                    );
                 }
                 _ => {
-                    waiting.insert(service.clone(), "does not run yet".to_owned());
+                    waiting.insert(service.clone(), Problem::new(FailureCode::StartFailed, "does not run yet"));
                 }
             }
         }
@@ -163,7 +185,7 @@ pub(super) async fn wait(
     selector: &Selector,
     expected: &Expected,
     mut events: BoxStream<'static, Result<ContainerEvent, Fault>>,
-    note: &mut (dyn FnMut(&BTreeMap<String, String>) + Send),
+    note: &mut (dyn FnMut(&Problems) + Send),
 ) -> Result<(Verdict, Vec<Container>), Fault> {
     let mut settled: Option<Instant> = None;
     let mut told = BTreeMap::new();
@@ -298,6 +320,31 @@ mod tests {
         let Verdict::Broken(why) = judge(&long, std::slice::from_ref(&again), &detail(&again, 0, 3, true)) else {
             panic!("not broken")
         };
-        assert!(why["a"].contains("restart: \"no\""), "{why:?}");
+        assert!(why["a"].why.contains("restart: \"no\""), "{why:?}");
+    }
+
+    #[test]
+    fn each_problem_has_its_code() {
+        let long = expected(json!({"restart": "unless-stopped"}));
+        let code = |container: &Container, details: &BTreeMap<String, ContainerDetail>| match judge(
+            &long,
+            std::slice::from_ref(container),
+            details,
+        ) {
+            Verdict::Broken(why) | Verdict::Waiting(why) => why["a"].code,
+            other => panic!("nothing is wrong: {other:?}"),
+        };
+        let made = |state, health| container("a", state, health);
+        let exited = made(ContainerState::Exited, Health::None);
+        let mut details = detail(&exited, 137, 0, false);
+        assert_eq!(code(&exited, &details), FailureCode::Exited);
+        details.get_mut("a").unwrap().oom_killed = true;
+        assert_eq!(code(&exited, &details), FailureCode::OomKilled);
+        let again = made(ContainerState::Restarting, Health::None);
+        assert_eq!(code(&again, &detail(&again, 1, 3, true)), FailureCode::Exited);
+        let none = BTreeMap::new();
+        assert_eq!(code(&made(ContainerState::Running, Health::Unhealthy), &none), FailureCode::Unhealthy);
+        assert_eq!(code(&made(ContainerState::Running, Health::Starting), &none), FailureCode::Unhealthy);
+        assert_eq!(code(&made(ContainerState::Created, Health::None), &none), FailureCode::StartFailed);
     }
 }

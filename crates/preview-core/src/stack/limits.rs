@@ -93,7 +93,15 @@ pub(super) fn guard(
             .filter(|value| *value > 0.0)
             .fold(None, |a, b| Some(a.map_or(b, |a: f64| a.min(b))));
         match set {
-            Some(value) if value <= limit.guardrail => {}
+            Some(value) if value <= limit.guardrail => {
+                // Beside limits of ours under `deploy`, Compose takes the other spelling for a contradiction.
+                if let Some(own) = table.remove(limit.service_key)
+                    && in_service.is_some_and(|value| value > 0.0)
+                    && let Some(limits) = deploy_limits(table)
+                {
+                    limits.insert(limit.deploy_key.to_owned(), own);
+                }
+            }
             other => {
                 table.remove(limit.service_key);
                 if let Some(limits) = deploy_limits(table) {
@@ -250,12 +258,16 @@ mod tests {
     }
 
     #[test]
-    fn lower_limits_of_the_file_stay_in_either_spelling() {
-        let (table, _) =
+    fn lower_limits_of_the_file_stay_and_are_spelled_in_one_way() {
+        let (table, differences) =
             guarded(json!({"cpus": 0.5, "mem_limit": "67108864", "deploy": {"resources": {"limits": {"pids": 10}}}}));
-        assert_eq!(table["cpus"], json!(0.5));
-        assert_eq!(table["mem_limit"], json!("67108864"));
-        assert_eq!(table["deploy"], json!({"resources": {"limits": {"pids": 10}}}));
+        assert_eq!((table.get("cpus"), table.get("mem_limit")), (None, None));
+        let limits = json!({"cpus": 0.5, "memory": "67108864", "pids": 10});
+        assert_eq!(table["deploy"], json!({"resources": {"limits": limits}}));
+        assert!(differences.iter().all(|difference| !difference.contains("limit")), "{differences:?}");
+        // Zero is no limit.
+        let (table, _) = guarded(json!({"mem_limit": 0, "deploy": {"resources": {"limits": {"memory": "67108864"}}}}));
+        assert_eq!(table["deploy"]["resources"]["limits"]["memory"], json!("67108864"));
     }
 
     #[test]

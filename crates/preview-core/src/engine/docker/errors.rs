@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 
 use bollard::errors::Error;
 
+use crate::failure::FailureCode;
 use crate::fault::{Fault, FaultKind};
 
 /// What `operation` on `subject` ran into.
@@ -47,6 +48,8 @@ fn classify(
         _ => (FaultKind::Failed, false),
     };
     let fault = Fault::new(kind, operation, with_help(subject, &error)).caused_by(error);
+    // The link to the VM has its own words.
+    let fault = if kind == FaultKind::Unreachable { fault.coded(FailureCode::EngineUnreachable) } else { fault };
     if transient { fault.transient() } else { fault }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::failure::FailureCode;
 use crate::fault::{Fault, FaultKind};
 
 /// `2.40.3-3`, `v2.24.0-desktop.1`, `5.0.1`.
@@ -22,13 +23,23 @@ pub(super) fn classify(operation: &'static str, stderr: &[String]) -> Fault {
     }
     let all = text.join("\n");
     let lower = all.to_lowercase();
-    let has = |needles: &[&str]| needles.iter().any(|needle| lower.contains(needle));
+    let full = lower.contains("no space left on device");
+    // A build ends with one line of its own. What stands above is what programs of the user printed: it says nothing about the engine.
+    let verdict = lower.lines().rfind(|line| line.contains("failed to solve: ")).unwrap_or(&lower);
+    let has = |needles: &[&str]| needles.iter().any(|needle| verdict.contains(needle));
+    // BuildKit asks registries itself.
+    let registry =
+        !has(&DOCKERFILE) && has(&["failed to resolve source metadata", "failed to do request", "failed to authorize"]);
     let (kind, transient) = if has(&["port is already allocated", "address already in use"]) {
         (FaultKind::PortTaken, true)
     } else if has(&["is already in use by container"]) {
         (FaultKind::Conflict, false)
-    } else if has(&["no space left on device"]) {
+    } else if full {
         (FaultKind::NoSpace, false)
+    } else if has(&DOCKERFILE) {
+        (FaultKind::Failed, false)
+    } else if registry {
+        of_registry(&has)
     } else if has(&[
         "cannot connect to the docker daemon",
         "error during connect",
@@ -54,7 +65,41 @@ pub(super) fn classify(operation: &'static str, stderr: &[String]) -> Fault {
         (FaultKind::Failed, false)
     };
     let fault = Fault::new(kind, operation, all);
+    let fault = if registry && kind == FaultKind::Failed { fault.coded(FailureCode::ImagePullFailed) } else { fault };
     if transient { fault.transient() } else { fault }
+}
+
+/// A command of the Dockerfile failed, or the Dockerfile is wrong; old builders come second. The command may stand in the line too.
+const DOCKERFILE: [&str; 4] = [
+    "did not complete successfully: exit code",
+    "executor failed running",
+    "returned a non-zero code",
+    "dockerfile parse error",
+];
+
+/// What a registry's words mean. Limits come with a 401 or "denied" in some registries, so they are looked for first.
+fn of_registry(has: &impl Fn(&[&str]) -> bool) -> (FaultKind, bool) {
+    if has(&["toomanyrequests", "too many requests", "rate limit"]) {
+        (FaultKind::Failed, true)
+    } else if has(&["denied", "unauthorized", "authorization failed", "forbidden", "authentication required"]) {
+        (FaultKind::Denied, false)
+    } else if has(&["not found", "manifest unknown", "does not exist"]) {
+        (FaultKind::NotFound, false)
+    } else {
+        let passing = [
+            "connection refused",
+            "connection reset",
+            "broken pipe",
+            "eof",
+            "timeout",
+            "temporary failure in name resolution",
+            "500 internal server error",
+            "502 bad gateway",
+            "503 service unavailable",
+            "504 gateway",
+        ];
+        (FaultKind::Failed, has(&passing))
+    }
 }
 
 /// Whether this is a line such as `Container shop_pr-7-api-1  Starting`.
@@ -131,6 +176,38 @@ mod tests {
             kind("Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?"),
             (FaultKind::Unreachable, true)
         );
+        let solve = "target web: failed to solve: ";
+        let of = |text: &str| kind(&format!("{solve}{text}"));
+        // What a program of the user's said is no fault of the engine, and is not tried again.
+        assert_eq!(
+            kind(&format!(
+                "#9 curl: (7) connection refused\n{solve}process \"/bin/sh -c curl x\" did not complete successfully: exit code: 7"
+            )),
+            (FaultKind::Failed, false)
+        );
+        assert_eq!(
+            of("dockerfile parse error on line 2: unknown instruction: BROKEN PIPE"),
+            (FaultKind::Failed, false)
+        );
+        assert_eq!(
+            kind(&format!(
+                "#6 0.1 connection refused\n{solve}executor failed running [/bin/sh -c echo connection refused]: exit code: 7"
+            )),
+            (FaultKind::Failed, false)
+        );
+        assert_eq!(kind(&format!("#9 i/o timeout\n{solve}something else")), (FaultKind::Failed, false));
+        let source = "x/y:1: failed to resolve source metadata for docker.io/x/y:1: ";
+        assert_eq!(of(&format!("{source}docker.io/x/y:1: not found")), (FaultKind::NotFound, false));
+        assert_eq!(
+            of(&format!("{source}pull access denied, repository does not exist or may require authorization")),
+            (FaultKind::Denied, false)
+        );
+        let dial = "failed to do request: Head \"https://r/v2/y/manifests/1\": dial tcp";
+        assert_eq!(of(&format!("{source}{dial} 127.0.0.1:9: connect: connection refused")), (FaultKind::Failed, true));
+        assert_eq!(of(&format!("{source}{dial}: lookup r: no such host")), (FaultKind::Failed, false));
+        assert_eq!(of(&format!("{source}429 Too Many Requests - toomanyrequests: denied")), (FaultKind::Failed, true));
+        let fault = classify("x", &[format!("{solve}{source}{dial}: lookup r: no such host")]);
+        assert_eq!(fault.failure(), FailureCode::ImagePullFailed);
         let up = [" Network x_default  Creating", " Container x-web-1  Error", "dependency failed to start"];
         assert_eq!(classify("x", &up.map(str::to_owned)).context, "dependency failed to start");
         assert_eq!(kind("dependency failed to start: container x is unhealthy"), (FaultKind::Failed, false));
