@@ -246,6 +246,11 @@ impl Session {
                 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range was checked")]
                 overcommit: config.limits.memory_overcommit.map(|times| (times * 100.0).round() as u32),
             },
+            heavy: config
+                .limits
+                .heavy
+                .zip(config.limits.heavy_window.clone())
+                .map(|(heavy, window)| project::Heavy { window, builds_only: heavy == config::Heavy::Build }),
             on_full: match config.limits.on_full {
                 config::OnFull::Refuse => project::OnFull::Refuse,
                 config::OnFull::Queue => project::OnFull::Queue,

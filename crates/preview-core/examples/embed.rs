@@ -76,6 +76,7 @@ fn project(directory: &Path) -> Project {
         proxy: Proxy::None,
         limits: Limits::default(),
         on_full: OnFull::Refuse,
+        heavy: None,
         weight: Weight::default(),
         ttl: Some(Duration::from_secs(72 * 3600)),
         guardrails: Guardrails::default(),

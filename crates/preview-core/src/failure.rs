@@ -45,6 +45,8 @@ codes! {
     Full = "full",
     /// The name belongs to another branch, pull request or repository.
     NameTaken = "name_taken",
+    /// The deploy is heavy, and this is not the time for that.
+    OutsideWindow = "outside_window",
     /// The pull request was closed, or a later event came first.
     Superseded = "superseded",
     /// Another run is at work on the preview.
@@ -183,6 +185,8 @@ mod tests {
     use std::collections::BTreeMap;
     use std::time::Duration;
 
+    use jiff::Timestamp;
+
     use super::*;
     use crate::lifecycle::{Error, FailureReport, Refusal, Restored};
     use crate::state::Phase;
@@ -234,6 +238,11 @@ mod tests {
             (Refusal::Policy(vec![]).into(), "policy"),
             (Refusal::Fork { number: 7, fork: "x".into() }.into(), "fork"),
             (Refusal::NameTaken { name: "x".into(), by: "y".into() }.into(), "name_taken"),
+            (
+                Refusal::NotNow { name: "x".into(), window: String::new(), opens: Timestamp::UNIX_EPOCH, limit: None }
+                    .into(),
+                "outside_window",
+            ),
             (Error::Locked { what: "x".into(), holder: None, waited: Duration::ZERO }, "locked"),
             (Error::TimedOut(report(FailureCode::TimedOut)), "timed_out"),
             (Error::Aborted(report(FailureCode::Interrupted)), "interrupted"),

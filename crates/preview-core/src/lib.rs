@@ -37,3 +37,4 @@ pub mod sweep;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;
 pub mod units;
+pub mod window;

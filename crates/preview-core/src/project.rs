@@ -13,6 +13,7 @@ use crate::route::Traefik;
 use crate::secrets::SecretSource;
 use crate::stack::{Allowance, Guardrails, Isolation};
 use crate::state::Subject;
+use crate::window::Window;
 
 /// Which preview is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +109,15 @@ impl Default for Timeouts {
     }
 }
 
+/// Heavy deploys start only in a window of time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heavy {
+    /// When.
+    pub window: Window,
+    /// Only those that build images are heavy.
+    pub builds_only: bool,
+}
+
 /// What happens to a wish that there is no place for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum OnFull {
@@ -185,6 +195,8 @@ pub struct Project {
     pub limits: Limits,
     /// What happens where there is no place.
     pub on_full: OnFull,
+    /// What is heavy, and when that may start.
+    pub heavy: Option<Heavy>,
     /// How many places a preview takes.
     pub weight: Weight,
     /// A sweep may remove a preview so long after its last deploy; `None`: never.

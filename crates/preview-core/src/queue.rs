@@ -3,8 +3,6 @@
 //! Who waits has a ticket: a file in the preview's directory, as long as its run holds the preview's lock. A ticket with a free lock
 //! is of a dead run and counts for nothing.
 
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -68,15 +66,16 @@ impl Ticket {
     }
 }
 
-/// The tickets in a survey's files, the first first. One that cannot be read, or lies with another preview, is none.
+/// The pattern of all tickets below the base directory.
 #[must_use]
-pub fn tickets(files: &BTreeMap<String, String>) -> Vec<Ticket> {
-    let own = files.iter().filter(|(path, _)| path.ends_with(&format!("/{TICKET}")));
-    let read = own.filter_map(|(path, text)| {
-        let ticket: Ticket = serde_json::from_str(text).ok()?;
-        path.ends_with(&format!("/{}/{}/{TICKET}", ticket.app, ticket.name)).then_some(ticket)
-    });
-    let mut all: Vec<Ticket> = read.collect();
+pub fn pattern() -> String {
+    format!("*/*/{TICKET}")
+}
+
+/// The tickets in the joined text of their files, the first first. What cannot be read is none.
+#[must_use]
+pub fn tickets(joined: &str) -> Vec<Ticket> {
+    let mut all: Vec<Ticket> = joined.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     all.sort_by(|a, b| (a.number, &a.app, &a.name).cmp(&(b.number, &b.app, &b.name)));
     all
 }
@@ -148,6 +147,14 @@ pub fn turn(
 }
 
 impl Wait {
+    /// What is worth saying again when it has changed: ages change all the time.
+    #[must_use]
+    pub fn gist(&self) -> String {
+        let holders: Vec<String> =
+            self.full.holders.iter().map(|holder| format!("{} {}", holder.app, holder.name)).collect();
+        format!("{} {} {}", self.ahead.len(), self.behind, holders.join(","))
+    }
+
     /// For people: one's place in the queue, and what one waits for.
     #[must_use]
     pub fn text(&self, now: Timestamp) -> String {
@@ -249,16 +256,10 @@ mod tests {
     }
 
     #[test]
-    fn tickets_are_read_in_order_and_only_where_they_belong() {
+    fn tickets_are_read_in_order() {
         let file = |ticket: &Ticket| String::from_utf8(ticket.to_json()).unwrap();
         let (one, two) = (ticket(1, "b", "bob", 1.0), ticket(2, "a", "cem", 1.0));
-        let files = BTreeMap::from([
-            ("/base/shop/a/queue.json".to_owned(), file(&two)),
-            ("/base/shop/b/queue.json".to_owned(), file(&one)),
-            ("/base/shop/c/queue.json".to_owned(), file(&one)),
-            ("/base/shop/d/queue.json".to_owned(), "{".to_owned()),
-        ]);
-        let tickets = tickets(&files);
+        let tickets = tickets(&format!("{}{{\n{}", file(&two), file(&one)));
         assert_eq!(tickets, [one, two]);
         assert_eq!((next(&tickets), next(&[])), (3, 1));
     }

@@ -108,6 +108,7 @@ fn project() -> Project {
         proxy: Proxy::None,
         limits: Limits::default(),
         on_full: OnFull::Refuse,
+        heavy: None,
         weight: Weight::default(),
         ttl: None,
         guardrails: Guardrails::default(),

@@ -17,7 +17,7 @@ use preview_core::lifecycle::{self, Client, Destroy, Error, Interrupt, Quiet, Re
 use preview_core::lock::{Acquired, Holder, Lease, Lock};
 use preview_core::ownership::Selector;
 use preview_core::plan::Kind;
-use preview_core::project::{Deploy, OnFull, Project, Proxy, PullPolicy, Target, Timeouts};
+use preview_core::project::{Deploy, Heavy, OnFull, Project, Proxy, PullPolicy, Target, Timeouts};
 use preview_core::runtime::{Progress, Resolved, Runtime, Source, Stack};
 use preview_core::secret::Redactor;
 use preview_core::stack::{Guardrails, Isolation};
@@ -291,6 +291,7 @@ fn project() -> Project {
         proxy: Proxy::None,
         limits: Limits::default(),
         on_full: OnFull::Refuse,
+        heavy: None,
         weight: Weight::default(),
         ttl: None,
         guardrails: Guardrails::default(),
@@ -918,4 +919,36 @@ async fn the_oldest_is_replaced() {
     assert_eq!(error.exit_code(), 3, "{error}");
     drop(held);
     assert!(there().contains(&1) && there().contains(&3), "{:?}", there());
+}
+
+/// Heavy work waits for its window, or is refused; what changes nothing is never heavy.
+#[tokio::test]
+async fn heavy_work_in_its_window() {
+    let world = World::new();
+    world.runtime.set_model(model(1, None));
+    let deploy = async |on_full: OnFull, window: &str| {
+        let client = world.client(&Arc::new(AtomicI64::new(i64::MAX)));
+        let heavy = Some(Heavy { window: window.parse().expect("a window"), builds_only: true });
+        let timeouts = Timeouts { queue: Duration::from_secs(20), ..Timeouts::default() };
+        let project = Project { heavy, on_full, timeouts, ..project() };
+        let (redactor, interrupt) = (Redactor::default(), Interrupt::default());
+        let connect = std::future::ready(Ok(client));
+        lifecycle::deploy(connect, &world.runtime, &project, &request(), &Quiet, &redactor, &interrupt).await
+    };
+    // It is 08:00 there.
+    let error = deploy(OnFull::Refuse, "09:00-10:00 UTC").await.expect_err("too early");
+    assert_eq!((error.exit_code(), error.failure().as_str()), (3, "outside_window"));
+    assert!(error.to_string().contains("09:00-10:00 UTC, which opens at 2027-01-15T09:00:00Z"), "{error}");
+    let error = deploy(OnFull::Queue, "09:00-10:00 UTC").await.expect_err("that is too long");
+    assert!(error.to_string().contains("longer than 20 s ([timeouts] queue)"), "{error}");
+    world.assert_nothing_left("refused").await;
+    world.host.set_facts(|facts| facts.now += 3600 - 1);
+    let (done, ()) = tokio::join!(deploy(OnFull::Queue, "09:00-10:00 UTC"), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        world.host.set_facts(|facts| facts.now += 1);
+    });
+    assert_eq!(done.expect("its time has come").kind, Some(Kind::Create));
+    // Without a build it is not heavy.
+    world.runtime.set_model(json!({"services": {"db": {"image": "db:1"}}}));
+    deploy(OnFull::Refuse, "02:00-03:00 UTC").await.expect("light");
 }

@@ -78,6 +78,13 @@ pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
             "has to be a number from 0.01 to 1000; 1.5 is half as much again as the VM has",
         );
     }
+    match (&file.limits.heavy, &file.limits.heavy_window) {
+        (None, Some(_)) => {
+            return wrong("limits.heavy_window", "needs `heavy`, which says what is heavy: `build` or `all`");
+        }
+        (Some(_), None) => return wrong("limits.heavy", "needs `heavy_window`, as in `02:00-06:30 Europe/Kyiv`"),
+        _ => {}
+    }
     if file.sweep.images_above > 100 {
         return wrong("sweep.images_above", "has to be a percentage, at most 100");
     }

@@ -11,6 +11,7 @@ use super::origin::Origin;
 use super::values::{HostPath, OneOrMany, VariableName};
 use crate::name::{AppName, NameTemplate, UrlTemplate};
 use crate::units::{ByteSize, TimeSpan, Ttl};
+use crate::window::Window;
 
 /// The configuration of `preview`: one file in the repository. Every key has a default; an empty file is valid.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -198,6 +199,15 @@ pub struct Limits {
     /// What happens where there is no place: `refuse` (at once, naming who has the places), `queue` (first come, first served, until
     /// `timeouts.queue`), or `replace-oldest` (the longest unused preview that is not pinned makes room). Default: `refuse`.
     pub on_full: OnFull,
+    /// Which deploys of this application are heavy: `build` (those that build images), or `all` (all that change something). Heavy ones
+    /// start only within `heavy_window`. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heavy: Option<Heavy>,
+    /// When heavy deploys may start: two times and a time zone, `02:00-06:30 Europe/Kyiv`. At other times they are refused, or wait with
+    /// `on_full = "queue"`. Default: always.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>", extend("pattern" = "^[0-2][0-9]:[0-5][0-9]-[0-2][0-9]:[0-5][0-9] .+$")))]
+    pub heavy_window: Option<Window>,
     /// How many places a preview of this application takes: 0.5 for a light one, 2 for a heavy one. Default: 1.0.
     #[cfg_attr(feature = "schema", schemars(range(min = 0.001, max = 1000)))]
     pub weight: f64,
@@ -215,6 +225,17 @@ pub enum OnFull {
     Queue,
     /// The longest unused preview that is not pinned makes room.
     ReplaceOldest,
+}
+
+/// Which deploys are heavy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum Heavy {
+    /// Those that build images.
+    Build,
+    /// All that change something.
+    All,
 }
 
 /// When `preview sweep` frees disk on the host.
@@ -448,6 +469,8 @@ impl Default for Limits {
             min_free_memory: ByteSize::from_mb(1024),
             memory_overcommit: None,
             on_full: OnFull::Refuse,
+            heavy: None,
+            heavy_window: None,
             weight: 1.0,
         }
     }

@@ -36,8 +36,8 @@ use std::sync::Arc;
 
 pub use error::ConfigError;
 pub use file::{
-    After, Allow, ConfigFile, Generate, Guardrails, Health, Isolation, Limits, OnFull, Policy, Proxy, ProxyKind, Pull,
-    Restart, RouteTable, Step, Sweep, Timeouts, Vm,
+    After, Allow, ConfigFile, Generate, Guardrails, Health, Heavy, Isolation, Limits, OnFull, Policy, Proxy, ProxyKind,
+    Pull, Restart, RouteTable, Step, Sweep, Timeouts, Vm,
 };
 #[cfg(feature = "schema")]
 pub use schema::schema;

@@ -62,6 +62,8 @@ pub struct Survey {
     pub files: BTreeMap<String, String>,
     /// Absolute paths (of files and directories alike) that match the second set of patterns.
     pub paths: BTreeSet<String>,
+    /// Content of the files to be joined, one after the other. What is no text is left out with its neighbours.
+    pub joined: String,
 }
 
 /// What to read in a survey; patterns are relative to the base directory, `*` stands for one path component or part of one.
@@ -72,6 +74,8 @@ pub struct Query {
     /// Paths of which only the existence is wanted, for example `app/pr-7/files/*`. A component that begins with a dot needs
     /// one in its pattern: `app/pr-7/.*` (never `.` or `..`).
     pub list: Vec<String>,
+    /// Files whose content is wanted in one piece, in the order of their names: many small ones cost the host one process, not one each.
+    pub joined: Vec<String>,
     /// Leaves the facts out: for who asks often.
     pub files_only: bool,
 }

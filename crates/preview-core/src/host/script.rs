@@ -67,7 +67,7 @@ pub(super) fn survey(base: &str, query: &Query, mark: &str) -> String {
          while [ ! -d \"$d\" ]; do d=${{d%/*}}; [ -n \"$d\" ] || d=/; done\n"
     );
     // Whoever asks for the disk alone need not look into the directory.
-    if !(query.read.is_empty() && query.list.is_empty()) {
+    if !(query.read.is_empty() && query.list.is_empty() && query.joined.is_empty()) {
         script.push_str(
             "if [ -d \"$b\" ] && ! { [ -r \"$b\" ] && [ -x \"$b\" ]; }; then printf '%s: Permission denied\\n' \"$b\" >&2; exit 1; fi\n",
         );
@@ -90,6 +90,10 @@ pub(super) fn survey(base: &str, query: &Query, mark: &str) -> String {
              cat \"$f\" || {{ [ ! -e \"$f\" ] || exit 1; printf %s \"${{m}}gone \"; }}; done",
             pattern(base, relative)
         );
+    }
+    for relative in &query.joined {
+        // Without a match, and for what vanishes meanwhile, there is nothing to join.
+        let _ = writeln!(script, "printf %s \"${{m}}join \"; cat {} 2>/dev/null", pattern(base, relative));
     }
     for relative in &query.list {
         let _ = writeln!(
@@ -131,6 +135,7 @@ pub(super) fn parse_survey(output: &[u8], mark: &str, files_only: bool) -> Resul
                     survey.files.insert(path.to_owned(), content.to_owned());
                 }
             }
+            (b"join", Ok(text)) => survey.joined.push_str(text),
             (b"file", Err(_)) => last_file = None,
             (b"gone", _) => {
                 if let Some(path) = last_file.take() {

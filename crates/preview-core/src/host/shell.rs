@@ -273,7 +273,7 @@ impl<T: Transport> Host for ShellHost<T> {
     async fn survey(&self, base: &str, query: &Query) -> Result<Survey, Fault> {
         const OPERATION: &str = "read the host's state";
         script::checked(OPERATION, base)?;
-        let nul = query.read.iter().chain(&query.list).any(|pattern| pattern.contains('\0'));
+        let nul = query.read.iter().chain(&query.list).chain(&query.joined).any(|pattern| pattern.contains('\0'));
         if nul {
             return Err(Fault::new(FaultKind::Invalid, OPERATION, "a pattern holds a NUL byte"));
         }

@@ -42,6 +42,18 @@ pub enum Refusal {
         /// There would be a place, if others did not wait for it: who.
         queue: Option<String>,
     },
+    /// It is heavy, and this is not the time for that.
+    #[error("{name} has to wait: heavy deploys start only in the window {window}, which opens at {opens}{}", .limit.map(|limit| format!("; that is longer than {} s ([timeouts] queue)", limit.as_secs())).unwrap_or_default())]
+    NotNow {
+        /// The preview.
+        name: String,
+        /// The window.
+        window: String,
+        /// When it opens next.
+        opens: Timestamp,
+        /// The run would have waited, but not so long.
+        limit: Option<Duration>,
+    },
     /// Something later came before it.
     #[error("{name} is left as it is: {by}")]
     Superseded {
@@ -190,6 +202,7 @@ impl Error {
                 Refusal::Full { .. } => FailureCode::Full,
                 Refusal::NameTaken { .. } => FailureCode::NameTaken,
                 Refusal::Superseded { .. } | Refusal::Stopped { .. } => FailureCode::Superseded,
+                Refusal::NotNow { .. } => FailureCode::OutsideWindow,
             },
             Self::Failed(report) | Self::TimedOut(report) | Self::Aborted(report) => report.failure,
             Self::Locked { .. } => FailureCode::Locked,

@@ -138,6 +138,11 @@ impl Flight<'_> {
                 .map_err(|error| grounded(error, exists))?;
             let plan = draw(self.project, self.deploy, &prepared, &wanted, &seen);
             let state = self.next_state(&seen, &wanted, host_ports, Timestamp::now(), &order);
+            if plan.kind != Kind::Unchanged && !self.may_start(&prepared, &seen, exists).await? {
+                self.deadline = deadline + self.asking.waited;
+                seen = self.look(&prepared, exists).await?;
+                continue;
+            }
             let tried = if plan.kind == Kind::Unchanged {
                 self.keep(plan, state, &wanted, &seen).await?
             } else {

@@ -15,11 +15,10 @@ use crate::host::{Query, Survey};
 use crate::ownership::Selector;
 use crate::plan::{self, Action, Kind, Plan, Running};
 use crate::project::{Deploy, Project, Proxy, PullPolicy};
-use crate::queue::TICKET;
 use crate::runtime::Runtime;
 use crate::secret::{Redactor, Secret};
 use crate::state::State;
-use crate::{generate, ports, stack};
+use crate::{generate, ports, queue, stack};
 
 /// The file below the base directory that changes with each place that is given away.
 pub(super) const PLACES: &str = ".places";
@@ -49,12 +48,12 @@ pub(super) async fn observe(
         read: vec![
             PLACES.to_owned(),
             "*/*/state.json".to_owned(),
-            format!("*/*/{TICKET}"),
             format!("{own}/stack-*.json"),
             format!("{own}/.env"),
             fence::pattern(&target.app, &target.name),
         ],
         list: vec![format!("{own}/files/*"), format!("{own}/stack-*.json")],
+        joined: vec![queue::pattern()],
         ..Query::default()
     };
     let selector = Selector::preview(&target.app, &target.name);

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
 
+use super::crash::{Landing, grounded};
 use super::destroy::{Destroy, Kept, Record, destroy_if};
 use super::fence::begun;
 use super::flight::Flight;
 use super::observe::{PLACES, Seen};
+use super::prepare::Prepared;
 use super::reclaim::{bury_tickets, reclaim, suspects};
 use super::run::Halt;
 use super::{Error, Event, Refusal};
@@ -30,6 +32,9 @@ const RECLAIMS: usize = 5;
 const ASK: Duration = Duration::from_secs(2);
 /// Who dies changes nothing, so who waits looks at everything so often.
 const LOOK: Duration = Duration::from_secs(15);
+
+/// So many at the front of the queue look at everything when something has changed.
+const NEAR: u32 = 8;
 
 /// What came of asking for a place.
 pub(super) enum Reserved {
@@ -52,6 +57,8 @@ pub(super) struct Asking {
     said: String,
     /// So long it has waited.
     pub(super) waited: Duration,
+    /// So much of that was for a window of time.
+    before: Duration,
     /// There may be a ticket of ours on the host.
     pub(super) ticket: bool,
 }
@@ -85,7 +92,7 @@ impl Flight<'_> {
             memory: state.memory,
         };
         let own = |ticket: &Ticket| ticket.app == state.app && ticket.name == state.name;
-        let mut tickets = queue::tickets(&seen.survey.files);
+        let mut tickets = queue::tickets(&seen.survey.joined);
         // One that an earlier run left is not ours: who dies gives its place in the queue up.
         let stale = !asking.ticket && tickets.iter().any(own);
         if stale {
@@ -223,7 +230,8 @@ impl Flight<'_> {
         let (host, base) = (&self.client.host, &self.client.base_dir);
         let brief = Query { read: vec![PLACES.to_owned(), FREED.to_owned()], files_only: true, ..Query::default() };
         let whole = Query {
-            read: vec![PLACES.to_owned(), FREED.to_owned(), "*/*/state.json".to_owned(), format!("*/*/{TICKET}")],
+            read: vec![PLACES.to_owned(), FREED.to_owned(), "*/*/state.json".to_owned()],
+            joined: vec![queue::pattern()],
             ..Query::default()
         };
         let marks = |survey: &Survey| {
@@ -231,12 +239,13 @@ impl Flight<'_> {
         };
         let mut known = marks(survey);
         let mut looked = Instant::now();
+        let mut looks = 0;
         loop {
             let now = Timestamp::now();
-            let text = wait.text(now);
-            if asking.said != text {
-                self.observer.event(&Event::Note(&text));
-                asking.said = text;
+            let gist = wait.gist();
+            if asking.said != gist {
+                self.observer.event(&Event::Note(&wait.text(now)));
+                asking.said = gist;
             }
             if since.elapsed() >= limit {
                 let context = format!(
@@ -249,40 +258,77 @@ impl Flight<'_> {
                 return Ok(Reserved::Refused(fault.into()));
             }
             self.pause(limit.saturating_sub(since.elapsed())).await?;
-            asking.waited = since.elapsed();
+            asking.waited = asking.before + since.elapsed();
             let lost = |fault: Fault| if self.lease.check().is_err() { Halt::LeaseLost(fault) } else { fault.into() };
             let seen = host.survey(base, &brief).await.map_err(lost)?;
-            if marks(&seen) == known && looked.elapsed() < LOOK {
+            // Who is far back need not look each time that somebody in front has moved.
+            let position = u32::try_from(wait.ahead.len() + 1).unwrap_or(u32::MAX);
+            let due = looked.elapsed() >= LOOK.saturating_mul(1 + position / NEAR);
+            if !due && (marks(&seen) == known || position > NEAR) {
                 continue;
             }
             let seen = host.survey(base, &whole).await.map_err(lost)?;
             (known, looked) = (marks(&seen), Instant::now());
-            let (tickets, holders) = (queue::tickets(&seen.files), admission::holders(&seen.files));
+            let (tickets, holders) = (queue::tickets(&seen.joined), admission::holders(&seen.files));
             let there = tickets.iter().any(|ticket| ticket.app == wish.app && ticket.name == wish.name);
             asking.tries = 0;
-            match queue::turn(wish, &tickets, &holders, &seen.facts, &self.project.limits) {
-                Err(next) if there && !next.behind && suspects(&seen.files, &self.deploy.target).is_empty() => {
-                    wait = *next;
-                }
-                // It is our turn; or who comes first may be dead; or somebody took our ticket away.
-                Err(next) if there => {
-                    if bury_tickets(self.client, &next.ahead, &self.deploy.who, self.interrupt).await? {
-                        return Ok(Reserved::Moved);
-                    }
+            let Err(next) = queue::turn(wish, &tickets, &holders, &seen.facts, &self.project.limits) else {
+                asking.ticket = there;
+                return Ok(Reserved::Moved);
+            };
+            if !there {
+                // Somebody took it for that of a dead run.
+                asking.ticket = false;
+                return Ok(Reserved::Moved);
+            }
+            wait = *next;
+            // Who comes first may be dead, and so may who has a place. The further back, the more seldom one asks: others do.
+            looks += 1;
+            if looks % position == 0 {
+                let (client, who) = (self.client, &self.deploy.who);
+                let moved = if wait.behind {
+                    bury_tickets(client, &wait.ahead, who, self.interrupt).await?
+                } else {
                     let dead = suspects(&seen.files, &self.deploy.target);
-                    if !next.behind
-                        && reclaim(self.client, &dead, &self.deploy.who, self.observer, self.interrupt).await?
-                    {
-                        return Ok(Reserved::Moved);
-                    }
-                    wait = *next;
-                }
-                _ => {
-                    asking.ticket = there;
+                    !dead.is_empty() && reclaim(client, &dead, who, self.observer, self.interrupt).await?
+                };
+                if moved {
                     return Ok(Reserved::Moved);
                 }
             }
         }
+    }
+
+    /// Heavy work starts in its window alone. False if that was waited for: then one has to look again.
+    pub(super) async fn may_start(&mut self, prepared: &Prepared, seen: &Seen, exists: bool) -> Result<bool, Landing> {
+        let Some(heavy) = self.project.heavy.as_ref().filter(|heavy| !heavy.builds_only || !prepared.built.is_empty())
+        else {
+            return Ok(true);
+        };
+        let now = Timestamp::from_second(seen.survey.facts.now).unwrap_or_else(|_| Timestamp::now());
+        let opens = heavy.window.opens(now);
+        if opens <= now {
+            return Ok(true);
+        }
+        let wait = Duration::try_from(opens.duration_since(now)).unwrap_or_default();
+        let queue = self.project.timeouts.queue;
+        let queues = self.project.on_full == OnFull::Queue;
+        if !queues || wait > queue.saturating_sub(self.asking.waited) {
+            let (name, window) = (self.deploy.target.name.clone(), heavy.window.to_string());
+            let limit = queues.then_some(queue);
+            return Err(grounded(Refusal::NotNow { name, window, opens, limit }, exists));
+        }
+        self.observer.event(&Event::Stage(Phase::Queued));
+        let text = format!("heavy deploys start only in the window {}, which opens at {opens}", heavy.window);
+        self.observer.event(&Event::Note(&text));
+        let since = Instant::now();
+        while since.elapsed() < wait {
+            let paused = self.pause(wait.saturating_sub(since.elapsed())).await;
+            paused.map_err(|halt| grounded(self.halt_error(halt), exists))?;
+        }
+        self.asking.waited += since.elapsed();
+        self.asking.before = self.asking.waited;
+        Ok(false)
     }
 
     async fn pause(&self, limit: Duration) -> Result<(), Halt> {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{Client, Error};
 use crate::engine::{Container, ContainerState, Health};
-use crate::host::Query;
+use crate::host::{Query, Survey};
 use crate::lock::Holder;
 use crate::ownership::{self, Selector};
 use crate::plan::condition;
@@ -59,18 +59,21 @@ pub struct Listed {
 /// All previews of a host, of one application or of all, by application and name. Two requests, however many previews.
 pub async fn list(client: &Client, app: Option<&str>) -> Result<Vec<Listed>, Error> {
     let of = app.unwrap_or("*");
-    let read = vec![format!("{of}/*/state.json"), format!("{of}/*/{TICKET}")];
-    let query = Query { read, ..Query::default() };
+    let query = Query {
+        read: vec![format!("{of}/*/state.json")],
+        joined: vec![format!("{of}/*/{TICKET}")],
+        ..Query::default()
+    };
     let selector = app.map_or(Selector::Managed, |app| Selector::App(app.to_owned()));
     let (survey, containers) =
         futures_util::try_join!(client.host.survey(&client.base_dir, &query), client.engine.containers(&selector))?;
-    Ok(join(&client.base_dir, &survey.files, &containers))
+    Ok(join(&client.base_dir, &survey, &containers))
 }
 
 /// Brings state files and containers together.
-fn join(base: &str, files: &BTreeMap<String, String>, containers: &[Container]) -> Vec<Listed> {
+fn join(base: &str, survey: &Survey, containers: &[Container]) -> Vec<Listed> {
     let mut found: BTreeMap<(String, String), Listed> = BTreeMap::new();
-    for (path, text) in files.iter().filter(|(path, _)| path.ends_with("/state.json")) {
+    for (path, text) in survey.files.iter().filter(|(path, _)| path.ends_with("/state.json")) {
         let mut parts = path.strip_prefix(base).unwrap_or(path).trim_start_matches('/').split('/');
         let (Some(app), Some(name)) = (parts.next(), parts.next()) else { continue };
         let mut listed = empty(app, name, "damaged");
@@ -87,7 +90,7 @@ fn join(base: &str, files: &BTreeMap<String, String>, containers: &[Container]) 
         }
         found.insert((app.to_owned(), name.to_owned()), listed);
     }
-    for ticket in queue::tickets(files) {
+    for ticket in queue::tickets(&survey.joined) {
         let listed = found
             .entry((ticket.app.clone(), ticket.name.clone()))
             .or_insert_with(|| empty(&ticket.app, &ticket.name, Phase::Queued.as_str()));
@@ -296,7 +299,7 @@ mod tests {
             ports: vec![],
             networks: BTreeMap::new(),
         };
-        let found = join("/b", &files, &[container]);
+        let found = join("/b", &Survey { files, ..Survey::default() }, &[container]);
         let told: Vec<_> = found.iter().map(|l| (l.name.as_str(), l.phase.as_str(), l.running)).collect();
         assert_eq!(told, [("pr-1", "damaged", 0), ("pr-2", "orphaned", 1)]);
     }

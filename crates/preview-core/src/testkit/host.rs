@@ -297,6 +297,12 @@ impl Host for MemoryHost {
             if matching(&query.list, path) {
                 survey.paths.insert(path.clone());
             }
+            if matching(&query.joined, path)
+                && let Some((_, Node::File(bytes))) = state.resolve(path)
+                && let Ok(text) = std::str::from_utf8(bytes)
+            {
+                survey.joined.push_str(text);
+            }
             if matching(&query.read, path)
                 && let Some((_, Node::File(bytes))) = state.resolve(path)
                 && let Ok(text) = std::str::from_utf8(bytes)

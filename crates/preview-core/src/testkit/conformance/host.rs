@@ -25,6 +25,7 @@ pub async fn suite(host: &dyn Host, base: &str) {
         what_does_not_exist_reads_as_empty,
         facts_are_plausible,
         facts_can_be_left_out_and_dots_need_a_dot,
+        files_are_joined,
         a_file_is_written_with_its_directories_and_replaced,
         any_text_survives,
         content_that_is_no_text_is_left_out,
@@ -79,7 +80,12 @@ async fn survey(host: &dyn Host, base: &str, read: &[&str], list: &[&str]) -> Su
 
 async fn facts_can_be_left_out_and_dots_need_a_dot(host: &dyn Host, base: &str) {
     apply(host, &[write(format!("{base}/a/.hidden"), "x"), write(format!("{base}/a/shown"), "y")]).await;
-    let query = Query { read: vec!["a/.h*".into()], list: vec!["a/.*".into(), "*".into()], files_only: true };
+    let query = Query {
+        read: vec!["a/.h*".into()],
+        list: vec!["a/.*".into(), "*".into()],
+        files_only: true,
+        ..Query::default()
+    };
     let survey = host.survey(base, &query).await.expect("read");
     assert_eq!(survey.facts, crate::host::Facts::default());
     let expected = Survey {
@@ -88,6 +94,15 @@ async fn facts_can_be_left_out_and_dots_need_a_dot(host: &dyn Host, base: &str) 
         ..Survey::default()
     };
     assert_eq!(survey, expected);
+}
+
+async fn files_are_joined(host: &dyn Host, base: &str) {
+    let query = Query { joined: vec!["*/x*".into()], files_only: true, ..Query::default() };
+    let ask = async || host.survey(base, &query).await.expect("read").joined;
+    assert_eq!(ask().await, "", "nothing is there");
+    let files = [("b/x1", "one\n"), ("a/x", "two\n"), ("b/x2", "three"), ("a/y", "not this")];
+    apply(host, &files.map(|(name, text)| write(format!("{base}/{name}"), text))).await;
+    assert_eq!(ask().await, "two\none\nthree");
 }
 
 async fn names(host: &dyn Host, base: &str, pattern: &str) -> BTreeSet<String> {
