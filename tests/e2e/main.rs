@@ -12,6 +12,7 @@ mod killed;
 mod lifecycle;
 mod locks;
 mod log;
+mod neighbours;
 mod order;
 mod places;
 mod queue;

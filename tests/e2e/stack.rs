@@ -257,7 +257,7 @@ fn nothing_else_differs() {
         before.keys().chain(after.keys()).filter(|key| before.get(*key) != after.get(*key)).collect();
     let mut unexplained = Vec::new();
     for key in &changed {
-        let ours = ["preview.app", "preview.managed", "preview.name"]
+        let ours = ["preview.app", "preview.base", "preview.managed", "preview.name"]
             .iter()
             .any(|label| key.ends_with(&format!("labels.{label}")));
         // A fixed name lives on as an alias, and the old keys for limits are moved to where the new ones are.

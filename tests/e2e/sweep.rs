@@ -77,9 +77,13 @@ fn fabricate(site: &Site) -> String {
     script
 }
 
-/// What the engine has and what lies in the directory, but for the application's own.
-fn everything(site: &Site, own: bool) -> Vec<String> {
-    let is = |line: &&str| line.contains(&site.app) == own;
+/// What the engine has under a name; of the application's own also what lies in its directory.
+fn everything(site: &Site, name: &str) -> Vec<String> {
+    let own = name == site.app;
+    let is = |line: &&str| {
+        line.ends_with(&format!(" {name}"))
+            || ["_", "-", " ", ":"].iter().any(|next| line.contains(&format!(" {name}{next}")))
+    };
     let objects = site.shell(
         "docker ps -a --no-trunc --format 'container {{.ID}} {{.Names}} {{.CreatedAt}} {{.Label \"preview.app\"}}'; \
          docker network ls --no-trunc --format 'network {{.ID}} {{.Name}}'; docker volume ls --format 'volume {{.Name}} {{.Label \"preview.app\"}}'; \
@@ -135,17 +139,19 @@ fn two_hundred_orphans_among_twenty_previews() {
         }
     }
     let foreign = Foreign::new(&site);
-    let others = everything(&site, false);
-    let living = everything(&site, true);
+    let stranger = foreign.name.clone();
+    let others = everything(&site, &stranger);
+    assert_eq!(others.len(), 6, "{others:?}");
+    let living = everything(&site, &site.app);
 
     site.shell(&fabricate(&site));
-    let orphaned = everything(&site, true).len();
+    let orphaned = everything(&site, &site.app).len();
     assert!(orphaned >= living.len() + 200, "{orphaned} from {}", living.len());
 
     let planned = site.run(&["sweep", "--dry-run", "--format", "json"]).expect(0).json();
     assert_eq!(planned["removed"].as_array().map(Vec::len), Some(190), "{planned}");
     assert_eq!((&planned["tombstones"], &planned["dry_run"]), (&10.into(), &true.into()), "{planned}");
-    assert_eq!(everything(&site, true).len(), orphaned, "a dry run changes nothing");
+    assert_eq!(everything(&site, &site.app).len(), orphaned, "a dry run changes nothing");
 
     // Beside a run at work.
     site.write(
@@ -171,7 +177,7 @@ fn two_hundred_orphans_among_twenty_previews() {
     );
     site.run(&["destroy", "--pr", "99"]).expect(0);
     deploy.end().expect(3);
-    assert_eq!(everything(&site, true), living, "all that live are untouched");
+    assert_eq!(everything(&site, &site.app), living, "all that live are untouched");
 
     let again = site.run(&["sweep", "--format", "json"]).expect(0).json();
     assert_eq!(again["removed"], serde_json::json!([]), "{again}");
@@ -179,7 +185,7 @@ fn two_hundred_orphans_among_twenty_previews() {
         site.run(&["destroy", "--pr", pr]).expect(0);
     }
     nothing(&site);
-    assert_eq!(everything(&site, false), others, "what is not ours is untouched");
+    assert_eq!(everything(&site, &stranger), others, "what is not ours is untouched");
     drop(foreign);
 }
 

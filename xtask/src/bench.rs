@@ -79,7 +79,7 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     let mut program = None;
     for &round_trip in &options.round_trips {
         let proxy = Proxy::start(vm.port(), Duration::from_millis(round_trip))?;
-        let link = Link { lab: &lab, vm: &vm, proxy: &proxy, binary: &binary, dir: &dir.0 };
+        let link = Link { lab: &lab, vm: &vm, proxy: &proxy, binary: &binary, base: None, dir: &dir.0 };
         link.prepare()?;
         if options.wants("stacks") {
             measure_stacks(&options, &link, round_trip, &mut results)?;
@@ -90,10 +90,11 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     }
     if options.wants("list") {
         let state = fabricated(&options, &lab, &vm, &binary, &dir.0)?;
-        stacks::fabricate(&vm, &state)?;
+        stacks::fabricate(&vm, &state, BASE, stacks::LISTED)?;
+        stacks::fabricate(&vm, &state, stacks::FEW_BASE, stacks::FEW)?;
         for &round_trip in &options.round_trips {
             let proxy = Proxy::start(vm.port(), Duration::from_millis(round_trip))?;
-            let link = Link { lab: &lab, vm: &vm, proxy: &proxy, binary: &binary, dir: &dir.0 };
+            let link = Link { lab: &lab, vm: &vm, proxy: &proxy, binary: &binary, base: None, dir: &dir.0 };
             link.prepare()?;
             measure_list(&options, &link, round_trip, &mut results)?;
         }
@@ -190,6 +191,11 @@ fn measure_list(options: &Options, link: &Link<'_>, round_trip: u64, results: &m
             let row = Row { task: Task::List, services: 0, round_trip };
             note(results, row, peer, link, || link.measure(peer, Task::List, &project))?;
         }
+        for (services, base) in [(stacks::FEW, Some(stacks::FEW_BASE)), (stacks::LISTED, None)] {
+            let row = Row { task: Task::Sweep, services, round_trip };
+            let link = Link { base, ..*link };
+            note(results, row, Peer::Preview, &link, || link.measure(Peer::Preview, Task::Sweep, &project))?;
+        }
     }
     Ok(())
 }
@@ -197,7 +203,7 @@ fn measure_list(options: &Options, link: &Link<'_>, round_trip: u64, results: &m
 /// The state file of a real preview.
 fn fabricated(options: &Options, lab: &Lab, vm: &Vm, binary: &Path, dir: &Path) -> Result<String> {
     let proxy = Proxy::start(vm.port(), Duration::ZERO)?;
-    let link = Link { lab, vm, proxy: &proxy, binary, dir };
+    let link = Link { lab, vm, proxy: &proxy, binary, base: None, dir };
     let project = dir.join("project");
     let services = options.services.iter().copied().min().unwrap_or(1);
     stacks::write(&project, &stacks::compose(services, 0, false))?;

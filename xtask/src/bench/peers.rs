@@ -66,6 +66,8 @@ pub(crate) enum Task {
     OneChanged,
     Destroy,
     List,
+    /// With nothing to do, among so many previews.
+    Sweep,
 }
 
 impl Task {
@@ -77,6 +79,7 @@ impl Task {
             Self::OneChanged => "one service changed",
             Self::Destroy => "destroy",
             Self::List => "list of 50",
+            Self::Sweep => "sweep",
         }
     }
 }
@@ -88,6 +91,8 @@ pub(crate) struct Link<'a> {
     pub(crate) proxy: &'a Proxy,
     /// The release build.
     pub(crate) binary: &'a Path,
+    /// Another base directory than the usual one.
+    pub(crate) base: Option<&'static str>,
     /// Of this benchmark alone; short, since sockets are made in it.
     pub(crate) dir: &'a Path,
 }
@@ -200,15 +205,20 @@ impl Link<'_> {
             Task::OneChanged => (APP, &["deploy", "--pr", "7"], Some("update")),
             Task::Destroy => (APP, &["destroy", "--pr", "7"], None),
             Task::List => (super::stacks::LISTED_APP, &["list"], None),
+            Task::Sweep => (super::stacks::LISTED_APP, &["sweep"], None),
             Task::Connect => bail!("the connection alone is no command"),
         };
         let mut command = self.preview(app, project, words)?;
+        if let Some(base) = self.base {
+            command.env("PREVIEW_BASE_DIR", base);
+        }
         let begun = Instant::now();
         let out = run(&mut command)?;
         let took = begun.elapsed();
         let document: serde_json::Value = serde_json::from_str(&out).context("no JSON")?;
         let right = match task {
             Task::Destroy => document["existed"] == true,
+            Task::Sweep => document["removed"].as_array().is_some_and(Vec::is_empty),
             Task::List => {
                 document.as_array().or_else(|| document["previews"].as_array()).is_some_and(|a| a.len() == 50)
             }
@@ -247,7 +257,7 @@ fn compose(task: Task, file: &Path) -> Vec<String> {
     let file = file.display().to_string();
     let words: &[&str] = match task {
         Task::Connect => &["version"],
-        Task::List => &["ls", "--all", "--format", "json"],
+        Task::List | Task::Sweep => &["ls", "--all", "--format", "json"],
         Task::Destroy => &["-p", PROJECT, "-f", &file, "down", "-v"],
         _ => &["-p", PROJECT, "-f", &file, "up", "-d", "--wait"],
     };

@@ -9,6 +9,7 @@ use xtask::sh;
 
 use super::peers::{Peer, Task};
 use super::program::Program;
+use super::stacks::{FEW, LISTED};
 use super::{Results, Row, median};
 
 /// What is told of the machine.
@@ -85,6 +86,17 @@ fn goals(text: &mut String, results: &Results, program: Option<&Program>) {
     if let (Some(list), Some(connect)) = (list, slope(results, Task::Connect, 0, Peer::Forward)) {
         let measured = format!("{:.1} ({list:.1} less {connect:.1} to connect)", list - connect);
         line("round trips of a list of 50, after the connection", "≤ 6", &measured, list - connect <= 6.0);
+    }
+    let sweeps = [FEW, LISTED].map(|live| slope(results, Task::Sweep, live, Peer::Preview));
+    if let ([Some(few), Some(many)], Some(connect)) = (sweeps, slope(results, Task::Connect, 0, Peer::Forward)) {
+        let measured = format!("{:.1} and {:.1} ({connect:.1} more to connect)", few - connect, many - connect);
+        // A half more is noise; a call for each would be 45 more.
+        line(
+            &format!("round trips of a sweep of {FEW} and of {LISTED} previews that live, after the connection"),
+            "the same",
+            &measured,
+            many - few <= 1.0,
+        );
     }
     let ours = results.iter().filter(|((_, peer), _)| *peer == Peer::Preview).map(|(_, samples)| samples.connections);
     if let Some(most) = ours.max() {

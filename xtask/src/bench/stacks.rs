@@ -13,6 +13,9 @@ use super::peers::{APP, BASE};
 /// The application of the fabricated previews.
 pub(crate) const LISTED_APP: &str = "fifty";
 pub(crate) const LISTED: usize = 50;
+/// A base directory with few previews, and how many.
+pub(crate) const FEW_BASE: &str = "/opt/previews-few";
+pub(crate) const FEW: usize = 5;
 
 /// A Compose file: the first half of the services, and the other half, which waits until all of the first are healthy.
 /// `version` is in the environment of the last service only.
@@ -78,11 +81,11 @@ pub(crate) fn write_peer(project: &Path, model: &Value, services: usize, version
     Ok(())
 }
 
-/// Fifty previews: the state file of a real one under fifty names, and for each a container that was created and not
+/// So many previews: the state file of a real one under as many names, and for each a container that was created and not
 /// started.
-pub(crate) fn fabricate(vm: &Vm, state: &str) -> Result<()> {
-    let mut script = format!("set -e\ncd {BASE}\n");
-    for number in 1..=LISTED {
+pub(crate) fn fabricate(vm: &Vm, state: &str, base: &str, count: usize) -> Result<()> {
+    let mut script = format!("set -e\nmkdir -p {base}\ncd {base}\n");
+    for number in 1..=count {
         let (name, project) = (format!("pr-{number}"), format!("{LISTED_APP}_pr-{number}"));
         let mut state: Value = serde_json::from_str(state).context("the state file is no JSON")?;
         for (key, value) in [("app", LISTED_APP), ("name", &name), ("project", &project)] {
@@ -92,14 +95,15 @@ pub(crate) fn fabricate(vm: &Vm, state: &str) -> Result<()> {
             script,
             "mkdir -p {LISTED_APP}/{name}\ncat >{LISTED_APP}/{name}/state.json <<'END'\n{state:#}\nEND\n\
              docker create --label preview.managed=true --label preview.app={LISTED_APP} --label preview.name={name} \
+             --label preview.base={base} \
              --label com.docker.compose.project={project} --label com.docker.compose.service=s1 \
              --label {LABEL}=1 busybox:1.36 true >/dev/null\n"
         );
     }
-    let _ = writeln!(script, "chown -R deploy {LISTED_APP}");
+    let _ = writeln!(script, "chown -R deploy {base}");
     let made = vm.exec(&["sh", "-c", &script])?;
     if !made.status.success() {
-        bail!("cannot make {LISTED} previews: {}", String::from_utf8_lossy(&made.stderr));
+        bail!("cannot make {count} previews: {}", String::from_utf8_lossy(&made.stderr));
     }
     Ok(())
 }
