@@ -6,6 +6,7 @@ mod bad_input;
 mod ci;
 mod embed;
 mod faults;
+mod history;
 mod inside;
 mod isolation;
 mod killed;

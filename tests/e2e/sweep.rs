@@ -87,8 +87,10 @@ fn everything(site: &Site, own: bool) -> Vec<String> {
     );
     let mut found: Vec<String> = objects.lines().filter(is).map(str::to_owned).collect();
     if own {
-        let files =
-            site.shell(&format!("find {} -type f ! -name .places ! -name .freed -exec md5sum {{}} +", site.base()));
+        let files = site.shell(&format!(
+            "find {} -type f ! -name .places ! -name .freed ! -name .history.jsonl -exec md5sum {{}} +",
+            site.base()
+        ));
         found.extend(files.lines().map(str::to_owned));
     }
     found.sort();

@@ -299,7 +299,7 @@ impl Site {
     }
 
     /// Everything on the host that carries the application's labels or lies in its directory; empty when nothing was left behind.
-    /// The lines by which runs agree about places and images are no preview's, and the word that something was closed outlives it.
+    /// The lines by which runs agree about places and images, and the history, are no preview's, and the word that something was closed outlives it.
     #[must_use]
     pub fn remains(&self) -> Vec<String> {
         let filter = format!("label=preview.app={}", self.app);
@@ -312,7 +312,7 @@ impl Site {
         ] {
             found.extend(self.docker(args).lines().map(|id| format!("{kind} {id}")));
         }
-        let files = self.shell(&format!("[ ! -d '{0}' ] || find '{0}' -mindepth 1 ! -path '{0}/.places' ! -path '{0}/.freed' ! -path '{0}/.images*'", self.base));
+        let files = self.shell(&format!("[ ! -d '{0}' ] || find '{0}' -mindepth 1 ! -path '{0}/.places' ! -path '{0}/.freed' ! -path '{0}/.history.jsonl' ! -path '{0}/.images*'", self.base));
         let closed = self.tombstones();
         let kept = |path: &str| closed.iter().any(|file| file == path || file.starts_with(&format!("{path}/")));
         found.extend(files.lines().filter(|path| !kept(path)).map(|path| format!("file {path}")));

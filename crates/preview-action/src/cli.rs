@@ -136,11 +136,17 @@ pub(crate) enum Command {
     },
     /// Show what a deploy would do, and change nothing
     Plan(Deploy),
-    /// List the previews on the host
+    /// List the previews on the host, or the runs that ended there
     List {
         /// Of all applications
         #[arg(long)]
         all: bool,
+        /// The runs that ended on the host: deploys, destroys and sweeps, the last first
+        #[arg(long)]
+        history: bool,
+        /// How many runs
+        #[arg(long, short = 'n', value_name = "N", default_value_t = 20, requires = "history")]
+        last: usize,
     },
     /// Show one preview in detail
     Status(Which),

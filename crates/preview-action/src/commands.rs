@@ -26,6 +26,8 @@ struct Context {
     console: Arc<dyn Console>,
     redactor: Redactor,
     interrupt: Interrupt,
+    /// The name of this run, in the log and in the host's history.
+    run: String,
 }
 
 /// Runs the command; the value is the exit code.
@@ -35,10 +37,11 @@ pub(crate) async fn run(cli: Cli) -> u8 {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     let redactor = Redactor::default();
+    let run = output::run_id(&environment);
     let (verbose, name) = (cli.global.verbose, cli.command.name());
     let global = cli.global.over(&environment);
     let json = global.as_ref().is_ok_and(|global| global.log_format == Some(LogFormat::Json));
-    let console = output::console(json, verbose, name, &environment, &redactor);
+    let console = output::console(json, verbose, name, &run, &environment, &redactor);
     if let Some(key) = environment.get("PREVIEW_IDENTITY_KEY").filter(|key| !key.is_empty()) {
         console.event(&Event::Secret(&Secret::new(key.clone())));
     }
@@ -49,7 +52,7 @@ pub(crate) async fn run(cli: Cli) -> u8 {
             return error.exit_code();
         }
     };
-    let context = Context { global, environment, console, redactor, interrupt: Interrupt::default() };
+    let context = Context { global, environment, console, redactor, interrupt: Interrupt::default(), run };
     listen(&context.interrupt, &context.console);
     // Those that write outputs when they are done.
     let job = matches!(cli.command, Command::Deploy(_) | Command::Destroy { .. } | Command::Sweep(_) | Command::Ci);
@@ -58,7 +61,8 @@ pub(crate) async fn run(cli: Cli) -> u8 {
             Command::Deploy(deploy) => context.deploy(deploy).await,
             Command::Destroy { which, event_time } => context.destroy(&which, event_time.as_deref()).await,
             Command::Plan(deploy) => context.plan(&deploy).await,
-            Command::List { all } => context.list(all).await,
+            Command::List { all, history: false, .. } => context.list(all).await,
+            Command::List { all, last, .. } => context.history(all, last).await,
             Command::Status(which) => context.status(&which).await,
             Command::Logs { which, service, tail, follow, timestamps } => {
                 context.logs(&which, service.as_deref(), tail, follow, timestamps).await
@@ -177,6 +181,7 @@ impl Context {
             event_at: session.event_at(deploy.event_time.as_deref())?,
             update_only: deploy.update_only,
             who: session.who(),
+            run: self.run.clone(),
         };
         let (preview, owner) = (Some(request.target.name.as_str()), request.owner.as_deref());
         self.console.about(&About { preview, owner, ..About::default() });
@@ -244,7 +249,8 @@ impl Context {
 
     async fn destroy_target(&self, session: &Session, target: Target, event_time: Option<&str>) -> Result<u8, Error> {
         let wait = session.config.timeouts.lock.into();
-        let wish = lifecycle::Destroy { target, who: session.who(), wait, event_at: session.event_at(event_time)? };
+        let (who, event_at) = (session.who(), session.event_at(event_time)?);
+        let wish = lifecycle::Destroy { target, who, wait, event_at, run: Some(self.run.clone()) };
         let client = session.connect().await?;
         let done = lifecycle::destroy(&client, &wish, &*self.console, &self.interrupt).await;
         close(&client).await;

@@ -4,6 +4,7 @@ mod job;
 mod log;
 mod text;
 
+use std::hash::{BuildHasher as _, Hasher as _};
 use std::io::Write as _;
 use std::sync::Arc;
 
@@ -39,11 +40,23 @@ pub(crate) struct About<'a> {
     pub(crate) owner: Option<&'a str>,
 }
 
+/// The name of this run: that of the CI system, which leads to its page, or one made up.
+pub(crate) fn run_id(environment: &Environment) -> String {
+    let get = |name: &str| environment.get(name).filter(|value| !value.is_empty());
+    if let Some(id) = get("GITHUB_RUN_ID") {
+        return format!("{id}-{}", get("GITHUB_RUN_ATTEMPT").map_or("1", String::as_str));
+    }
+    // The keys of a hash map are random in each process.
+    let random = || std::hash::RandomState::new().build_hasher().finish();
+    get("CI_JOB_ID").cloned().unwrap_or_else(|| format!("{:016x}", random()))
+}
+
 /// Makes the console, and has what the libraries trace printed in its form.
 pub(crate) fn console(
     json: bool,
     verbose: u8,
     command: &'static str,
+    run: &str,
     environment: &Environment,
     redactor: &Redactor,
 ) -> Arc<dyn Console> {
@@ -57,7 +70,7 @@ pub(crate) fn console(
     });
     // A second run in one process, as in tests, keeps the first one's.
     if json {
-        let log = Arc::new(Log::new(command, environment, redactor.clone()));
+        let log = Arc::new(Log::new(command, run, environment, redactor.clone()));
         let _ = tracing_subscriber::registry().with(filter).with(log::Traces(Arc::clone(&log))).try_init();
         log
     } else {

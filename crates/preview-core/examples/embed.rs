@@ -126,6 +126,7 @@ async fn run(directory: &Path, base_dir: String) -> Result<(), Failure> {
         event_at: None,
         update_only: false,
         who: "the example".to_owned(),
+        run: "1".to_owned(),
     };
     let connected = async { Ok(client.clone()) };
     let project = project(directory);
@@ -133,7 +134,8 @@ async fn run(directory: &Path, base_dir: String) -> Result<(), Failure> {
     let url = deployed.url.unwrap_or_default();
     say(&format!("deployed {} at {url}", deployed.name));
 
-    let wish = Destroy { target, who: request.who.clone(), wait: Duration::from_secs(60), event_at: None };
+    let (who, wait, run) = (request.who.clone(), Duration::from_secs(60), Some("2".to_owned()));
+    let wish = Destroy { target, who, wait, event_at: None, run };
     let destroyed = lifecycle::destroy(&client, &wish, &counter, &interrupt).await?;
     let counted = (counter.secrets.load(Ordering::Relaxed), counter.stages.load(Ordering::Relaxed));
     say(&format!("destroyed {}: {} containers", destroyed.name, destroyed.removed.containers));

@@ -16,6 +16,7 @@ pub mod fault;
 pub mod fence;
 pub mod forge;
 pub mod generate;
+pub mod history;
 pub mod host;
 pub mod lifecycle;
 pub mod lock;

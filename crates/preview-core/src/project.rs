@@ -234,4 +234,6 @@ pub struct Deploy {
     pub update_only: bool,
     /// Who holds the locks of this run, for those who wait.
     pub who: String,
+    /// The name of this run, for the host's history.
+    pub run: String,
 }

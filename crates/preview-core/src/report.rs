@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 
 use crate::engine::Removed;
+use crate::history::Entry;
 use crate::lifecycle::{Deployed, Destroyed, FailureReport, Listed, Restored, Status, Swept};
 use crate::plan::{Action, Change, Kind, Plan};
 use crate::project::Target;
@@ -253,6 +254,42 @@ pub fn list(previews: &[Listed], now: Timestamp) -> String {
     table(&rows)
 }
 
+/// The runs that ended on a host.
+#[must_use]
+pub fn history(entries: &[Entry], now: Timestamp) -> String {
+    if entries.is_empty() {
+        return "no runs\n".to_owned();
+    }
+    let head = ["ENDED", "COMMAND", "APP", "NAME", "OUTCOME", "WHY", "SECONDS", "QUEUED", "OWNER", "RUN"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    for entry in entries {
+        let because = entry.code.map(|code| match entry.phase {
+            Some(phase) => format!("{code} while {phase}"),
+            None => code.to_string(),
+        });
+        let swept =
+            (entry.removed + entry.mended > 0).then(|| format!("{} removed, {} mended", entry.removed, entry.mended));
+        rows.push(vec![
+            format!("{} ago", age(entry.ended_at, now)),
+            entry.command.to_string(),
+            or_dash(entry.app.clone()),
+            or_dash(entry.preview.clone()),
+            entry.outcome.to_string(),
+            or_dash(because.or(swept)),
+            format!("{:.1}", entry.seconds),
+            or_dash((entry.queued_seconds > 0.0).then(|| format!("{:.1}", entry.queued_seconds))),
+            or_dash(entry.owner.clone()),
+            entry.run.clone(),
+        ]);
+    }
+    // Owners and runs may be called anything.
+    for cell in rows.iter_mut().flatten() {
+        *cell = cell.replace(char::is_control, "?");
+    }
+    table(&rows)
+}
+
 /// One preview in detail.
 #[must_use]
 pub fn status(status: &Status, now: Timestamp) -> String {
@@ -418,6 +455,28 @@ mod tests {
     #[test]
     fn a_failure_in_markdown_cannot_leave_its_fence() {
         insta::assert_snapshot!(failure_markdown(&report()));
+    }
+
+    #[test]
+    fn runs_that_ended() {
+        use crate::history::{Command, Outcome};
+        let now = Timestamp::from_second(7_300).unwrap();
+        let of = |command, outcome, seconds| Entry {
+            ended_at: Timestamp::from_second(100).unwrap(),
+            ..Entry::new("1234-1", command, outcome, seconds)
+        };
+        let failed = Entry {
+            app: Some("shop".into()),
+            preview: Some("pr-7".into()),
+            owner: Some("octo\ncat".into()),
+            code: Some(FailureCode::Unhealthy),
+            phase: Some(Phase::Verifying),
+            queued_seconds: 31.25,
+            ..of(Command::Deploy, Outcome::Failed, 75.5)
+        };
+        let swept = Entry { removed: 2, mended: 1, ..of(Command::Sweep, Outcome::Swept, 3.0) };
+        insta::assert_snapshot!(history(&[failed, swept], now));
+        assert_eq!(history(&[], now), "no runs\n");
     }
 
     #[test]

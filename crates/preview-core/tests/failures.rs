@@ -91,6 +91,7 @@ fn request() -> Deploy {
         event_at: None,
         update_only: false,
         who: "me".into(),
+        run: "r".into(),
     }
 }
 

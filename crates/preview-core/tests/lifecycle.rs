@@ -12,6 +12,7 @@ use preview_core::admission::{Limits, Weight};
 use preview_core::engine::Engine as _;
 use preview_core::fault::{Fault, FaultKind};
 use preview_core::fence::Superseded;
+use preview_core::history;
 use preview_core::host::{Change, Entry, Guard, Host, Query, Stream, Survey};
 use preview_core::lifecycle::{self, Client, Destroy, Error, Interrupt, Quiet, Refusal, Restored, Sweep, Wish};
 use preview_core::lock::{Acquired, Holder, Lease, Lock};
@@ -226,7 +227,13 @@ impl World {
 
     async fn destroy_for(&self, life: i64) -> Result<lifecycle::Destroyed, Error> {
         let client = self.client(&Arc::new(AtomicI64::new(life)));
-        let wish = Destroy { target: target(), who: "me".into(), wait: Duration::from_secs(1), event_at: None };
+        let wish = Destroy {
+            target: target(),
+            who: "me".into(),
+            wait: Duration::from_secs(1),
+            event_at: None,
+            run: Some("r".into()),
+        };
         let done = lifecycle::destroy(&client, &wish, &Quiet, &Interrupt::default()).await;
         self.lock.lose(LOCK);
         done
@@ -268,6 +275,7 @@ fn request() -> Deploy {
         event_at: None,
         update_only: false,
         who: "me".into(),
+        run: "r".into(),
     }
 }
 
@@ -558,7 +566,7 @@ impl World {
     async fn close_at(&self, minute: Option<i64>, wait: Duration) -> Result<lifecycle::Destroyed, Error> {
         let client = self.client(&Arc::new(AtomicI64::new(i64::MAX)));
         let event_at = minute.and_then(event);
-        let wish = Destroy { target: target(), who: "the close".into(), wait, event_at };
+        let wish = Destroy { target: target(), who: "the close".into(), wait, event_at, run: Some("r".into()) };
         lifecycle::destroy(&client, &wish, &Quiet, &Interrupt::default()).await
     }
 
@@ -648,6 +656,7 @@ async fn a_wish_that_was_given_up_concerns_nobody() {
 fn sweeping() -> Sweep {
     Sweep {
         who: "the sweep".into(),
+        run: "r".into(),
         dry_run: false,
         open: Open::default(),
         timeouts: Timeouts::default(),
@@ -797,7 +806,8 @@ impl World {
     async fn destroy_number(&self, number: u64) {
         let client = self.client(&Arc::new(AtomicI64::new(i64::MAX)));
         let target = numbered(number).target;
-        let wish = Destroy { target, who: "me".into(), wait: Duration::from_secs(1), event_at: None };
+        let wish =
+            Destroy { target, who: "me".into(), wait: Duration::from_secs(1), event_at: None, run: Some("r".into()) };
         lifecycle::destroy(&client, &wish, &Quiet, &Interrupt::default()).await.expect("destroyed");
     }
 
@@ -918,4 +928,82 @@ async fn the_oldest_is_replaced() {
     assert_eq!(error.exit_code(), 3, "{error}");
     drop(held);
     assert!(there().contains(&1) && there().contains(&3), "{:?}", there());
+}
+
+impl World {
+    /// The runs that ended, in order: what, how, why, while doing what.
+    fn history(&self) -> Vec<String> {
+        let text = self.host.content("/base/.history.jsonl").unwrap_or_default();
+        let entries = history::parse(&text);
+        assert_eq!(entries.len(), text.lines().count(), "{text}");
+        let say = |entry: history::Entry| {
+            let code = entry.code.map_or("-", preview_core::failure::FailureCode::as_str);
+            let phase = entry.phase.map_or("-", Phase::as_str);
+            format!("{} {} {code} {phase}", entry.command, entry.outcome)
+        };
+        entries.into_iter().map(say).collect()
+    }
+}
+
+#[tokio::test]
+async fn each_run_that_ended_is_noted_once() {
+    let world = World::new();
+    world.deploy(1, None).await.expect("created");
+    world.deploy(1, None).await.expect("again");
+    failed(world.deploy(2, Some("boom")).await);
+    let other = Deploy { subject: Subject::Branch("pr-7".into()), ..request() };
+    world.deploy_for(i64::MAX, &other).await.expect_err("refused");
+    world.destroy_for(i64::MAX).await.expect("destroyed");
+    world.destroy_for(i64::MAX).await.expect("again");
+    failed(world.deploy(1, Some("boom")).await);
+    world.deploy_for(i64::MAX, &Deploy { update_only: true, ..request() }).await.expect("nothing to update");
+    world.sweep(&Sweep { dry_run: true, ..sweeping() }).await;
+    world.sweep(&sweeping()).await;
+    assert_eq!(
+        world.history(),
+        [
+            "deploy ready - -",
+            "deploy unchanged - -",
+            "deploy failed unhealthy verifying",
+            "deploy refused name_taken preparing",
+            "destroy destroyed - -",
+            "destroy absent - -",
+            "deploy failed unhealthy verifying",
+            "deploy absent - -",
+            "sweep swept - -",
+        ]
+    );
+    let text = world.host.content("/base/.history.jsonl").expect("a history");
+    let entries = history::parse(&text);
+    assert_eq!((entries[4].owner.as_deref(), entries[4].subject.as_deref()), (Some("octocat"), Some("pull request 7")));
+    assert_eq!((entries[0].preview.as_deref(), entries[0].weight), (Some("pr-7"), Some(Weight::default())));
+
+    // What cannot be noted fails nothing.
+    world.host.apply(&[Change::Remove { path: "/base/.history.jsonl".into() }]).await.expect("removed");
+    world.host.put("/base/.history.jsonl/x", "a directory is in the way");
+    world.deploy(1, None).await.expect("created");
+    failed(world.deploy(2, Some("boom")).await);
+    world.destroy_for(i64::MAX).await.expect("destroyed");
+    world.assert_nothing_left("with no history").await;
+}
+
+#[tokio::test]
+async fn nothing_is_noted_after_the_lease_is_lost_and_locked_is() {
+    let world = World::new();
+    world.deploy(1, None).await.expect("created");
+    world.runtime.set_model(model(2, None));
+    for life in 0..12 {
+        let before = world.history().len();
+        let ended = world.deploy_for(life, &request()).await;
+        assert_eq!(world.history().len() - before, usize::from(ended.is_ok()), "after {life} changes");
+    }
+    let before = world.history().len();
+    let holder = Holder { who: "ada".into(), why: "deploy".into(), since: "now".into() };
+    let held = world.lock.acquire(LOCK, &holder, Duration::ZERO, &|_| ()).await.expect("answers");
+    let client = world.client(&Arc::new(AtomicI64::new(i64::MAX)));
+    let wish =
+        Destroy { target: target(), who: "me".into(), wait: Duration::ZERO, event_at: None, run: Some("r".into()) };
+    lifecycle::destroy(&client, &wish, &Quiet, &Interrupt::default()).await.expect_err("locked");
+    drop(held);
+    assert_eq!(world.history()[before..], ["destroy refused locked destroying"]);
 }

@@ -31,6 +31,22 @@ impl Context {
         Ok(0)
     }
 
+    pub(super) async fn history(&self, all: bool, number: usize) -> Result<u8, Error> {
+        let session = self.session(None)?;
+        let client = session.connect().await?;
+        let app = session.app.to_string();
+        let found = lifecycle::history(&client, (!all).then_some(app.as_str()), number).await;
+        close(&client).await;
+        let found = found?;
+        let text = if self.json() {
+            output::json(&json!({ "history": found }))
+        } else {
+            report::history(&found, jiff::Timestamp::now())
+        };
+        output::to_stdout(&text);
+        Ok(0)
+    }
+
     pub(super) async fn status(&self, which: &Which) -> Result<u8, Error> {
         let session = self.session(None)?;
         let target = self.target(&session, which)?;

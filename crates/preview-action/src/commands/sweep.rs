@@ -17,7 +17,7 @@ use crate::session::Session;
 impl Context {
     pub(super) async fn sweep(&self, wish: &cli::Sweep) -> Result<u8, Error> {
         let session = self.session(None)?;
-        let wish = request(&session, wish)?;
+        let wish = request(&session, wish, &self.run)?;
         let client = session.connect().await?;
         let limit = session.config.timeouts.total.duration();
         let swept = lifecycle::sweep(&client, &wish, &*self.console, &self.interrupt);
@@ -72,7 +72,7 @@ fn too_long(seconds: u64) -> Error {
     .into()
 }
 
-fn request(session: &Session, wish: &cli::Sweep) -> Result<lifecycle::Sweep, Error> {
+fn request(session: &Session, wish: &cli::Sweep, run: &str) -> Result<lifecycle::Sweep, Error> {
     let get = |name: &str| session.environment.get(name).filter(|value| !value.is_empty()).cloned();
     let open_prs = wish.open_prs.clone().or_else(|| get("PREVIEW_OPEN_PRS"));
     let open_branches = wish.open_branches.clone().or_else(|| get("PREVIEW_OPEN_BRANCHES"));
@@ -93,6 +93,7 @@ fn request(session: &Session, wish: &cli::Sweep) -> Result<lifecycle::Sweep, Err
     let sweep = &session.config.sweep;
     Ok(lifecycle::Sweep {
         who: session.who(),
+        run: run.to_owned(),
         dry_run: wish.dry_run,
         open: Open {
             app: session.app.to_string(),

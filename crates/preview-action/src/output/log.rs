@@ -1,7 +1,6 @@
 //! What happens, for machines: one JSON object a line on standard error. The form is in `docs/output.md`.
 
 use std::fmt::Write as _;
-use std::hash::{BuildHasher as _, Hasher as _};
 use std::io::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -68,11 +67,11 @@ struct Inside {
 }
 
 impl Log {
-    pub(crate) fn new(command: &'static str, environment: &Environment, redactor: Redactor) -> Self {
+    pub(crate) fn new(command: &'static str, run: &str, environment: &Environment, redactor: Redactor) -> Self {
         let log = Self {
             ci: Ci::of(environment),
             redactor,
-            run: run(environment),
+            run: run.to_owned(),
             command,
             begun: Instant::now(),
             inside: Mutex::default(),
@@ -124,17 +123,6 @@ impl Log {
             self.write(inside, level, status, said, phase.as_str());
         }
     }
-}
-
-/// The name of this run: that of the CI system, which leads to its page, or one made up.
-fn run(environment: &Environment) -> String {
-    let get = |name: &str| environment.get(name).filter(|value| !value.is_empty());
-    if let Some(id) = get("GITHUB_RUN_ID") {
-        return format!("{id}-{}", get("GITHUB_RUN_ATTEMPT").map_or("1", String::as_str));
-    }
-    // The keys of a hash map are random in each process.
-    let random = || std::hash::RandomState::new().build_hasher().finish();
-    get("CI_JOB_ID").cloned().unwrap_or_else(|| format!("{:016x}", random()))
 }
 
 /// JSON escapes the older control characters alone, and GitHub's runner obeys `##[…]` wherever it stands in a line. Both stand within strings.
@@ -282,6 +270,7 @@ impl Visit for Fields {
 
 #[cfg(test)]
 mod tests {
+    use super::super::run_id;
     use super::*;
 
     #[test]
@@ -289,11 +278,11 @@ mod tests {
         let environment = |pairs: &[(&str, &str)]| -> Environment {
             pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
         };
-        assert_eq!(run(&environment(&[("GITHUB_RUN_ID", "12"), ("GITHUB_RUN_ATTEMPT", "3")])), "12-3");
-        assert_eq!(run(&environment(&[("CI_JOB_ID", "77")])), "77");
-        let made_up = run(&Environment::new());
+        assert_eq!(run_id(&environment(&[("GITHUB_RUN_ID", "12"), ("GITHUB_RUN_ATTEMPT", "3")])), "12-3");
+        assert_eq!(run_id(&environment(&[("CI_JOB_ID", "77")])), "77");
+        let made_up = run_id(&Environment::new());
         assert!(made_up.len() == 16 && made_up.bytes().all(|byte| byte.is_ascii_hexdigit()), "{made_up}");
-        assert_ne!(made_up, run(&Environment::new()));
+        assert_ne!(made_up, run_id(&Environment::new()));
     }
 
     #[test]

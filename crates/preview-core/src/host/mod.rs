@@ -25,7 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 #[cfg(any(test, feature = "testkit"))]
 pub(crate) use script::is_guard;
-pub(crate) use script::{apply as apply_script, checked, describe, guard_in, kind_of, quote};
+pub(crate) use script::{apply as apply_script, checked, describe, guard_in, kind_of, quote, trace_unnoted};
 pub(crate) use shell::random_token;
 
 use crate::fault::Fault;
@@ -104,6 +104,19 @@ pub enum Change {
     RemoveEmpty {
         /// Absolute path.
         path: String,
+    },
+    /// Adds a line at the end of a file (0600), of which only the last lines are kept. Many may do that at once, and no line is lost.
+    ///
+    /// It is a note that nothing depends on: where it cannot be written, that is traced as a warning, and the other changes are made all the same.
+    Append {
+        /// Absolute path.
+        path: String,
+        /// The line, without its end.
+        line: String,
+        /// So many lines are kept when the file is cut.
+        keep: u32,
+        /// It is cut when it has more bytes than this.
+        above: u64,
     },
 }
 

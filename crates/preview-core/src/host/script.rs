@@ -180,6 +180,16 @@ pub(super) fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
 /// Temporary files of `apply` begin so; a survey with `*` does not see them.
 const TEMPORARY: &str = ".preview-tmp-";
 
+/// Begins a line that says which note was not written, and why.
+const UNNOTED: &str = "not noted: ";
+
+/// Traces the notes that were not written: what nothing depends on fails nothing.
+pub(crate) fn trace_unnoted(said: &str) {
+    if let Some((_, why)) = said.split_once(UNNOTED) {
+        tracing::warn!(why = why.trim(), "the history of the host was not written");
+    }
+}
+
 /// Makes the changes one after the other and prints the number of each that is done, so that the one that failed is known.
 pub(crate) fn apply(changes: &[Change], mark: &str) -> Result<String, Fault> {
     const OPERATION: &str = "change files on the host";
@@ -195,6 +205,21 @@ pub(crate) fn apply(changes: &[Change], mark: &str) -> Result<String, Fault> {
          parent \"$2\" && notdir \"$2\" && mv -f \"$1\" \"$2\"; }}\n\
          drop() {{ rm -rf \"$1\" 2>/dev/null || {{ chmod -R u+rwX \"$1\" 2>/dev/null; rm -rf \"$1\"; }}; }}\n"
     );
+    // Only where it is needed: a script is sent each time.
+    if changes.iter().any(|change| matches!(change, Change::Append { .. })) {
+        // The directory is what is locked: the file is another one after it was cut. Not `flock -w`: busybox has none.
+        let _ = write!(
+            script,
+            "note() {{ n=$(base64 -d) && parent \"$1\" && notdir \"$1\" && (\n\
+             command exec 8<\"$d\" || exit 1\n\
+             timeout 10 flock 8 || {{ echo 'locked by somebody for 10 s'; exit 1; }}\n\
+             # A line that a host without power cut is its own.\n\
+             if [ -s \"$1\" ] && [ -n \"$(tail -c 1 \"$1\")\" ]; then echo >>\"$1\"; fi\n\
+             printf '%s\\n' \"$n\" >>\"$1\" || exit 1\n\
+             [ \"$(wc -c <\"$1\")\" -gt \"$3\" ] || exit 0\n\
+             t=$d/{TEMPORARY}{mark}-note; if tail -n \"$2\" \"$1\" >\"$t\" && mv -f \"$t\" \"$1\"; then :; else rm -f \"$t\"; exit 1; fi\n); }}\n"
+        );
+    }
     for (index, change) in changes.iter().enumerate() {
         let _ = match change {
             Change::Write { path, content, mode } => {
@@ -208,6 +233,19 @@ pub(crate) fn apply(changes: &[Change], mark: &str) -> Result<String, Fault> {
             Change::Remove { path } => writeln!(script, "drop {} || exit 1", quote(checked(OPERATION, path)?)),
             Change::RemoveEmpty { path } => {
                 writeln!(script, "rmdir {} 2>/dev/null", quote(checked(OPERATION, path)?))
+            }
+            Change::Append { path, line, keep, above } => {
+                let path = quote(checked(OPERATION, path)?);
+                if line.contains(['\n', '\0']) {
+                    return Err(Fault::new(FaultKind::Invalid, OPERATION, "a line holds its end, or a NUL byte"));
+                }
+                let line = base64(line.as_bytes());
+                // In one line of its own on standard error, whatever the programs said.
+                write!(
+                    script,
+                    "s=$(note {path} {keep} {above} 2>&1 <<'{mark}'\n{line}{mark}\n) || \
+                     printf '{UNNOTED}%s\\n' \"$(printf %s \"$s\" | tr '\\n' ' ')\" >&2\n"
+                )
             }
         };
         script.push_str("echo\n");
@@ -263,6 +301,7 @@ pub(crate) fn describe(change: &Change) -> String {
         Change::Rename { from, to } => format!("rename {from} to {to}"),
         Change::Remove { path } => format!("remove {path}"),
         Change::RemoveEmpty { path } => format!("remove empty directory {path}"),
+        Change::Append { path, .. } => format!("add a line to {path}"),
     }
 }
 

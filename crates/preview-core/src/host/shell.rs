@@ -293,6 +293,7 @@ impl<T: Transport> Host for ShellHost<T> {
             return Ok(());
         }
         let answer = self.exchange(OPERATION, APPLY_LIMIT, |mark| script::apply(changes, mark)).await?;
+        script::trace_unnoted(&answer.stderr);
         if answer.status == 0 {
             return Ok(());
         }
@@ -304,6 +305,7 @@ impl<T: Transport> Host for ShellHost<T> {
     async fn apply_if(&self, guard: &Guard, changes: &[Change]) -> Result<bool, Fault> {
         const OPERATION: &str = "change files on the host";
         let answer = self.exchange(OPERATION, APPLY_LIMIT, |mark| script::apply_if(guard, changes, mark)).await?;
+        script::trace_unnoted(&answer.stderr);
         if answer.status == 0 {
             return Ok(answer.stdout != script::MOVED);
         }

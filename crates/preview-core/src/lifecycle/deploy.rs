@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::crash::Landing;
 use super::flight::Flight;
+use super::note::{note, turned_away};
 use super::observe::{draw, observe, want, with_generated};
 use super::place::Asking;
 use super::prepare::{self, Prepared};
@@ -99,7 +100,14 @@ pub async fn deploy(
     let lock_path = deploy.target.file(&client.base_dir, ".lock");
     let why = format!("deploy of {}", deploy.target.name);
     let wait = project.timeouts.lock.min(project.timeouts.total.saturating_sub(begun.elapsed()));
-    let lease = acquire(&*client.lock, &lock_path, &deploy.who, &why, wait, observer, interrupt, &|| ()).await?;
+    let lease = acquire(&*client.lock, &lock_path, &deploy.who, &why, wait, observer, interrupt, &|| ()).await;
+    let lease = match lease {
+        Ok(lease) => lease,
+        Err(error) => {
+            note(&client, turned_away(project, deploy, &error, begun.elapsed(), redactor)).await;
+            return Err(error);
+        }
+    };
     let mut flight = Flight {
         client: &client,
         resolver,
@@ -125,14 +133,13 @@ pub async fn deploy(
         Ok(deployed) => deployed.kind.is_none(),
         Err(Landing::Error { nothing_left, .. }) => *nothing_left,
     };
-    let released = release(&client, &deploy.target, lease, empty).await;
-    match done {
-        Ok(deployed) => {
-            released?;
-            Ok(deployed)
-        }
-        Err(Landing::Error { error, .. }) => Err(error),
-    }
+    let done = done.map_err(|Landing::Error { error, .. }| error);
+    let entry = flight.epilogue(done.as_ref());
+    // Beside each other: the lock has a connection of its own.
+    let (released, ()) = futures_util::join!(release(&client, &deploy.target, lease, empty), note(&client, entry));
+    let deployed = done?;
+    released?;
+    Ok(deployed)
 }
 
 /// Gives the lock back; where nothing may be left of the preview, its directories go too if they are empty.

@@ -10,6 +10,7 @@ use tracing::{Instrument as _, info_span};
 
 use super::deploy::{directories, release};
 use super::fence::{bury, unbury};
+use super::note::{Story, note};
 use super::place::freed;
 use super::run::{Halt, acquire, guarded, interrupted};
 use super::undo::{contents, remove_all};
@@ -55,6 +56,8 @@ pub struct Destroy {
     /// When the event happened that this is for, on the forge's clock: then no run for an earlier one brings the preview back, and
     /// it stays if it was deployed for a later one. `None`: nothing but somebody's wish, made now.
     pub event_at: Option<Timestamp>,
+    /// The name of this run, for the host's history; `None`: it is part of another one.
+    pub run: Option<String>,
 }
 
 /// What the state file says of a preview.
@@ -97,10 +100,14 @@ pub async fn destroy(
         Some(event) => destroy_if(client, wish, observer, interrupt, Some(&in_order(event))).await?,
         None => destroy_if(client, wish, observer, interrupt, None).await?,
     };
-    done.map_err(|kept| match kept {
-        Kept::Superseded(by) => Refusal::Superseded { name: wish.target.name.clone(), by }.into(),
-        Kept::Changed => Error::NotFound(format!("{} is not what it was", wish.target.name)),
-    })
+    done.map_err(|kept| refusal(kept, &wish.target))
+}
+
+fn refusal(kept: Kept, target: &Target) -> Error {
+    match kept {
+        Kept::Superseded(by) => Refusal::Superseded { name: target.name.clone(), by }.into(),
+        Kept::Changed => Error::NotFound(format!("{} is not what it was", target.name)),
+    }
 }
 
 /// Takes the preview's lock. Whoever has it is asked to stop; the second value is what was written for that, to be removed at the end.
@@ -170,10 +177,20 @@ pub(super) async fn destroy_if(
     // it may be old by then, or fail, does no harm: under the lock the engine is asked again.
     let mut look = client.engine.containers(&selector);
     let mut lock = std::pin::pin!(claim(client, wish, observer, interrupt));
-    let ((lease, asked), seen) = tokio::select! {
-        seen = &mut look => (lock.await?, seen.unwrap_or_default()),
+    let (claimed, seen) = tokio::select! {
+        seen = &mut look => (lock.await, seen.unwrap_or_default()),
         // An engine that hangs is found out about under the lease, with its limits.
-        lease = &mut lock => (lease?, tokio::time::timeout(LOOK, look).await.ok().and_then(Result::ok).unwrap_or_default()),
+        lease = &mut lock => (lease, tokio::time::timeout(LOOK, look).await.ok().and_then(Result::ok).unwrap_or_default()),
+    };
+    let story = Story::new(wish, begun);
+    let (lease, asked) = match claimed {
+        Ok(claimed) => claimed,
+        Err(error) => {
+            if matches!(error, Error::Locked { .. }) {
+                note(client, story.failed(&error)).await;
+            }
+            return Err(error);
+        }
     };
     let own = format!("{}/{}", target.app, target.name);
     let query = Query {
@@ -199,6 +216,7 @@ pub(super) async fn destroy_if(
             }
             let died = state.as_ref().is_some_and(|state| state.phase.in_flight());
             if let Some(mut state) = state {
+                story.learn(&state);
                 state.phase = Phase::Destroying;
                 let content = Secret::new(state.to_json());
                 client.host.apply(&[Change::Write { path, content, mode: 0o600 }]).await?;
@@ -230,20 +248,17 @@ pub(super) async fn destroy_if(
             last.push(freed(&client.base_dir)?);
         }
         last.extend(asked.iter().flat_map(|file| unbury(client, target, file)));
-        let gone = lease.conclude(&*client.host, &last, &directories(client, target)).await?;
         let files = own.iter().filter(|path| !path.ends_with("/.lock") && !path.ends_with("/files")).count();
         let existed = removed != Removed::default() || files > 0;
+        last.extend(story.ending(existed, &client.base_dir));
+        let gone = lease.conclude(&*client.host, &last, &directories(client, target)).await?;
         Ok((Ok(Destroyed { name: target.name.clone(), existed, removed, files }), gone))
     };
     let work = work.instrument(info_span!("stage", phase = %Phase::Destroying));
     let done = guarded(&*lease, interrupt, LIMIT, work).await;
-    if matches!(done, Err(Halt::LeaseLost(_)) | Ok((_, true))) {
-        // The lock is not ours any more, so it is not ours to remove.
-        drop(lease);
-    } else {
-        release(client, target, lease, true).await?;
-    }
-    let (done, _) = done.map_err(|halt| -> Error {
+    // The lock is not ours any more, so it is not ours to remove.
+    let over = matches!(done, Err(Halt::LeaseLost(_)) | Ok((_, true)));
+    let done = done.map(|(done, _)| done).map_err(|halt| -> Error {
         match halt {
             Halt::Fault(fault) | Halt::LeaseLost(fault) => fault.into(),
             Halt::TimedOut(limit) => Fault::new(
@@ -256,7 +271,19 @@ pub(super) async fn destroy_if(
                 interrupted("remove the preview", "interrupted; run the same command again").into()
             }
         }
-    })?;
+    });
+    if over {
+        drop(lease);
+    } else {
+        let entry = match &done {
+            Ok(Ok(_)) => None,
+            Ok(Err(kept)) => story.failed(&refusal(kept.clone(), target)),
+            Err(error) => story.failed(error).filter(|_| lease.check().is_ok()),
+        };
+        let (released, ()) = futures_util::join!(release(client, target, lease, true), note(client, entry));
+        released?;
+    }
+    let done = done?;
     observer.event(&Event::StageDone(Phase::Destroying, begun.elapsed()));
     Ok(done)
 }

@@ -181,7 +181,8 @@ impl Flight<'_> {
             good.commit.clone_from(&self.deploy.commit);
         }
         let written = self.guarded(self.limit(self.project.timeouts.start), async {
-            self.lease.conclude(&*self.client.host, &[self.save(&state)], &[]).await
+            let last = [self.save(&state), self.ending(Kind::Unchanged)];
+            self.lease.conclude(&*self.client.host, &last, &[]).await
         });
         written.await.map_err(|halt| grounded(self.halt_error(halt), true))?;
         self.observer.event(&Event::StageDone(Phase::Preparing, begun.elapsed()));
@@ -393,7 +394,7 @@ impl Flight<'_> {
         let (images, services, events) = started.map_err(with_output)?;
         let Some(events) = events else {
             let containers = plan::container_ids(&seen.containers);
-            self.settle(state, wanted, prepared, seen, containers, images).await?;
+            self.settle(Kind::Unchanged, state, wanted, prepared, seen, containers, images).await?;
             return Ok((Kind::Unchanged, services));
         };
 
@@ -443,7 +444,7 @@ impl Flight<'_> {
         };
         let containers = plan::container_ids(&verified);
         let stale_images = images != seen.images;
-        self.settle(state, wanted, prepared, seen, containers, images).await?;
+        self.settle(kind, state, wanted, prepared, seen, containers, images).await?;
         if stale_images {
             self.prune().await;
         }
@@ -452,8 +453,10 @@ impl Flight<'_> {
 
     /// Records the new version as the good one, and removes files that only the old one used. Where no image is to be pruned
     /// after that, the lock may be given back with it.
+    #[expect(clippy::too_many_arguments, reason = "they are what the run has come to")]
     async fn settle(
         &self,
+        kind: Kind,
         state: &mut State,
         wanted: &Wanted,
         prepared: &Prepared,
@@ -489,6 +492,7 @@ impl Flight<'_> {
         let kept: Vec<String> = files.iter().map(|hash| self.path(&format!("files/{hash}"))).chain([path]).collect();
         let stale = seen.survey.paths.iter().filter(|path| !kept.contains(path));
         changes.extend(stale.map(|path| Change::Remove { path: path.clone() }));
+        changes.push(self.ending(kind));
         // The version before loses its files here, so there is no way back any more: an interrupt comes too late.
         let (never, limit) = (Interrupt::default(), self.project.timeouts.start);
         if last {

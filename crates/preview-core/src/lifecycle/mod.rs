@@ -9,6 +9,7 @@ mod fence;
 mod files;
 mod flight;
 mod keep;
+mod note;
 mod observe;
 mod place;
 mod prepare;
@@ -27,7 +28,7 @@ pub use destroy::{Destroy, Destroyed, destroy};
 pub use diagnose::Diagnosis;
 pub use error::{Error, FailureReport, Refusal, Restored};
 pub use keep::{Wish, keep};
-pub use query::{Listed, Status, list, log_containers, pick_container, status};
+pub use query::{Listed, Status, history, list, log_containers, pick_container, status};
 pub use run::{Event, Interrupt, Observer, Quiet};
 pub use sweep::{Gone, Mended, Sweep, Swept, Unswept, sweep};
 

@@ -56,6 +56,13 @@ pub(super) struct Asking {
     pub(super) ticket: bool,
 }
 
+impl Asking {
+    /// Whether it waits, or has waited, for a place.
+    pub(super) const fn queues(&self) -> bool {
+        self.queued.is_some()
+    }
+}
+
 impl Flight<'_> {
     fn ticket_path(&self) -> String {
         self.deploy.target.file(&self.client.base_dir, TICKET)
@@ -317,7 +324,7 @@ impl Flight<'_> {
             let Some(Ok(before)) = survey.files.get(&path).map(|text| State::parse(&path, text)) else { continue };
             let target = Target { app: victim.app.clone(), name: victim.name.clone(), project: before.project.clone() };
             let (who, wait) = (self.deploy.who.clone(), Duration::ZERO);
-            let destroy = Destroy { target, who, wait, event_at: None };
+            let destroy = Destroy { target, who, wait, event_at: None, run: None };
             let still = |record: Record<'_>| match record {
                 Record::State(state) if *state == before => Ok(()),
                 _ => Err(Kept::Changed),

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{Client, Error};
 use crate::engine::{Container, ContainerState, Health};
+use crate::history::{self, Entry};
 use crate::host::Query;
 use crate::lock::Holder;
 use crate::ownership::{self, Selector};
@@ -65,6 +66,14 @@ pub async fn list(client: &Client, app: Option<&str>) -> Result<Vec<Listed>, Err
     let (survey, containers) =
         futures_util::try_join!(client.host.survey(&client.base_dir, &query), client.engine.containers(&selector))?;
     Ok(join(&client.base_dir, &survey.files, &containers))
+}
+
+/// The last runs that ended on a host, the last first: of one application and of the whole host, or of all.
+pub async fn history(client: &Client, app: Option<&str>, number: usize) -> Result<Vec<Entry>, Error> {
+    let query = Query { read: vec![history::FILE.to_owned()], files_only: true, ..Query::default() };
+    let survey = client.host.survey(&client.base_dir, &query).await?;
+    let entries = survey.files.values().flat_map(|text| history::parse(text)).collect();
+    Ok(history::last(entries, app, number))
 }
 
 /// Brings state files and containers together.

@@ -80,13 +80,14 @@ pub(super) async fn reclaim(
     let mut again = false;
     for ((target, phase), _) in suspects.iter().zip(holders).filter(|(_, holder)| holder.is_none()) {
         // Somebody may have come back to it meanwhile: that is asked again under its lock.
-        let wish = Destroy { target: target.clone(), who: who.to_owned(), wait: Duration::ZERO, event_at: None };
+        let (target, who) = (target.clone(), who.to_owned());
+        let wish = Destroy { target, who, wait: Duration::ZERO, event_at: None, run: None };
         let still = |record: Record<'_>| match record {
             Record::State(state) if hopeless(state) => Ok(()),
             _ => Err(Kept::Changed),
         };
         let removed = destroy_if(client, &wish, &super::Quiet, interrupt, Some(&still)).await;
-        let Target { app, name, .. } = target;
+        let Target { app, name, .. } = &wish.target;
         match removed {
             Ok(Err(_)) => again = true,
             Ok(Ok(destroyed)) => {

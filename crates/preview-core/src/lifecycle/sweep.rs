@@ -1,6 +1,6 @@
 //! Sweep: takes away what no preview needs any more, mends what a dead run left, and proves that what went is gone.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::crash::halt_error;
 use super::destroy::{Destroy, Kept, Record, destroy_if};
 use super::error::Restored;
-use super::run::{acquire, guarded};
+use super::note::{note, of_sweep};
+use super::run::{acquire, guarded, interrupted as interrupted_while};
 use super::undo::{self, Undo};
 use super::{Client, Error, Event, Interrupt, Observer, Quiet};
 use crate::engine::{DiskUse, Inventory, Prune, Removed};
@@ -36,6 +37,8 @@ const ACCOUNT: Duration = Duration::from_secs(60);
 pub struct Sweep {
     /// Who holds locks meanwhile, for those who come.
     pub who: String,
+    /// The name of this run, for the host's history.
+    pub run: String,
     /// Say what would be done, and change nothing.
     pub dry_run: bool,
     /// What is known of pull requests and branches.
@@ -183,6 +186,18 @@ pub async fn sweep(
     observer: &dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<Swept, Error> {
+    let begun = Instant::now();
+    let done = sweep_all(client, wish, observer, interrupt).await;
+    note(client, of_sweep(wish, done.as_ref(), begun.elapsed())).await;
+    done
+}
+
+async fn sweep_all(
+    client: &Client,
+    wish: &Sweep,
+    observer: &dyn Observer,
+    interrupt: &Interrupt,
+) -> Result<Swept, Error> {
     let (seen, before, disk) = futures_util::join!(look(client), account(client), engine_disk(client));
     let seen = seen?;
     let now = Timestamp::from_second(seen.survey.facts.now).unwrap_or_else(|_| Timestamp::now());
@@ -223,11 +238,8 @@ pub async fn sweep(
     }
     drop(done);
     if interrupted {
-        return Err(Error::Fault(Fault::new(
-            crate::fault::FaultKind::TimedOut,
-            "sweep",
-            "interrupted; what was done is done, run the same command again for the rest",
-        )));
+        let context = "interrupted; what was done is done, run the same command again for the rest";
+        return Err(interrupted_while("sweep", context).into());
     }
     let mut changes: Vec<Change> = tombstones.iter().map(|path| Change::Remove { path: path.clone() }).collect();
     changes.extend(empty.into_iter().map(|path| Change::RemoveEmpty { path }));
@@ -421,7 +433,7 @@ impl Work<'_> {
             _ => Err(Kept::Changed),
         };
         let (who, wait) = (self.wish.who.clone(), Duration::ZERO);
-        let destroy = Destroy { target: target.clone(), who, wait, event_at: None };
+        let destroy = Destroy { target: target.clone(), who, wait, event_at: None, run: None };
         let Ok(gone) = destroy_if(self.client, &destroy, &Quiet, self.interrupt, Some(&still)).await? else {
             return Ok(Done::Nothing);
         };

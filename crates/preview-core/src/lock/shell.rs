@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{Acquired, GRACE, HEARTBEAT, Holder, Lease, Lock, TTL};
 use crate::fault::{Fault, FaultKind};
 use crate::host::shell::{Process, ShellHost, Transport};
-use crate::host::{Change, Host, apply_script, describe, kind_of, quote, random_token};
+use crate::host::{Change, Host, apply_script, describe, kind_of, quote, random_token, trace_unnoted};
 
 const ACQUIRE: &str = "take the lock";
 const RELEASE: &str = "release the lock";
@@ -85,7 +85,7 @@ while hear; do
         if same; then rm -f "$lock"; fi
         exec 9>&-
         ( eval "$after" ) >/dev/null 2>&1 </dev/null
-        echo released
+        printf 'released %s\n' "$(printf %s "$said" | tr '\n' ' ')"
         exit 0
       fi
       printf 'failed %s\n' "$(printf %s "$said" | tr '\n' ' ')" ;;
@@ -366,6 +366,7 @@ async fn keep(
                     (Some(Wish::Conclude { done, .. }), Some(answer)) => {
                         let failed = answer.strip_prefix("failed ").map(str::to_owned);
                         let over = failed.is_none();
+                        trace_unnoted(&answer);
                         let _ = done.send(failed.map_or(Ok(()), Err));
                         if over {
                             return;

@@ -237,6 +237,20 @@ impl State {
                 }
                 Ok(())
             }
+            Change::Append { path, line, keep, above } => {
+                let mut content = match self.resolve(path) {
+                    Some((_, Node::File(content))) => content.clone(),
+                    _ => Vec::new(),
+                };
+                content.extend_from_slice(format!("{line}\n").as_bytes());
+                if content.len() as u64 > *above {
+                    let lines: Vec<&[u8]> = content.split_inclusive(|byte| *byte == b'\n').collect();
+                    content = lines[lines.len().saturating_sub(*keep as usize)..].concat();
+                }
+                // A note that nothing depends on.
+                let _ = self.write(path, content);
+                Ok(())
+            }
         }
     }
 }
@@ -274,6 +288,7 @@ fn describe(change: &Change) -> String {
         Change::Rename { from, to } => format!("rename {from} {to}"),
         Change::Remove { path } => format!("remove {path}"),
         Change::RemoveEmpty { path } => format!("remove-empty {path}"),
+        Change::Append { path, .. } => format!("append {path}"),
     }
 }
 
@@ -314,9 +329,13 @@ impl Host for MemoryHost {
         for change in changes {
             match change {
                 Change::Rename { from, to } => checked(APPLY, from).and_then(|_| checked(APPLY, to))?,
-                Change::Write { path, .. } | Change::Remove { path } | Change::RemoveEmpty { path } => {
-                    checked(APPLY, path)?
+                Change::Append { line, .. } if line.contains(['\n', '\0']) => {
+                    return Err(Fault::new(FaultKind::Invalid, APPLY, "a line holds its end, or a NUL byte"));
                 }
+                Change::Write { path, .. }
+                | Change::Remove { path }
+                | Change::RemoveEmpty { path }
+                | Change::Append { path, .. } => checked(APPLY, path)?,
             };
         }
         let mut state = self.state();

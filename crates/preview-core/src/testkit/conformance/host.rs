@@ -1,5 +1,7 @@
 //! What every [`Host`] must do.
 
+mod notes;
+
 use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -7,6 +9,9 @@ use std::path::Path;
 use crate::fault::{Fault, FaultKind};
 use crate::host::{Change, Entry, Guard, Host, Query, Survey};
 use crate::secret::Secret;
+use notes::{
+    a_note_that_cannot_be_written_fails_nothing, lines_are_added_and_only_the_last_are_kept, no_line_of_many_is_lost,
+};
 
 /// Runs all checks, each in a directory of its own under `base`, which should not exist yet.
 ///
@@ -44,6 +49,9 @@ pub async fn suite(host: &dyn Host, base: &str) {
         changes_in_order,
         changes_depend_on_their_guard,
         one_of_many_wins_a_guard,
+        lines_are_added_and_only_the_last_are_kept,
+        no_line_of_many_is_lost,
+        a_note_that_cannot_be_written_fails_nothing,
         unsafe_paths_are_refused,
         upload_brings_trees_files_links_and_empty_directories,
         upload_happens_once,
