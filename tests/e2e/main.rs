@@ -13,6 +13,7 @@ mod killed;
 mod lifecycle;
 mod locks;
 mod log;
+mod metrics;
 mod order;
 mod places;
 mod queue;
