@@ -14,6 +14,7 @@ mod lifecycle;
 mod locks;
 mod log;
 mod neighbours;
+mod metrics;
 mod order;
 mod places;
 mod queue;

@@ -312,7 +312,7 @@ impl Site {
         ] {
             found.extend(self.docker(args).lines().map(|id| format!("{kind} {id}")));
         }
-        let files = self.shell(&format!("[ ! -d '{0}' ] || find '{0}' -mindepth 1 ! -path '{0}/.places' ! -path '{0}/.freed' ! -path '{0}/.history.jsonl' ! -path '{0}/.images*'", self.base));
+        let files = self.shell(&format!("[ ! -d '{0}' ] || find '{0}' -mindepth 1 ! -path '{0}/.places' ! -path '{0}/.freed' ! -path '{0}/.history.jsonl' ! -path '{0}/.metrics' ! -path '{0}/.images*'", self.base));
         let closed = self.tombstones();
         let kept = |path: &str| closed.iter().any(|file| file == path || file.starts_with(&format!("{path}/")));
         found.extend(files.lines().filter(|path| !kept(path)).map(|path| format!("file {path}")));

@@ -6,7 +6,9 @@ mod tunnel;
 
 use std::sync::Arc;
 
+use preview_core::admission::Weight;
 use preview_core::config::Environment;
+use preview_core::fault::FaultKind;
 use preview_core::lifecycle::{self, Client, Error, Event, Interrupt};
 use preview_core::name::Key;
 use preview_core::project::{self, Target};
@@ -203,6 +205,7 @@ impl Context {
             &self.interrupt,
         )
         .await;
+        self.publish(session, reached.client().as_ref(), done.as_ref().err()).await;
         reached.close().await;
         let done = done?;
         self.console.done(&report::deployed(&done));
@@ -216,6 +219,17 @@ impl Context {
         let outputs = [("name", done.name.clone()), ("url", done.url.clone().unwrap_or_default())];
         self.files(&outputs, &report::deployed_markdown(&done))?;
         Ok(0)
+    }
+
+    /// Writes the host's numbers after a run, where that is wished. Never fails the run.
+    async fn publish(&self, session: &Session, client: Option<&Client>, error: Option<&Error>) {
+        let gone = [FaultKind::Unreachable, FaultKind::HostKey, FaultKind::LeaseLost];
+        let gone = matches!(error, Some(Error::Fault(fault)) if gone.contains(&fault.kind));
+        let (Some(file), Some(client), false) = (&session.config.metrics.file, client, gone) else { return };
+        let places = Weight::places(session.config.limits.max_previews.get());
+        if let Err(error) = lifecycle::publish(client, file.as_str(), places).await {
+            self.console.warn(&format!("the metrics cannot be written: {}", error.chain()));
+        }
     }
 
     fn files(&self, outputs: &[(&str, String)], summary: &str) -> Result<(), Error> {
@@ -253,6 +267,7 @@ impl Context {
         let wish = lifecycle::Destroy { target, who, wait, event_at, run: Some(self.run.clone()) };
         let client = session.connect().await?;
         let done = lifecycle::destroy(&client, &wish, &*self.console, &self.interrupt).await;
+        self.publish(session, Some(&client), done.as_ref().err()).await;
         close(&client).await;
         let done = done?;
         self.console.done(&report::destroyed(&done));
@@ -318,6 +333,10 @@ impl Reached {
         let client = session.connect().await?;
         *self.client.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(client.clone());
         Ok(client)
+    }
+
+    fn client(&self) -> Option<Client> {
+        self.client.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
     async fn close(&self) {

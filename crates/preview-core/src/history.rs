@@ -174,12 +174,10 @@ pub struct Entry {
     pub mended: u32,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands references out")]
 fn is_zero(seconds: &f64) -> bool {
     *seconds <= 0.0
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands references out")]
 const fn is_none(number: &u32) -> bool {
     *number == 0
 }

@@ -20,6 +20,7 @@ pub mod history;
 pub mod host;
 pub mod lifecycle;
 pub mod lock;
+pub mod metrics;
 pub mod name;
 pub mod ownership;
 pub mod plan;

@@ -21,9 +21,13 @@ impl Context {
         let client = session.connect().await?;
         let limit = session.config.timeouts.total.duration();
         let swept = lifecycle::sweep(&client, &wish, &*self.console, &self.interrupt);
-        let swept = tokio::time::timeout(limit, swept).await;
+        let swept = tokio::time::timeout(limit, swept).await.unwrap_or_else(|_| Err(too_long(limit.as_secs())));
+        // A dry run changes nothing.
+        if !wish.dry_run {
+            self.publish(&session, Some(&client), swept.as_ref().err()).await;
+        }
         close(&client).await;
-        let swept = swept.unwrap_or_else(|_| Err(too_long(limit.as_secs())))?;
+        let swept = swept?;
         let text = self.redactor.clean(&report::swept(&swept));
         if self.json() {
             output::to_stdout(&self.redactor.clean(&output::json(&swept)));

@@ -88,6 +88,15 @@ pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
     if file.sweep.images_above > 100 {
         return wrong("sweep.images_above", "has to be a percentage, at most 100");
     }
+    // Whoever reads it reads such files alone; and no other file of the host can be meant by mistake.
+    if file
+        .metrics
+        .file
+        .as_ref()
+        .is_some_and(|file| !file.as_str().ends_with(".prom") || file.as_str().ends_with("/.prom"))
+    {
+        return wrong("metrics.file", "has to end with `.prom`: the textfile collector reads no other");
+    }
     let guardrails = &file.guardrails;
     if !guardrails.cpus.is_finite() || guardrails.cpus < 0.01 {
         return wrong("guardrails.cpus", "has to be a number of processors, at least 0.01");

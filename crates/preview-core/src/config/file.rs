@@ -54,6 +54,8 @@ pub struct ConfigFile {
     pub limits: Limits,
     /// When `preview sweep` frees disk on the host.
     pub sweep: Sweep,
+    /// Where the numbers of the host are written for its monitoring.
+    pub metrics: Metrics,
     /// Limits for every container of a preview; a lower limit in the Compose file stays.
     pub guardrails: Guardrails,
     /// What containers may do less than Docker lets them. Default: all of it is off.
@@ -250,6 +252,18 @@ pub struct Sweep {
     pub images_older: TimeSpan,
     /// Build cache beyond this goes, the longest unused first. Default: `10GB`.
     pub build_cache: ByteSize,
+}
+
+/// Where the numbers of the host are written for its monitoring.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Metrics {
+    /// File on the host for node-exporter's textfile collector, written at the end of each deploy, destroy and sweep; absolute, and ends with `.prom`. Default:
+    /// none is written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>", extend("pattern" = "^/.+\\.prom$")))]
+    pub file: Option<HostPath>,
 }
 
 /// Limits for every container of a preview.

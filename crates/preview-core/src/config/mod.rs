@@ -36,8 +36,8 @@ use std::sync::Arc;
 
 pub use error::ConfigError;
 pub use file::{
-    After, Allow, ConfigFile, Generate, Guardrails, Health, Heavy, Isolation, Limits, OnFull, Policy, Proxy, ProxyKind,
-    Pull, Restart, RouteTable, Step, Sweep, Timeouts, Vm,
+    After, Allow, ConfigFile, Generate, Guardrails, Health, Heavy, Isolation, Limits, Metrics, OnFull, Policy, Proxy,
+    ProxyKind, Pull, Restart, RouteTable, Step, Sweep, Timeouts, Vm,
 };
 #[cfg(feature = "schema")]
 pub use schema::schema;
@@ -84,6 +84,8 @@ pub struct Config {
     pub limits: Limits,
     /// When a sweep frees disk.
     pub sweep: Sweep,
+    /// Where the host's numbers go.
+    pub metrics: Metrics,
     /// Limits for every container.
     pub guardrails: Guardrails,
     /// What containers may do less.

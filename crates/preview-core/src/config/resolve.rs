@@ -25,6 +25,7 @@ pub(super) fn resolve(file: ConfigFile) -> Result<Config, ConfigError> {
         routes: Vec::new(),
         limits: file.limits,
         sweep: file.sweep,
+        metrics: file.metrics,
         guardrails: file.guardrails,
         isolation: file.isolation,
         timeouts: file.timeouts,

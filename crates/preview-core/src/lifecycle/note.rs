@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::flight::Flight;
 use super::verify::lock;
 use super::{Client, Deployed, Destroy, Error, Sweep, Swept};
+use crate::failure::FailureCode;
 use crate::fault::FaultKind;
 use crate::history::{Command, Entry, Outcome, hundredths};
 use crate::host::Change;
@@ -32,7 +33,9 @@ pub(super) async fn note(client: &Client, entry: Option<Entry>) {
 /// Whether anything may be written after a run that ended so: not when somebody else may be at work, nor where nothing was reached.
 pub(super) fn may_be_noted(error: &Error) -> bool {
     let gone = [FaultKind::LeaseLost, FaultKind::Unreachable, FaultKind::HostKey, FaultKind::Denied];
-    !matches!(error, Error::Fault(fault) if gone.contains(&fault.kind))
+    // The engine may be down on a host that is well.
+    let engine = error.failure() == FailureCode::EngineUnreachable;
+    engine || !matches!(error, Error::Fault(fault) if gone.contains(&fault.kind))
 }
 
 /// The line of a deploy that ended now.
