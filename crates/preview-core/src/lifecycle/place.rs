@@ -250,7 +250,9 @@ impl Flight<'_> {
             }
             self.pause(limit.saturating_sub(since.elapsed())).await?;
             asking.waited = since.elapsed();
-            let lost = |fault: Fault| if self.lease.check().is_err() { Halt::LeaseLost(fault) } else { fault.into() };
+            let lost = |fault: Fault| {
+                if self.lease.check().is_err() { Halt::LeaseLost(super::run::lost()) } else { fault.into() }
+            };
             let seen = host.survey(base, &brief).await.map_err(lost)?;
             if marks(&seen) == known && looked.elapsed() < LOOK {
                 continue;
