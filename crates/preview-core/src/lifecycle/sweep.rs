@@ -479,7 +479,7 @@ impl Work<'_> {
                     phase: state.phase,
                     code: Some(FailureCode::Crashed),
                     message: why.to_string(),
-                    at: Timestamp::now(),
+                    at: self.now,
                 };
                 undo::undo(&Undo {
                     client,

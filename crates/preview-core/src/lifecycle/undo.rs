@@ -137,7 +137,14 @@ async fn restore(undo: &Undo<'_>, text: &str, good: &Good) -> Result<Restored, F
     let mut due = !untouched;
     // The engine ends what it was asked for by a client that was cut off: a container that still runs may be on its way out.
     let cut_off = undo.failure.phase == Phase::Starting
-        && (undo.end != Phase::Failed || undo.failure.code == Some(FailureCode::Crashed));
+        && match undo.failure.code {
+            // When it died is not known; but the stage would have been over by then.
+            Some(FailureCode::Crashed) => {
+                let ago = Duration::try_from(undo.failure.at.duration_since(undo.state.updated_at)).unwrap_or_default();
+                ago < undo.timeouts.start + LATE
+            }
+            _ => undo.end != Phase::Failed,
+        };
     for attempt in 1..=ATTEMPTS {
         if due {
             let events = engine.watch(&selector).await?;
