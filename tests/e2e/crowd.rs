@@ -184,7 +184,7 @@ impl Crowd {
             self.stuck(pr, "preparing");
             let run = self.start(pr);
             site.shell(&format!(
-                "timeout 60 sh -c 'until [ $(pgrep -x tar | wc -l) -ge {count} ]; do sleep 0.01; done'; pkill -STOP -x tar"
+                "timeout 60 sh -c 'until pkill -STOP -x tar; [ $(pgrep -cx tar) -ge {count} ]; do sleep 0.01; done'; pkill -STOP -x tar"
             ));
             eventually("the state says so", || site.phase(&format!("pr-{pr}")) == "preparing");
             held.push(Held { pr, phase: "preparing", run });
