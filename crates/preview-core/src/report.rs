@@ -93,6 +93,9 @@ pub fn swept(swept: &Swept) -> String {
     for left in &swept.left {
         let _ = writeln!(text, "{}: left alone, {}", left.what, left.why);
     }
+    if swept.tickets > 0 {
+        let _ = writeln!(text, "{} tickets of runs that died while they waited {freed}", swept.tickets);
+    }
     if swept.tombstones > 0 {
         let _ = writeln!(text, "{} records of closed previews {freed}: their time is over", swept.tombstones);
     }

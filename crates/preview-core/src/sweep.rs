@@ -14,6 +14,7 @@ use crate::host::Survey;
 use crate::name::{AppName, PreviewName, project_name};
 use crate::ownership;
 use crate::project::Target;
+use crate::queue::TICKET;
 use crate::state::{Phase, State, Subject};
 use crate::units::age;
 
@@ -104,6 +105,8 @@ pub struct Decision {
     pub remove: Vec<Suspect>,
     /// Previews whose update died: the version before is to run again.
     pub mend: Vec<Suspect>,
+    /// Previews that stand, with the ticket of a run that waited for a larger place: if that run is dead, the ticket goes.
+    pub tickets: Vec<Target>,
     /// Tombstones past their time, and what cannot be one.
     pub tombstones: Vec<String>,
     /// What is left alone.
@@ -187,6 +190,9 @@ pub fn decide(base: &str, survey: &Survey, inventory: &Inventory, open: &Open) -
             }
         };
         let target = Target { app: app.to_owned(), name: name.to_owned(), project: state.project.clone() };
+        if survey.paths.contains(&target.file(base, TICKET)) {
+            decision.tickets.push(target.clone());
+        }
         let there = objects.get(&(app.to_owned(), name.to_owned()));
         let gone = state.good.is_some() && there.is_none_or(|there| there.containers == 0);
         match judge(&state, &fence::tombstones(&survey.files, app, name), open, now) {

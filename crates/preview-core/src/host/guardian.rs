@@ -4,11 +4,15 @@
 //! the forwarded sockets would outlive us, and the program would go on changing things after its lock is free. The
 //! guardian is a tiny `sh` in a process group of its own (so Ctrl-C does not reach it) that blocks on a pipe which only we
 //! hold; when that pipe closes, for whatever reason, it kills what is left and removes the directory.
+//!
+//! A process that is stopped is not dead, but its lease ends all the same, and its children would go on beside the next holder. So
+//! while a lease is held the guardian wants to hear of us, and takes silence for death: see [`Guardian::pulse`].
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +21,8 @@ use tokio::process::{Child, Command};
 use crate::fault::{Fault, FaultKind};
 
 /// What the guardian does. One line, one wish:
-/// `pid N` kills the process group N at the end, `done N` takes that back, `dir PATH` removes a directory at the end.
+/// `pid N` kills the process group N at the end, `done N` takes that back, `dir PATH` removes a directory at the end. After `beat N`,
+/// N seconds without a line are the end as well, until `calm`.
 ///
 /// The start time of a group's leader is kept beside its number: a leader that ended and whose number was given to
 /// another process is told apart by it. While a leader is gone but its group is not, the kernel does not reuse the number.
@@ -34,8 +39,21 @@ groups=' '
 nl='
 '
 dirs=
-while IFS=' ' read -r verb arg; do
+limit=
+# `read -t` is not POSIX: bash and busybox have it, dash does not. Without either nobody is timed.
+if ( echo x | read -r -t 1 x ) 2>/dev/null; then
+  timed() { IFS= read -r -t "$limit" line; }
+elif command -v timeout >/dev/null; then
+  timed() { line=$(timeout "$limit" sh -c 'IFS= read -r line && printf %s "$line"'); }
+else
+  timed() { IFS= read -r line; }
+fi
+hear() { if [ -n "$limit" ]; then timed; else IFS= read -r line; fi; }
+while hear; do
+  verb=${line%% *}; arg=${line#* }
   case $verb in
+    beat) limit=$arg ;;
+    calm) limit= ;;
     pid) groups="$groups$arg:$(started "$arg") " ;;
     done) case $groups in *" $arg:"*) rest=${groups#*" $arg:"}; groups="${groups%%" $arg:"*} ${rest#* }" ;; esac ;;
     dir) dirs="$dirs$arg$nl" ;;
@@ -77,6 +95,8 @@ struct Inner {
     pipe: Mutex<Option<std::fs::File>>,
     child: Mutex<Option<Child>>,
     run_dir: PathBuf,
+    /// How many pulses there are.
+    pulses: AtomicUsize,
 }
 
 impl Guardian {
@@ -101,8 +121,14 @@ impl Guardian {
                 Fault::new(FaultKind::Unsupported, "start the guardian process", "sh is needed").caused_by(error)
             })?;
         let pipe = child.stdin.take().and_then(|stdin| stdin.into_owned_fd().ok()).map(std::fs::File::from);
-        let guardian =
-            Self { inner: Arc::new(Inner { pipe: Mutex::new(pipe), child: Mutex::new(Some(child)), run_dir }) };
+        let guardian = Self {
+            inner: Arc::new(Inner {
+                pipe: Mutex::new(pipe),
+                child: Mutex::new(Some(child)),
+                run_dir,
+                pulses: AtomicUsize::new(0),
+            }),
+        };
         guardian.tell(&format!("dir {}\n", guardian.run_dir().display()));
         Ok(guardian)
     }
@@ -128,6 +154,25 @@ impl Guardian {
     pub fn watch(&self, pgid: u32) -> Ward {
         self.child_started(pgid);
         Ward { guardian: self.clone(), pgid }
+    }
+
+    /// As long as the value lives, this process has to be heard of: after `limit` of silence (whole seconds, at least one) everything
+    /// ends as if it had died. Shows life every `rhythm` by itself; inside a tokio runtime.
+    #[must_use]
+    pub fn pulse(&self, rhythm: Duration, limit: Duration) -> Pulse {
+        let guardian = self.clone();
+        guardian.inner.pulses.fetch_add(1, Ordering::AcqRel);
+        let beat = format!("beat {}\n", limit.as_secs().max(1));
+        let beats = tokio::spawn({
+            let guardian = guardian.clone();
+            async move {
+                loop {
+                    guardian.tell(&beat);
+                    tokio::time::sleep(rhythm).await;
+                }
+            }
+        });
+        Pulse { guardian, beats }
     }
 
     /// Lets the guardian clean up now and waits until it did (a few seconds at most). May be called again.
@@ -157,6 +202,21 @@ pub struct Ward {
 impl Drop for Ward {
     fn drop(&mut self) {
         self.guardian.child_ended(self.pgid);
+    }
+}
+
+/// Shows the guardian that this process is alive, until it is dropped.
+pub struct Pulse {
+    guardian: Guardian,
+    beats: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Pulse {
+    fn drop(&mut self) {
+        self.beats.abort();
+        if self.guardian.inner.pulses.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.guardian.tell("calm\n");
+        }
     }
 }
 
@@ -224,6 +284,29 @@ mod tests {
         assert!(!dir.exists());
         b.kill().await.expect("kills");
         guardian.finish().await;
+    }
+
+    #[tokio::test]
+    async fn silence_is_death_while_there_is_a_pulse() {
+        let guardian = Guardian::start().expect("starts");
+        let (_a, doomed) = sleeper();
+        guardian.child_started(doomed);
+        // Shows life, and may then be silent for as long as it likes.
+        let (second, rhythm) = (Duration::from_secs(1), Duration::from_millis(100));
+        let pulse = guardian.pulse(rhythm, second);
+        tokio::time::sleep(2 * second).await;
+        drop(pulse);
+        tokio::time::sleep(2 * second).await;
+        assert!(alive(doomed));
+        // A stopped process shows none.
+        let _silent = guardian.pulse(Duration::from_secs(600), second);
+        for _ in 0..100 {
+            if !alive(doomed) {
+                break;
+            }
+            tokio::time::sleep(rhythm).await;
+        }
+        assert!(!alive(doomed) && !guardian.run_dir().exists());
     }
 
     #[tokio::test]

@@ -67,6 +67,8 @@ impl Flight<'_> {
                 let lost = tokio::time::timeout(Duration::from_secs(1), self.lease.lost()).await.is_ok();
                 if lost || self.lease.check().is_err() { Halt::LeaseLost(run::lost()) } else { Halt::Fault(fault) }
             }
+            // What went wrong meanwhile is not why: a process that was stopped finds its children dead and its time over.
+            Halt::Fault(_) | Halt::TimedOut(_) if self.lease.check().is_err() => Halt::LeaseLost(run::lost()),
             other => other,
         }
     }

@@ -266,7 +266,9 @@ impl Flight<'_> {
             }
             self.pause(limit.saturating_sub(since.elapsed())).await?;
             asking.waited = asking.before + since.elapsed();
-            let lost = |fault: Fault| if self.lease.check().is_err() { Halt::LeaseLost(fault) } else { fault.into() };
+            let lost = |fault: Fault| {
+                if self.lease.check().is_err() { Halt::LeaseLost(super::run::lost()) } else { fault.into() }
+            };
             let seen = host.survey(base, &brief).await.map_err(lost)?;
             // Who is far back need not look each time that somebody in front has moved.
             let position = u32::try_from(wait.ahead.len() + 1).unwrap_or(u32::MAX);

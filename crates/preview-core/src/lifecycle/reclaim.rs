@@ -30,13 +30,22 @@ pub(super) async fn bury_tickets(
     who: &str,
     interrupt: &Interrupt,
 ) -> Result<bool, Fault> {
-    let targets: Vec<Target> = tickets
-        .iter()
-        .map(|ticket| Target { app: ticket.app.clone(), name: ticket.name.clone(), project: String::new() })
-        .collect();
+    let target =
+        |ticket: &Ticket| Target { app: ticket.app.clone(), name: ticket.name.clone(), project: String::new() };
+    let targets: Vec<Target> = tickets.iter().map(target).collect();
+    bury_tickets_of(client, &targets, who, interrupt).await.map(|went| went > 0)
+}
+
+/// The same of these previews; how many went.
+pub(super) async fn bury_tickets_of(
+    client: &Client,
+    targets: &[Target],
+    who: &str,
+    interrupt: &Interrupt,
+) -> Result<usize, Fault> {
     let locks: Vec<String> = targets.iter().map(|target| target.file(&client.base_dir, ".lock")).collect();
     let holders = futures_util::future::try_join_all(locks.iter().map(|lock| client.lock.holder(lock))).await?;
-    let mut went = false;
+    let mut went = 0;
     for ((target, lock), _) in targets.iter().zip(&locks).zip(holders).filter(|(_, holder)| holder.is_none()) {
         let why = format!("removal of the ticket of {}", target.name);
         let lease =
@@ -51,7 +60,7 @@ pub(super) async fn bury_tickets(
         client.host.apply(&changes).await?;
         let released = release(client, target, lease, true).await;
         released.map_err(|error| Fault::new(FaultKind::Failed, "release the lock", error.chain()))?;
-        went = true;
+        went += 1;
     }
     Ok(went)
 }

@@ -1,5 +1,6 @@
 //! What all runs share: who is told, what ends a run early, and a lease that is checked before every change.
 
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -138,7 +139,8 @@ fn help(mut fault: Fault, path: &str) -> Fault {
     fault
 }
 
-/// Does work under a lease, with a limit of time, unless interrupted. The lease is checked first.
+/// Does work under a lease, with a limit of time, unless interrupted. The lease is checked first, and each time that the work goes on:
+/// a process that was stopped for longer than its lease lives wakes up in the middle of something.
 pub(super) async fn guarded<T>(
     lease: &dyn Lease,
     interrupt: &Interrupt,
@@ -146,11 +148,16 @@ pub(super) async fn guarded<T>(
     work: impl Future<Output = Result<T, Fault>>,
 ) -> Result<T, Halt> {
     lease.check().map_err(Halt::LeaseLost)?;
+    let mut work = std::pin::pin!(tokio::time::timeout(limit, work));
+    let work = std::future::poll_fn(|context| match lease.check() {
+        Ok(()) => work.as_mut().poll(context).map(Ok),
+        Err(_) => Poll::Ready(Err(Halt::LeaseLost(lost()))),
+    });
     tokio::select! {
         biased;
         () = interrupt.fired() => Err(Halt::Aborted),
         () = lease.lost() => Err(Halt::LeaseLost(lost())),
-        done = tokio::time::timeout(limit, work) => match done {
+        done = work => match done? {
             Ok(done) => done.map_err(Halt::from),
             Err(_) => Err(Halt::TimedOut(limit)),
         },

@@ -10,6 +10,7 @@ use super::crash::halt_error;
 use super::destroy::{Destroy, Kept, Record, destroy_if};
 use super::error::Restored;
 use super::note::{note, of_sweep};
+use super::reclaim::bury_tickets_of;
 use super::run::{acquire, guarded, interrupted as interrupted_while};
 use super::undo::{self, Undo};
 use super::{Client, Error, Event, Interrupt, Observer, Quiet};
@@ -107,6 +108,8 @@ pub struct Swept {
     pub mended: Vec<Mended>,
     /// Previews that stayed.
     pub stayed: Vec<Unswept>,
+    /// Tickets of runs that died while they waited for a place.
+    pub tickets: usize,
     /// Tombstones past their time.
     pub tombstones: usize,
     /// Images that went.
@@ -201,7 +204,7 @@ async fn sweep_all(
     let (seen, before, disk) = futures_util::join!(look(client), account(client), engine_disk(client));
     let seen = seen?;
     let now = Timestamp::from_second(seen.survey.facts.now).unwrap_or_else(|_| Timestamp::now());
-    let Decision { remove, mend, tombstones, left, empty } =
+    let Decision { remove, mend, tickets, tombstones, left, empty } =
         rules::decide(&client.base_dir, &seen.survey, &seen.inventory, &wish.open);
     let disk = disk.map_or_else(|| full(&seen.survey.facts), |facts| full(&facts));
     let images = if disk > wish.images_above { rules::old_images(&seen.survey, wish.images_older) } else { Vec::new() };
@@ -214,6 +217,7 @@ async fn sweep_all(
             swept,
             remove,
             mend,
+            &tickets,
             tombstones.len(),
             images,
             cache.saturating_sub(wish.build_cache),
@@ -241,6 +245,10 @@ async fn sweep_all(
         let context = "interrupted; what was done is done, run the same command again for the rest";
         return Err(interrupted_while("sweep", context).into());
     }
+    // Of what went, the ticket went too; a lock that is held says that somebody waits.
+    let gone = |target: &Target| swept.removed.iter().any(|gone| gone.app == target.app && gone.name == target.name);
+    let tickets: Vec<Target> = tickets.into_iter().filter(|target| !gone(target)).collect();
+    swept.tickets = bury_tickets_of(client, &tickets, &wish.who, interrupt).await?;
     let mut changes: Vec<Change> = tombstones.iter().map(|path| Change::Remove { path: path.clone() }).collect();
     changes.extend(empty.into_iter().map(|path| Change::RemoveEmpty { path }));
     if !changes.is_empty() {
@@ -316,6 +324,7 @@ async fn plan(
     mut swept: Swept,
     remove: Vec<Suspect>,
     mend: Vec<Suspect>,
+    tickets: &[Target],
     tombstones: usize,
     images: Vec<(String, rules::Pulled)>,
     cache: u64,
@@ -343,6 +352,10 @@ async fn plan(
             }
         }
     }
+    let waits = |target: &Target| target.file(&client.base_dir, ".lock");
+    let locks: Vec<String> = tickets.iter().map(waits).collect();
+    let holders = futures_util::future::try_join_all(locks.iter().map(|lock| client.lock.holder(lock))).await?;
+    swept.tickets = holders.iter().filter(|holder| holder.is_none()).count();
     swept.tombstones = tombstones;
     swept.images = images.into_iter().map(|(_, pulled)| pulled.image).collect();
     swept.build_cache = cache;
@@ -357,6 +370,7 @@ impl Swept {
             removed: Vec::new(),
             mended: Vec::new(),
             stayed: Vec::new(),
+            tickets: 0,
             tombstones: 0,
             images: Vec::new(),
             build_cache: 0,
@@ -456,7 +470,8 @@ impl Work<'_> {
         let own = format!("{}/{}", target.app, target.name);
         let query = Query {
             read: vec![format!("{own}/state.json"), format!("{own}/stack-*.json")],
-            list: vec![format!("{own}/files/*"), format!("{own}/stack-*.json")],
+            // What the dead run was sending has a name of its own, and no pattern for files meets it.
+            list: vec![format!("{own}/files/*"), format!("{own}/files/.*"), format!("{own}/stack-*.json")],
             ..Query::default()
         };
         let never = Interrupt::default();
@@ -476,7 +491,7 @@ impl Work<'_> {
                     phase: state.phase,
                     code: Some(FailureCode::Crashed),
                     message: why.to_string(),
-                    at: Timestamp::now(),
+                    at: self.now,
                 };
                 undo::undo(&Undo {
                     client,

@@ -12,6 +12,7 @@ use super::up::up;
 use super::wait::{self, Expected, Verdict};
 use super::{Client, Event, Interrupt, Observer};
 use crate::engine::{Engine, Removed};
+use crate::failure::FailureCode;
 use crate::fault::Fault;
 use crate::host::Change;
 use crate::lock::Lease;
@@ -135,7 +136,15 @@ async fn restore(undo: &Undo<'_>, text: &str, good: &Good) -> Result<Restored, F
     let mut containers = containers;
     let mut due = !untouched;
     // The engine ends what it was asked for by a client that was cut off: a container that still runs may be on its way out.
-    let cut_off = undo.failure.phase == Phase::Starting && undo.end != Phase::Failed;
+    let cut_off = undo.failure.phase == Phase::Starting
+        && match undo.failure.code {
+            // When it died is not known; but the stage would have been over by then.
+            Some(FailureCode::Crashed) => {
+                let ago = Duration::try_from(undo.failure.at.duration_since(undo.state.updated_at)).unwrap_or_default();
+                ago < undo.timeouts.start + LATE
+            }
+            _ => undo.end != Phase::Failed,
+        };
     for attempt in 1..=ATTEMPTS {
         if due {
             let events = engine.watch(&selector).await?;

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Acquired, GRACE, HEARTBEAT, Holder, Lease, Lock, TTL};
 use crate::fault::{Fault, FaultKind};
+use crate::host::guardian::{Guardian, Pulse};
 use crate::host::shell::{Process, ShellHost, Transport};
 use crate::host::{Change, Host, apply_script, describe, kind_of, quote, random_token, trace_unnoted};
 
@@ -231,7 +232,13 @@ impl<T: Transport> Lock for ShellLock<T> {
             };
             tracing::debug!(path, answer, took = ?sent.elapsed(), "asked for the lock");
             if answer == "held" {
-                return Ok(Acquired::Held(Box::new(ShellLease::start(path, conversation, sent, self.timing))));
+                return Ok(Acquired::Held(Box::new(ShellLease::start(
+                    path,
+                    conversation,
+                    sent,
+                    self.timing,
+                    self.host.guardian(),
+                ))));
             }
             let holder = answer.strip_prefix("busy ").and_then(|json| serde_json::from_str::<Holder>(json).ok());
             if seen.as_ref() != Some(&holder) {
@@ -269,6 +276,8 @@ struct Shared {
     grace: Duration,
     /// When the last heartbeat that was answered was sent.
     confirmed: Mutex<Instant>,
+    /// The host makes the last changes, and hears no heartbeat meanwhile.
+    concluding: AtomicBool,
     lost: watch::Sender<bool>,
 }
 
@@ -279,7 +288,8 @@ impl Shared {
 
     /// Once lost, always lost: somebody may have begun to wind up.
     fn is_lost(&self) -> bool {
-        if !*self.lost.borrow() && self.confirmed().elapsed() > self.grace {
+        let silent = !self.concluding.load(Ordering::Acquire) && self.confirmed().elapsed() > self.grace;
+        if !*self.lost.borrow() && silent {
             self.lost.send_replace(true);
         }
         *self.lost.borrow()
@@ -311,15 +321,18 @@ struct ShellLease {
 }
 
 impl ShellLease {
-    fn start(path: &str, conversation: Conversation, sent: Instant, timing: Timing) -> Self {
+    fn start(path: &str, conversation: Conversation, sent: Instant, timing: Timing, guardian: &Guardian) -> Self {
         let shared = Arc::new(Shared {
             path: path.to_owned(),
             grace: timing.grace,
             confirmed: Mutex::new(sent),
+            concluding: AtomicBool::new(false),
             lost: watch::Sender::new(false),
         });
         let (wishes, heard) = mpsc::channel(1);
-        tokio::spawn(keep(Arc::clone(&shared), conversation, heard, timing.heartbeat));
+        // What we started must not outlive the lease either, should we be stopped.
+        let pulse = guardian.pulse(timing.heartbeat, timing.grace);
+        tokio::spawn(keep(Arc::clone(&shared), conversation, heard, timing.heartbeat, pulse));
         Self { shared, wishes, concluded: AtomicBool::new(false) }
     }
 }
@@ -330,6 +343,7 @@ async fn keep(
     mut conversation: Conversation,
     mut wishes: mpsc::Receiver<Wish>,
     heartbeat: Duration,
+    _pulse: Pulse,
 ) {
     let mut beats = tokio::time::interval(heartbeat);
     beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -367,13 +381,15 @@ async fn keep(
                         let failed = answer.strip_prefix("failed ").map(str::to_owned);
                         let over = failed.is_none();
                         trace_unnoted(&answer);
+                        if !over {
+                            // Still ours, for the time to live since then.
+                            unanswered.clear();
+                            *shared.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = sent;
+                        }
                         let _ = done.send(failed.map_or(Ok(()), Err));
                         if over {
                             return;
                         }
-                        // Still ours, for the time to live since then.
-                        unanswered.clear();
-                        *shared.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = sent;
                     }
                     _ => break,
                 }
@@ -440,6 +456,7 @@ impl Lease for ShellLease {
         let unknown = LostUnlessKnown(Some(&self.shared));
         let (done, concluded) = oneshot::channel();
         let lost = |_| self.shared.fault(CONCLUDE);
+        self.shared.concluding.store(true, Ordering::Release);
         self.wishes.send(Wish::Conclude { text, done }).await.map_err(lost)?;
         let Ok(Ok(answer)) = tokio::time::timeout(CONCLUDE_LIMIT, concluded).await else {
             return Err(self.shared.fault(CONCLUDE));
@@ -452,6 +469,7 @@ impl Lease for ShellLease {
             }
             // Each change that is done printed one newline, which is a blank by now.
             Err(said) => {
+                self.shared.concluding.store(false, Ordering::Release);
                 let made = said.len() - said.trim_start().len();
                 let failed = changes.get(made).map(describe).unwrap_or_default();
                 Err(Fault::new(kind_of(&said), CONCLUDE, format!("{failed}: {}", said.trim())))

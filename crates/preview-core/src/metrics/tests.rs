@@ -21,7 +21,7 @@ fn survey(entries: &[Entry], states: &[State], tickets: &[Ticket]) -> Survey {
     }
     for ticket in tickets {
         let text = String::from_utf8(ticket.to_json()).unwrap();
-        survey.files.insert(format!("/base/{}/{}/queue.json", ticket.app, ticket.name), text);
+        survey.joined.push_str(&text);
     }
     survey
 }

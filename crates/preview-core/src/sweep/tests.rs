@@ -180,6 +180,15 @@ fn a_close_whose_destroy_died_is_carried_out() {
 }
 
 #[test]
+fn tickets_of_previews_that_stand_are_asked_about() {
+    let mut world = World::new();
+    world.live(&ready(1)).live(&ready(2)).path("/base/shop/pr-2/queue.json");
+    let decision = world.decide(&Open::default());
+    assert_eq!(decision.tickets.iter().map(|target| target.name.as_str()).collect::<Vec<_>>(), ["pr-2"]);
+    assert_eq!((decision.remove, decision.mend), (vec![], vec![]));
+}
+
+#[test]
 fn tombstones_past_their_time_go() {
     let mut world = World::new();
     let mut put = |cause, at, name: &str| {

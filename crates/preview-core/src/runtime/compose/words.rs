@@ -46,6 +46,9 @@ pub(super) fn classify(operation: &'static str, stderr: &[String]) -> Fault {
         "connection refused",
         "broken pipe",
         "unexpected eof",
+        // BuildKit's, when the engine goes under a build.
+        "failed to receive status: rpc error: code = unavailable",
+        "error reading from server",
     ]) {
         (FaultKind::Unreachable, true)
     } else if has(&[
@@ -131,6 +134,14 @@ pub(super) fn warning(line: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_engine_that_goes_under_a_build_is_no_wrong_dockerfile() {
+        let said = "failed to receive status: rpc error: code = Unavailable desc = error reading from server: EOF";
+        let fault = classify("build the images", &[said.to_owned()]);
+        assert_eq!((fault.kind, fault.transient), (FaultKind::Unreachable, true));
+        assert_eq!(crate::failure::of_build(fault).failure(), FailureCode::EngineUnreachable);
+    }
 
     #[test]
     fn versions() {
