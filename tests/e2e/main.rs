@@ -17,6 +17,7 @@ mod places;
 mod queue;
 mod rollback;
 mod secrets;
+mod soak;
 mod stack;
 mod stacks;
 mod sweep;
