@@ -22,6 +22,7 @@ mod queue;
 mod reliability;
 mod rollback;
 mod secrets;
+mod soak;
 mod stack;
 mod stacks;
 mod sweep;

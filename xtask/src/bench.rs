@@ -234,7 +234,8 @@ fn note(
     Ok(())
 }
 
-fn build() -> Result<PathBuf> {
+/// The release build of the command.
+pub(crate) fn build() -> Result<PathBuf> {
     sh::step("release build", || {
         sh::run(&mut cargo(["build", "--quiet", "--release", "-p", "preview-action"]))?;
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);

@@ -3,6 +3,7 @@
 mod bench;
 mod checks;
 mod demo;
+mod gate;
 mod test;
 
 use std::process::ExitCode;
@@ -15,6 +16,7 @@ usage: cargo xtask <command>
 
   demo [--down]           deploy examples/hello on this machine and fetch its page; --down removes it
   bench [OPTIONS]         whole commands against the ways without it, over a slow link; writes docs/benchmarks.md
+  soak [OPTIONS]          a hundred runs at once on one VM, watched from outside; writes docs/soak.md
   test [-- ARGS]          every check and every test, on a real engine and real VMs; ARGS go to `cargo test`
   lab up|down|env         the lab alone: make it ready, remove it, print its environment for a shell
   lab load IMAGE VM       copy an image of this machine's engine into a running VM
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         ["demo"] => demo::up(),
         ["demo", "--down"] => demo::down(),
         ["bench", rest @ ..] => bench::run(rest),
+        ["soak", rest @ ..] => gate::run(rest),
         ["test"] => test::all(&[]),
         ["test", "--", rest @ ..] => test::all(rest),
         ["lab", "up"] => lab_up(),

@@ -177,14 +177,20 @@ impl Vm {
         ssh
     }
 
+    /// A program in the VM as root, not through SSH, to be started.
+    #[must_use]
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = self.lab.docker(["exec", self.name.as_str()]);
+        command.args(args);
+        command
+    }
+
     /// Runs a program in the VM as root, not through SSH.
     ///
     /// # Errors
     /// When the container is not there; a failing program is no error.
     pub fn exec(&self, args: &[&str]) -> Result<Output> {
-        self.lab
-            .docker(["exec", self.name.as_str()])
-            .args(args)
+        self.command(args)
             .stdin(Stdio::null())
             .output()
             .with_context(|| format!("cannot run {args:?} in {}", self.name))
@@ -195,7 +201,7 @@ impl Vm {
     /// # Errors
     /// When it fails; its standard error is in the message.
     pub fn text(&self, args: &[&str]) -> Result<String> {
-        sh::text(self.lab.docker(["exec", self.name.as_str()]).args(args))
+        sh::text(&mut self.command(args))
     }
 
     /// Copies images of the host's engine into the VM's. Each is saved once, and kept in `target/lab/images`.

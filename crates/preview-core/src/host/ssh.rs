@@ -89,6 +89,25 @@ pub type SshHost = ShellHost<Ssh>;
 /// nothing was done yet, and an `sshd` with the usual `MaxStartups 10:30:100` turns away some of twenty, each time.
 const TRIES: u32 = 5;
 
+/// So many times `connect_timeout`, two minutes by default, is tried where an `sshd` is there, and has too many at its door: a hundred that knock at
+/// once on a busy VM need more time than [`TRIES`] have, and each that gave up would be a job to start again by hand.
+const PATIENCE: u32 = 6;
+/// The longest pause between two tries, and as much again by chance.
+const PAUSE: Duration = Duration::from_millis(2400);
+
+/// A try that failed.
+struct Failed {
+    fault: Fault,
+    /// At an `sshd` that had too many at its door.
+    crowded: bool,
+}
+
+impl From<Fault> for Failed {
+    fn from(fault: Fault) -> Self {
+        Self { fault, crowded: false }
+    }
+}
+
 /// Connects. Starts the [`Guardian`] of this run, and the shell that stays; call inside a tokio runtime.
 ///
 /// # Errors
@@ -97,36 +116,42 @@ const TRIES: u32 = 5;
 pub async fn connect(options: SshOptions) -> Result<Arc<SshHost>, Fault> {
     let mut tries = 1;
     let quick = options.connect_timeout.min(Duration::from_secs(5));
+    let (first, patience) = (Instant::now(), options.connect_timeout.saturating_mul(PATIENCE));
     loop {
         let begun = Instant::now();
         match connect_once(&options).await {
-            // `sshd` drops some of many that knock at once, and is back soon after a restart. What took long is not repeated.
-            Err(fault) if fault.transient && tries < TRIES && begun.elapsed() < quick => {
+            Ok(host) => return Ok(host),
+            // `sshd` drops some of many that knock at once, and is back soon after a restart. What took long is not repeated, unless
+            // it was for the crowd.
+            Err(Failed { fault, crowded })
+                if (crowded && first.elapsed() < patience)
+                    || (fault.transient && tries < TRIES && begun.elapsed() < quick) =>
+            {
                 tracing::debug!(error = fault.chain(), "connecting again");
                 let mut byte = [0];
                 let _ = getrandom::fill(&mut byte);
                 // Those who were dropped together should not come back together.
-                let pause = Duration::from_millis(300) * 2u32.pow(tries - 1);
+                let pause = (Duration::from_millis(300) * 2u32.pow((tries - 1).min(TRIES))).min(PAUSE);
                 tokio::time::sleep(pause + pause * u32::from(byte[0]) / 255).await;
                 tries += 1;
             }
-            done => return done,
+            Err(Failed { fault, .. }) => return Err(fault),
         }
     }
 }
 
-async fn connect_once(options: &SshOptions) -> Result<Arc<SshHost>, Fault> {
+async fn connect_once(options: &SshOptions) -> Result<Arc<SshHost>, Failed> {
     let guardian = Guardian::start()?;
     match connect_guarded(options, &guardian).await {
         Ok(ssh) => Ok(ShellHost::start(ssh, guardian, default_shell())),
-        Err(fault) => {
+        Err(failed) => {
             guardian.finish().await;
-            Err(fault)
+            Err(failed)
         }
     }
 }
 
-async fn connect_guarded(options: &SshOptions, guardian: &Guardian) -> Result<Ssh, Fault> {
+async fn connect_guarded(options: &SshOptions, guardian: &Guardian) -> Result<Ssh, Failed> {
     let run_dir = guardian.run_dir().to_owned();
     let control = run_dir.join("ssh");
     let mut options = options.clone();
@@ -168,13 +193,14 @@ async fn connect_guarded(options: &SshOptions, guardian: &Guardian) -> Result<Ss
                 let _ = tokio::time::timeout(Duration::from_secs(1), reader).await;
             }
             let text = complaints.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            return Err(ssh_errors::classify(&text, &options.destination));
+            let fault = ssh_errors::classify(&text, &options.destination);
+            return Err(Failed { crowded: fault.transient && ssh_errors::crowded(&text), fault });
         }
-        Ok(Err(error)) => return Err(Fault::new(FaultKind::Failed, CONNECT, "").caused_by(error)),
+        Ok(Err(error)) => return Err(Fault::new(FaultKind::Failed, CONNECT, "").caused_by(error).into()),
         Err(_) => {
             let limit = options.connect_timeout.saturating_mul(2).as_secs();
             let context = format!("{} did not let us in within {limit} s", options.destination);
-            return Err(Fault::new(FaultKind::Unreachable, CONNECT, context).transient());
+            return Err(Fault::new(FaultKind::Unreachable, CONNECT, context).transient().into());
         }
     }
     Ok(Ssh {

@@ -77,6 +77,13 @@ pub(super) fn classify(stderr: &str, destination: &Destination) -> Fault {
     fault(FaultKind::Unreachable, "")
 }
 
+/// Whether this output of `ssh` says that too many are at the door: somebody answered and closed before a word, as an `sshd` does beyond
+/// its `MaxStartups`, or did not get to say that word in time. Behind a jump host it may be anything.
+pub(super) fn crowded(stderr: &str) -> bool {
+    let words = ["kex_exchange_identification", "Exceeded MaxStartups", "timed out during banner exchange"];
+    words.iter().any(|text| stderr.contains(text)) && !stderr.contains("UNKNOWN port")
+}
+
 /// The steps to a pinned key, for the host that `ssh` names: it may be a jump host.
 fn how_to_pin(stderr: &str, destination: &Destination) -> String {
     let named = stderr.split_once("host key is known for ").and_then(|(_, rest)| rest.split_once(" and you have"));
@@ -153,6 +160,21 @@ mod tests {
             assert_eq!((fault.kind, fault.transient), (kind, transient), "{stderr}");
             assert!(fault.context.contains("vm"), "{stderr}");
         }
+    }
+
+    #[test]
+    fn a_crowd_at_the_door_is_told_from_nobody_there() {
+        assert!(crowded(
+            "kex_exchange_identification: Connection closed by remote host\r\nConnection closed by ::1 port 22"
+        ));
+        assert!(crowded("kex_exchange_identification: read: Connection reset by peer"));
+        assert!(crowded("Connection timed out during banner exchange\r\nConnection to ::1 port 22 timed out"));
+        assert!(!crowded(
+            "kex_exchange_identification: Connection closed by remote host\nConnection closed by UNKNOWN port 65535"
+        ));
+        assert!(!crowded("ssh: connect to host vm port 2222: Connection refused"));
+        assert!(!crowded("ssh: connect to host vm port 2222: Connection timed out"));
+        assert!(!crowded("Connection closed by ::1 port 22"));
     }
 
     #[test]
