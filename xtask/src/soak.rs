@@ -286,7 +286,7 @@ struct Ran {
 impl<'a> Site<'a> {
     fn new(lab: &'a Lab, vm: &'a Vm, options: &'a Options, rules: &Rules) -> Result<Self> {
         let base = format!("/opt/previews/{}", options.app);
-        let dir = std::env::temp_dir().join(format!("preview-soak-{}", options.app));
+        let dir = std::env::temp_dir().join(format!("preview-soak-{}-{}", options.app, std::process::id()));
         vm.load_image(&["busybox:1.36"])?;
         vm.text(&["install", "-d", "-o", "deploy", "-m", "0700", "/opt/previews"])?;
         fs::create_dir_all(&dir)?;

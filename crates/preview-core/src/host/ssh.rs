@@ -51,7 +51,7 @@ pub struct SshOptions {
     pub identity_key: Option<Secret<String>>,
     /// Which host keys are right.
     pub known_hosts: KnownHosts,
-    /// For the TCP connection; the whole of it may take twice as long.
+    /// For the TCP connection and the greeting; the whole of it may take six times as long: keys cost a busy VM its time.
     pub connect_timeout: Duration,
 }
 
@@ -181,7 +181,8 @@ async fn connect_guarded(options: &SshOptions, guardian: &Guardian) -> Result<Ss
     let complaints = Arc::new(Mutex::new(String::new()));
     let reader = child.stderr.take().map(|stderr| tokio::spawn(collect(stderr, Arc::clone(&complaints))));
 
-    let ready = tokio::time::timeout(options.connect_timeout.saturating_mul(2), ready(&mut child, &control)).await;
+    let ready =
+        tokio::time::timeout(options.connect_timeout.saturating_mul(PATIENCE), ready(&mut child, &control)).await;
     if options.identity_file.as_deref() == Some(&key_file) {
         let _ = tokio::fs::remove_file(&key_file).await;
     }
@@ -198,7 +199,7 @@ async fn connect_guarded(options: &SshOptions, guardian: &Guardian) -> Result<Ss
         }
         Ok(Err(error)) => return Err(Fault::new(FaultKind::Failed, CONNECT, "").caused_by(error).into()),
         Err(_) => {
-            let limit = options.connect_timeout.saturating_mul(2).as_secs();
+            let limit = options.connect_timeout.saturating_mul(PATIENCE).as_secs();
             let context = format!("{} did not let us in within {limit} s", options.destination);
             return Err(Fault::new(FaultKind::Unreachable, CONNECT, context).transient().into());
         }
