@@ -7,7 +7,7 @@ const SMALL: &str = r#"
 services:
   web:
     image: busybox:1.36
-    command: ["sh", "-c", "${END:-exec sleep 100000}"]
+    command: ["sh", "-c", "exec sleep 100000"]
     stop_grace_period: 0s
 "#;
 
@@ -24,9 +24,9 @@ fn everywhere(place: Where) {
     site.set("GITHUB_RUN_ID", "1234");
     site.run(&["deploy", "--pr", "7", "--owner", "octocat"]).expect(0);
     site.run(&["deploy", "--pr", "7", "--owner", "octocat"]).expect(0);
-    site.set("END", "exit 3");
+    site.write("compose.yml", &SMALL.replace("exec sleep 100000", "exit 3"));
     site.run(&["deploy", "--pr", "7", "--owner", "octocat"]).expect(4);
-    site.set("END", "");
+    site.write("compose.yml", SMALL);
     site.run(&["sweep", "--dry-run"]).expect(0);
     site.run(&["sweep"]).expect(0);
     site.run(&["destroy", "--pr", "7"]).expect(0);

@@ -8,7 +8,7 @@ const SMALL: &str = r#"
 services:
   web:
     image: busybox:1.36
-    command: ["sh", "-c", "${END:-exec sleep 100000}"]
+    command: ["sh", "-c", "exec sleep 100000"]
     stop_grace_period: 0s
 "#;
 
@@ -35,7 +35,7 @@ fn assert_values(text: &str, expected: &[(&str, f64)]) {
 }
 
 fn everywhere(place: Where) {
-    let Some(mut site) = Site::new(place, SMALL) else { return };
+    let Some(site) = Site::new(place, SMALL) else { return };
     let file = file(&site);
     let read = |site: &Site| site.shell(&format!("cat {file}"));
 
@@ -61,9 +61,9 @@ fn everywhere(place: Where) {
     assert!(value(&text, r#"preview_run_seconds_p95{command="deploy"}"#).is_some_and(|took| took > 0.0), "{text}");
 
     // One that fails, and one that is refused before it is at work.
-    site.set("END", "exit 3");
+    site.write("compose.yml", &SMALL.replace("exec sleep 100000", "exit 3"));
     site.run(&["deploy", "--pr", "8"]).expect(4);
-    site.set("END", "");
+    site.write("compose.yml", SMALL);
     let failed = r#"preview_runs{command="deploy",outcome="failed",code="exited"}"#;
     expected.push((failed, 1.0));
     assert_values(&read(&site), &expected);
@@ -96,6 +96,16 @@ fn everywhere(place: Where) {
     );
     let oldest = value(&text, "preview_last_sweep_timestamp_seconds").expect("that of the oldest run");
 
+    // What died cannot be mended: there is no file of the version before. So the sweep did not end well.
+    site.run(&["sweep"]).expect(4);
+    assert_values(
+        &read(&site),
+        &[
+            (r#"preview_runs{command="sweep",outcome="failed",code=""}"#, 1.0),
+            ("preview_last_sweep_timestamp_seconds", oldest),
+        ],
+    );
+    site.run(&["destroy", "--name", "pr-9"]).expect(0);
     site.run(&["sweep"]).expect(0);
     let text = read(&site);
     assert_values(&text, &[(r#"preview_runs{command="sweep",outcome="swept",code=""}"#, 1.0)]);
@@ -106,7 +116,6 @@ fn everywhere(place: Where) {
     for run in runs {
         assert!(run.wait_with_output().expect("ends").status.success());
     }
-    site.run(&["destroy", "--name", "pr-9"]).expect(0);
     site.run(&["destroy", "--pr", "7"]).expect(0);
     let text = read(&site);
     assert_values(&text, &[("preview_active", 0.0), ("preview_places", 0.0), ("preview_in_flight", 0.0)]);
@@ -115,7 +124,8 @@ fn everywhere(place: Where) {
         Some(true),
         "{text}"
     );
-    site.shell(&format!("rm -rf {own}/pr-10 $(dirname {file})"));
+    assert!(site.remains().is_empty(), "{:?}", site.remains());
+    site.shell(&format!("rm -rf $(dirname {file})"));
 }
 
 #[test]

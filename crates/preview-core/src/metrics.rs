@@ -118,7 +118,8 @@ pub fn text(base: &str, survey: &Survey, places: Weight) -> String {
             }
         }
     }
-    page.one("preview_oom_kills", &[], recent.iter().map(|entry| f64::from(entry.oom_kills)).sum());
+    let oom_kills: u64 = recent.iter().map(|entry| u64::from(entry.oom_kills)).sum();
+    page.one("preview_oom_kills", &[], real(oom_kills));
     page.some("preview_last_sweep_timestamp_seconds", swept.map(seconds));
     let disk = real(facts.disk_used) / real(facts.disk_used.saturating_add(facts.disk_free).max(1));
     page.one("preview_disk_used_ratio", &[], (disk * 10_000.0).round() / 10_000.0);
