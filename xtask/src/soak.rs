@@ -391,7 +391,7 @@ impl<'a> Site<'a> {
         let script = format!(
             "docker ps -aq {filter} | sed 's/^/container /'; docker network ls -q {filter} | sed 's/^/network /'; \
              docker volume ls -q {filter} | sed 's/^/volume /'; docker image ls -q {filter} | sed 's/^/image /'; \
-             [ ! -d {0} ] || find {0} -mindepth 1 ! -path '{0}/.places' ! -path '{0}/.freed' | sed 's/^/file /'",
+             [ ! -d {0} ] || find {0} -mindepth 1 ! -path '{0}/.places' ! -path '{0}/.freed' ! -path '{0}/.history.jsonl' ! -path '{0}/.metrics' | sed 's/^/file /'",
             self.base
         );
         Ok(self.vm.text(&["sh", "-c", &script])?.lines().map(str::to_owned).collect())
