@@ -14,18 +14,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use preview_core::admission::{Limits, Weight};
 use preview_core::engine::docker::DockerEngine;
 use preview_core::fault::Fault;
 use preview_core::host::{Host as _, local};
 use preview_core::lifecycle::{self, Client, Destroy, Event, Interrupt, Observer};
 use preview_core::lock::shell::ShellLock;
 use preview_core::name::{AppName, Key, Naming};
-use preview_core::project::{Deploy, OnFull, Project, Proxy, PullPolicy, Target, Timeouts};
+use preview_core::project::{Deploy, Project, Target};
 use preview_core::runtime::compose::{Compose, ComposeOptions};
 use preview_core::secret::{Redactor, Secret};
 use preview_core::secrets::SecretSource;
-use preview_core::stack::{Guardrails, Isolation};
 use preview_core::state::Subject;
 
 type Failure = Box<dyn std::error::Error>;
@@ -64,33 +62,9 @@ impl Observer for Counter {
 fn project(directory: &Path) -> Project {
     let vault = Vault(BTreeMap::from([("GREETING".to_owned(), Secret::new("good day".to_owned()))]));
     Project {
-        files: vec![directory.join("compose.yml")],
-        directory: directory.to_owned(),
-        repository: directory.to_owned(),
-        env_files: vec![],
-        profiles: vec![],
-        pull: PullPolicy::Missing,
-        logins: BTreeMap::new(),
-        routes: None,
-        url: None,
-        proxy: Proxy::None,
-        limits: Limits::default(),
-        on_full: OnFull::Refuse,
-        heavy: None,
-        weight: Weight::default(),
         ttl: Some(Duration::from_secs(72 * 3600)),
-        guardrails: Guardrails::default(),
-        isolation: Isolation::default(),
-        isolation_place: String::new(),
-        allowed: vec![],
-        timeouts: Timeouts::default(),
-        health: None,
         secrets: vec![Arc::new(vault)],
-        generate: BTreeMap::new(),
-        env: BTreeMap::new(),
-        env_services: vec![],
-        env_services_place: String::new(),
-        steps: vec![],
+        ..Project::new(directory, &["compose.yml"])
     }
 }
 
@@ -119,15 +93,9 @@ async fn run(directory: &Path, base_dir: String) -> Result<(), Failure> {
 
     let (counter, redactor, interrupt) = (Counter::default(), Redactor::default(), Interrupt::default());
     let request = Deploy {
-        target: target.clone(),
-        subject: Subject::Pull(7),
         repository: Some("acme/shop".to_owned()),
         owner: Some("octocat".to_owned()),
-        commit: None,
-        event_at: None,
-        update_only: false,
-        who: "the example".to_owned(),
-        run: "1".to_owned(),
+        ..Deploy::new(target.clone(), Subject::Pull(7), "the example", "1")
     };
     let connected = async { Ok(client.clone()) };
     let project = project(directory);

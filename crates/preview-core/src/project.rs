@@ -227,6 +227,43 @@ pub struct Project {
     pub steps: Vec<StepSpec>,
 }
 
+impl Project {
+    /// These files of a directory, which holds everything that they refer to; all else as it is without configuration, but with no `ttl`.
+    #[must_use]
+    pub fn new(directory: impl Into<PathBuf>, files: &[&str]) -> Self {
+        let directory = directory.into();
+        Self {
+            files: files.iter().map(|file| directory.join(file)).collect(),
+            repository: directory.clone(),
+            directory,
+            env_files: vec![],
+            profiles: vec![],
+            pull: PullPolicy::default(),
+            logins: Logins::default(),
+            routes: None,
+            url: None,
+            proxy: Proxy::default(),
+            limits: Limits::default(),
+            on_full: OnFull::default(),
+            heavy: None,
+            weight: Weight::default(),
+            ttl: None,
+            guardrails: Guardrails::default(),
+            isolation: Isolation::default(),
+            isolation_place: String::new(),
+            allowed: vec![],
+            timeouts: Timeouts::default(),
+            health: None,
+            secrets: vec![],
+            generate: BTreeMap::new(),
+            env: BTreeMap::new(),
+            env_services: vec![],
+            env_services_place: String::new(),
+            steps: vec![],
+        }
+    }
+}
+
 /// What a run was asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deploy {
@@ -248,4 +285,22 @@ pub struct Deploy {
     pub who: String,
     /// The name of this run, for the host's history.
     pub run: String,
+}
+
+impl Deploy {
+    /// A wish of somebody, made now: `who` is shown to those who wait for it, `run` names it in the host's history.
+    #[must_use]
+    pub fn new(target: Target, subject: Subject, who: &str, run: &str) -> Self {
+        Self {
+            target,
+            subject,
+            repository: None,
+            owner: None,
+            commit: None,
+            event_at: None,
+            update_only: false,
+            who: who.to_owned(),
+            run: run.to_owned(),
+        }
+    }
 }

@@ -1,21 +1,19 @@
-//! What may pass is tried again, at most twice; what cannot is not; and either ends with its failure code. On memory adapters.
+//! What may pass is tried again, at most twice; what cannot is not; and either ends with its failure code.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use preview_core::admission::{Limits, Weight};
 use preview_core::failure::FailureCode;
 use preview_core::fault::{Fault, FaultKind};
 use preview_core::lifecycle::{self, Client, Deployed, Error, Event, Interrupt, Observer};
-use preview_core::project::{Deploy, OnFull, Project, Proxy, PullPolicy, Target, Timeouts};
 use preview_core::secret::Redactor;
-use preview_core::stack::{Guardrails, Isolation};
-use preview_core::state::{State, Subject};
+use preview_core::state::State;
 use preview_core::testkit::engine::MemoryEngine;
 use preview_core::testkit::host::MemoryHost;
 use preview_core::testkit::lock::MemoryLock;
 use preview_core::testkit::runtime::MemoryRuntime;
 use serde_json::{Value, json};
+
+use crate::world::{project, request};
 
 struct World {
     engine: MemoryEngine,
@@ -78,52 +76,6 @@ impl World {
 
     fn retries(&self) -> usize {
         self.warnings.lock().expect("whole").iter().filter(|text| text.ends_with("trying again")).count()
-    }
-}
-
-fn request() -> Deploy {
-    Deploy {
-        target: Target { app: "shop".into(), name: "pr-7".into(), project: "shop_pr-7".into() },
-        subject: Subject::Pull(7),
-        repository: None,
-        owner: None,
-        commit: None,
-        event_at: None,
-        update_only: false,
-        who: "me".into(),
-        run: "r".into(),
-    }
-}
-
-fn project() -> Project {
-    Project {
-        files: vec![],
-        directory: "/".into(),
-        repository: "/".into(),
-        env_files: vec![],
-        profiles: vec![],
-        pull: PullPolicy::Missing,
-        logins: BTreeMap::new(),
-        routes: None,
-        url: None,
-        proxy: Proxy::None,
-        limits: Limits::default(),
-        on_full: OnFull::Refuse,
-        heavy: None,
-        weight: Weight::default(),
-        ttl: None,
-        guardrails: Guardrails::default(),
-        isolation: Isolation::default(),
-        isolation_place: String::new(),
-        allowed: vec![],
-        timeouts: Timeouts::default(),
-        health: None,
-        secrets: vec![],
-        generate: BTreeMap::new(),
-        env: BTreeMap::new(),
-        env_services: vec![],
-        env_services_place: String::new(),
-        steps: vec![],
     }
 }
 

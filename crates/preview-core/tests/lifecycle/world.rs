@@ -1,0 +1,286 @@
+//! A host, an engine and a runtime in memory, and adapters that die after a number of changes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use preview_core::engine::Engine as _;
+use preview_core::fault::{Fault, FaultKind};
+use preview_core::host::{Change, Entry, Guard, Host, Query, Stream, Survey};
+use preview_core::lifecycle::{self, Client, Destroy, Error, Interrupt, Quiet};
+use preview_core::lock::{Acquired, Holder, Lease, Lock};
+use preview_core::ownership::Selector;
+use preview_core::project::{Deploy, Project, Target};
+use preview_core::runtime::{Progress, Resolved, Runtime, Source, Stack};
+use preview_core::secret::Redactor;
+use preview_core::state::{State, Subject};
+use preview_core::testkit::engine::MemoryEngine;
+use preview_core::testkit::host::MemoryHost;
+use preview_core::testkit::lock::MemoryLock;
+use preview_core::testkit::runtime::MemoryRuntime;
+use serde_json::{Value, json};
+
+pub(crate) const BASE: &str = "/base";
+pub(crate) const LOCK: &str = "/base/shop/pr-7/.lock";
+pub(crate) const MOMENT: Duration = Duration::from_millis(200);
+pub(crate) const STATE: &str = "/base/shop/pr-7/state.json";
+
+/// Changes until the run dies; a life that is over never ends a change.
+pub(crate) type Life = Arc<AtomicI64>;
+
+pub(crate) fn alive(life: &Life) -> Result<(), Fault> {
+    if life.fetch_sub(1, Ordering::SeqCst) > 0 {
+        Ok(())
+    } else {
+        Err(Fault::new(FaultKind::Unreachable, "live", "killed"))
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) engine: MemoryEngine,
+    pub(crate) host: Arc<MemoryHost>,
+    pub(crate) lock: MemoryLock,
+    pub(crate) runtime: MemoryRuntime,
+}
+
+/// The world's adapters, until the life is over.
+pub(crate) struct Mortal<T> {
+    inner: T,
+    life: Life,
+}
+
+#[async_trait]
+impl Host for Mortal<Arc<MemoryHost>> {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+    async fn survey(&self, base: &str, query: &Query) -> Result<Survey, Fault> {
+        self.inner.survey(base, query).await
+    }
+    async fn apply(&self, changes: &[Change]) -> Result<(), Fault> {
+        for change in changes {
+            alive(&self.life)?;
+            self.inner.apply(std::slice::from_ref(change)).await?;
+        }
+        Ok(())
+    }
+    async fn apply_if(&self, guard: &Guard, changes: &[Change]) -> Result<bool, Fault> {
+        alive(&self.life)?;
+        // A host that loses power may have made the changes without the guard's, which comes last.
+        let between = if guard.expected.is_empty() { "0".to_owned() } else { guard.expected.clone() };
+        let still = Guard { next: between.clone(), ..guard.clone() };
+        if !self.inner.apply_if(&still, changes).await? {
+            return Ok(false);
+        }
+        alive(&self.life)?;
+        self.inner.apply_if(&Guard { expected: between, ..guard.clone() }, &[]).await
+    }
+    async fn upload(&self, directory: &str, entries: &[Entry]) -> Result<bool, Fault> {
+        alive(&self.life)?;
+        self.inner.upload(directory, entries).await
+    }
+    async fn socket(&self, path: &str) -> Result<PathBuf, Fault> {
+        self.inner.socket(path).await
+    }
+    async fn dial(&self, address: &str, port: u16) -> Result<Box<dyn Stream>, Fault> {
+        self.inner.dial(address, port).await
+    }
+    async fn close(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Runtime for Mortal<MemoryRuntime> {
+    async fn resolve(&self, source: &Source) -> Result<Resolved, Fault> {
+        self.inner.resolve(source).await
+    }
+    async fn build(&self, stack: &Stack, services: &[String], progress: Progress<'_>) -> Result<(), Fault> {
+        alive(&self.life)?;
+        self.inner.build(stack, services, progress).await
+    }
+    async fn up(&self, stack: &Stack, progress: Progress<'_>) -> Result<(), Fault> {
+        alive(&self.life)?;
+        // A short life ends in the middle of the work.
+        let left = self.life.load(Ordering::SeqCst).max(0);
+        let before = self.inner.made();
+        self.inner.stop_after(usize::try_from(left).expect("not negative"));
+        let done = self.inner.up(stack, progress).await;
+        let made = i64::try_from(self.inner.made() - before).expect("few");
+        let died = done.is_err() && made >= left;
+        self.life.fetch_sub(if died { left } else { made }, Ordering::SeqCst);
+        done
+    }
+}
+
+pub(crate) struct MortalLease {
+    inner: Box<dyn Lease>,
+    life: Life,
+}
+
+#[async_trait]
+impl Lease for MortalLease {
+    fn check(&self) -> Result<(), Fault> {
+        if self.life.load(Ordering::SeqCst) > 0 {
+            self.inner.check()
+        } else {
+            Err(Fault::new(FaultKind::LeaseLost, "hold the lock", "killed"))
+        }
+    }
+    async fn lost(&self) {
+        self.inner.lost().await;
+    }
+    async fn release(self: Box<Self>, remove: bool) -> Result<(), Fault> {
+        self.inner.release(remove).await
+    }
+}
+
+#[async_trait]
+impl Lock for Mortal<MemoryLock> {
+    async fn acquire(
+        &self,
+        path: &str,
+        holder: &Holder,
+        wait: Duration,
+        waiting: &(dyn Fn(Option<Holder>) + Send + Sync),
+    ) -> Result<Acquired, Fault> {
+        Ok(match self.inner.acquire(path, holder, wait, waiting).await? {
+            Acquired::Held(inner) => Acquired::Held(Box::new(MortalLease { inner, life: self.life.clone() })),
+            late @ Acquired::TimedOut(_) => late,
+        })
+    }
+    async fn holder(&self, path: &str) -> Result<Option<Holder>, Fault> {
+        self.inner.holder(path).await
+    }
+}
+
+/// `web` is built, `db` has data; a version is a number, a sick one says why.
+pub(crate) fn model(version: u32, sick: Option<&str>) -> Value {
+    let mut environment = json!({"VERSION": version.to_string()});
+    if let Some(sick) = sick {
+        environment["SICK"] = json!(sick);
+    }
+    json!({
+        "services": {
+            "web": {"build": {"context": "/", "args": {"VERSION": version.to_string()}}, "environment": environment, "networks": {"default": null}},
+            "db": {"image": "db:1", "networks": {"default": null}, "volumes": [{"type": "volume", "source": "data", "target": "/data"}]},
+        },
+        "networks": {"default": {}},
+        "volumes": {"data": {}},
+    })
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let engine = MemoryEngine::new();
+        engine.add_image("db:1", &BTreeMap::new());
+        let runtime = MemoryRuntime::new(engine.clone());
+        Self { engine, host: Arc::new(MemoryHost::default()), lock: MemoryLock::default(), runtime }
+    }
+
+    /// Adapters that die after so many changes.
+    pub(crate) fn client(&self, life: i64) -> Client {
+        let life: Life = Arc::new(AtomicI64::new(life));
+        Client {
+            host: Arc::new(Mortal { inner: self.host.clone(), life: life.clone() }),
+            engine: Arc::new(self.engine.clone()),
+            lock: Arc::new(Mortal { inner: self.lock.clone(), life: life.clone() }),
+            runtime: Arc::new(Mortal { inner: self.runtime.clone(), life: life.clone() }),
+            base_dir: BASE.to_owned(),
+        }
+    }
+
+    pub(crate) async fn deploy_for(&self, life: i64, deploy: &Deploy) -> Result<lifecycle::Deployed, Error> {
+        let done = self.run(life, deploy).await;
+        // The lock of a dead run is free.
+        self.lock.lose(LOCK);
+        done
+    }
+
+    pub(crate) async fn run(&self, life: i64, deploy: &Deploy) -> Result<lifecycle::Deployed, Error> {
+        self.run_with(life, &project(), deploy, &Interrupt::default()).await
+    }
+
+    pub(crate) async fn run_with(
+        &self,
+        life: i64,
+        project: &Project,
+        deploy: &Deploy,
+        interrupt: &Interrupt,
+    ) -> Result<lifecycle::Deployed, Error> {
+        let connect = std::future::ready(Ok(self.client(life)));
+        lifecycle::deploy(connect, &self.runtime, project, deploy, &Quiet, &Redactor::default(), interrupt).await
+    }
+
+    pub(crate) async fn deploy(&self, version: u32, sick: Option<&str>) -> Result<lifecycle::Deployed, Error> {
+        self.runtime.set_model(model(version, sick));
+        self.deploy_for(i64::MAX, &request()).await
+    }
+
+    pub(crate) async fn destroy_for(&self, life: i64) -> Result<lifecycle::Destroyed, Error> {
+        let done = self.destroy_with(life, &destroy()).await;
+        self.lock.lose(LOCK);
+        done
+    }
+
+    pub(crate) async fn destroy_with(&self, life: i64, wish: &Destroy) -> Result<lifecycle::Destroyed, Error> {
+        lifecycle::destroy(&self.client(life), wish, &Quiet, &Interrupt::default()).await
+    }
+
+    pub(crate) fn state(&self) -> Option<State> {
+        self.host.content(STATE).map(|text| State::parse(STATE, &text).expect("the state file is whole"))
+    }
+
+    /// Ids of the containers by service.
+    pub(crate) async fn running(&self) -> BTreeMap<String, Vec<String>> {
+        preview_core::plan::container_ids(&self.engine.containers(&selector()).await.expect("lists"))
+    }
+
+    pub(crate) async fn assert_nothing_left(&self, when: &str) {
+        let inventory = self.engine.inventory(&selector()).await.expect("lists");
+        assert!(inventory.is_empty(), "{when}: {inventory:?}");
+        let left: Vec<_> = self.host.paths().into_iter().filter(|path| path.starts_with("/base/shop")).collect();
+        assert!(left.is_empty(), "{when}: {left:?}");
+        assert!(self.lock.held().is_empty(), "{when}");
+    }
+}
+
+pub(crate) fn selector() -> Selector {
+    Selector::preview("shop", "pr-7")
+}
+
+pub(crate) fn target() -> Target {
+    Target { app: "shop".into(), name: "pr-7".into(), project: "shop_pr-7".into() }
+}
+
+pub(crate) fn request() -> Deploy {
+    Deploy {
+        repository: Some("acme/shop".into()),
+        owner: Some("octocat".into()),
+        ..Deploy::new(target(), Subject::Pull(7), "me", "r")
+    }
+}
+
+pub(crate) fn destroy() -> Destroy {
+    Destroy { target: target(), who: "me".into(), wait: Duration::from_secs(1), event_at: None, run: Some("r".into()) }
+}
+
+pub(crate) fn numbered(number: u64) -> Deploy {
+    let name = format!("pr-{number}");
+    let target = Target { app: "shop".into(), project: format!("shop_{name}"), name };
+    Deploy { target, subject: Subject::Pull(number), ..request() }
+}
+
+pub(crate) fn project() -> Project {
+    Project::new("/", &[])
+}
+
+pub(crate) fn failed(done: Result<lifecycle::Deployed, Error>) -> Box<lifecycle::FailureReport> {
+    match done {
+        Err(Error::Failed(report)) => report,
+        other => panic!("not a failed deploy: {other:?}"),
+    }
+}
