@@ -16,6 +16,7 @@
 //! # Ok::<(), preview_core::config::ConfigError>(())
 //! ```
 
+mod bounds;
 mod check;
 mod decode;
 mod error;
@@ -34,11 +35,9 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use bounds::{Guardrails, Heavy, Isolation, Limits, Metrics, OnFull, Restart, Sweep, Timeouts};
 pub use error::ConfigError;
-pub use file::{
-    After, Allow, ConfigFile, Generate, Guardrails, Health, Heavy, Isolation, Limits, Metrics, OnFull, Policy, Proxy,
-    ProxyKind, Pull, Restart, RouteTable, Step, Sweep, Timeouts, Vm,
-};
+pub use file::{After, Allow, ConfigFile, Generate, Health, Policy, Proxy, ProxyKind, Pull, RouteTable, Step, Vm};
 #[cfg(feature = "schema")]
 pub use schema::schema;
 pub use settings::{Overrides, Settings};

@@ -18,7 +18,9 @@ mod probe;
 mod query;
 mod reclaim;
 mod run;
+mod stages;
 mod sweep;
+mod swept;
 mod undo;
 mod up;
 mod verify;
@@ -32,7 +34,8 @@ pub use keep::{Wish, keep};
 pub use metrics::publish;
 pub use query::{Listed, Status, history, list, log_containers, pick_container, status};
 pub use run::{Event, Interrupt, Observer, Quiet};
-pub use sweep::{Gone, Mended, Sweep, Swept, Unswept, sweep};
+pub use sweep::{Sweep, sweep};
+pub use swept::{Gone, Mended, Swept, Unswept};
 
 use std::sync::Arc;
 

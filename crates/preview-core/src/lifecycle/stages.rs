@@ -1,0 +1,334 @@
+//! The stages of a flight: building, pulling, starting, verifying, each under its limit of time while the state file says so.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use jiff::Timestamp;
+use tracing::{Instrument as _, info_span};
+
+use super::crash::{Crash, broken, known, with_output};
+use super::diagnose::Problems;
+use super::flight::{Begin, Flight};
+use super::observe::{Seen, missing_uploads, pulls};
+use super::prepare::{Prepared, Wanted};
+use super::run::{Halt, guarded};
+use super::up::up;
+use super::verify::lock;
+use super::wait::{self, Expected, Verdict};
+use super::{Event, Interrupt};
+use crate::engine::{ContainerEvent, Prune};
+use crate::failure;
+use crate::fault::{Fault, FaultKind};
+use crate::host::Change;
+use crate::ownership::Selector;
+use crate::plan::{self, Kind, Plan, Running};
+use crate::registry;
+use crate::runtime::Stack;
+use crate::secret::Secret;
+use crate::stack;
+use crate::state::{Good, Phase, State};
+use crate::sweep::Pulled;
+
+/// Again at most so often, for what may go away by itself.
+const RETRIES: u32 = 2;
+
+impl Flight<'_> {
+    /// Does the stage's work while the state file says so.
+    async fn stage<T>(
+        &self,
+        state: &mut State,
+        phase: Phase,
+        limit: Duration,
+        work: impl Future<Output = Result<T, Fault>>,
+    ) -> Result<T, Halt> {
+        let begun = Instant::now();
+        if state.phase != phase {
+            self.observer.event(&Event::Stage(phase));
+        }
+        // `next_state` begins with `preparing`, and the stages follow in order.
+        state
+            .advance(phase, Timestamp::now())
+            .map_err(|error| Halt::Fault(Fault::new(FaultKind::Failed, "move on", error.to_string())))?;
+        let change = [self.save(state)];
+        let write = self.client.host.apply(&change);
+        let both = async { futures_util::try_join!(write, work) }.instrument(info_span!("stage", %phase));
+        let ((), done) = self.guarded(self.limit(limit), both).await?;
+        self.observer.event(&Event::StageDone(phase, begun.elapsed()));
+        Ok(done)
+    }
+
+    fn stack(&self, wanted: &Wanted, prepared: &Prepared) -> Stack {
+        Stack {
+            project: self.deploy.target.project.clone(),
+            rendered: Secret::new(wanted.model.to_string()),
+            variables: prepared.variables.clone(),
+        }
+    }
+
+    pub(super) async fn apply(
+        &self,
+        plan: &Plan,
+        prepared: &Prepared,
+        wanted: &Wanted,
+        seen: &Seen,
+        state: &mut State,
+        begin: Begin,
+    ) -> Result<(Kind, BTreeMap<String, plan::Change>), Crash> {
+        let limits = &self.project.timeouts;
+        let progress = |line: &str| self.observer.event(&Event::Progress(&self.redactor.clean(line)));
+        let stack = self.stack(wanted, prepared);
+        let directory = self.deploy.target.directory(&self.client.base_dir);
+
+        let selector = self.selector();
+        let Begin { events, reserved, env_file } = begin;
+        let missing = missing_uploads(prepared, self.deploy, seen);
+        // The reservation says that much already, and often there is nothing to prepare.
+        let idle = reserved && env_file.is_none() && missing.is_empty();
+        let prepare = async {
+            if let Some(content) = env_file {
+                let content = Secret::new(content.expose().clone().into_bytes());
+                self.client.host.apply(&[Change::Write { path: self.path(".env"), content, mode: 0o600 }]).await?;
+            }
+            let sent = missing.into_iter().map(|upload| async {
+                let place = format!("{directory}/files/{}", upload.hash);
+                self.client.host.upload(&place, std::slice::from_ref(&upload.entry)).await
+            });
+            futures_util::future::try_join_all(sent).await.map(|_| ())
+        };
+        if idle {
+            self.observer.event(&Event::StageDone(Phase::Preparing, self.begun.elapsed()));
+        } else {
+            self.stage(state, Phase::Preparing, limits.start, prepare).await?;
+        }
+
+        if !prepared.built.is_empty() {
+            let built = self
+                .stage(state, Phase::Building, limits.build, async {
+                    self.keep_good_images(prepared, seen).await?;
+                    let build = || self.client.runtime.build(&stack, &prepared.built, &progress);
+                    self.retrying(build).await.map_err(failure::of_build)
+                })
+                .await;
+            built.map_err(with_output)?;
+        }
+        let pulls = pulls(self.project, prepared, wanted, &seen.images);
+        if !pulls.is_empty() {
+            self.stage(state, Phase::Pulling, limits.pull, async {
+                let pulled = pulls.iter().map(|image| self.retrying(move || self.pull(image)));
+                let pulled = futures_util::future::try_join_all(pulled);
+                let pulled = async { pulled.await.map_err(failure::of_pull) };
+                futures_util::try_join!(self.note_pulls(&pulls), pulled).map(|_| ())
+            })
+            .await?;
+        }
+
+        let expected = Expected::of(&wanted.model);
+        let images_changed = !prepared.built.is_empty() || !pulls.is_empty();
+        let kind = plan.kind;
+        let started = self
+            .stage(state, Phase::Starting, limits.start, async {
+                let names = stack::images(&wanted.model).into_values().collect();
+                let images =
+                    if images_changed { self.client.engine.image_ids(&names).await? } else { seen.images.clone() };
+                let running = Running { images: &images, ..seen.running() };
+                let services = plan::changes(&wanted.model, &running);
+                if plan::unchanged(&wanted.model, &wanted.digest, &running) {
+                    return Ok((images, services, None));
+                }
+                let up = || up(self.client, &selector, &seen.containers, &stack, &progress);
+                self.retrying(up).await.map_err(failure::of_up)?;
+                Ok((images, services, Some(events)))
+            })
+            .await;
+        let (images, services, events) = started.map_err(with_output)?;
+        let Some(events) = events else {
+            let containers = plan::container_ids(&seen.containers);
+            self.settle(Kind::Unchanged, state, wanted, prepared, seen, containers, images).await?;
+            return Ok((Kind::Unchanged, services));
+        };
+
+        let verified = self.verified(state, wanted, prepared, &expected, &selector, events).await?;
+        let containers = plan::container_ids(&verified);
+        let stale_images = images != seen.images;
+        self.settle(kind, state, wanted, prepared, seen, containers, images).await?;
+        if stale_images {
+            self.prune().await;
+        }
+        Ok((kind, services))
+    }
+
+    /// Steps, health and the question: what runs is what was wanted, or it is said why not.
+    async fn verified(
+        &self,
+        state: &mut State,
+        wanted: &Wanted,
+        prepared: &Prepared,
+        expected: &Expected,
+        selector: &Selector,
+        events: BoxStream<'static, Result<ContainerEvent, Fault>>,
+    ) -> Result<Vec<crate::engine::Container>, Crash> {
+        let limits = &self.project.timeouts;
+        let steps_limit = self.project.steps.iter().map(|step| step.timeout.unwrap_or(limits.step)).sum::<Duration>();
+        let last = Mutex::new(Problems::new());
+        let failure = Mutex::new(None);
+        let verified = self
+            // A little more than the limits inside: those can say what was not well.
+            .stage(state, Phase::Verifying, limits.verify + steps_limit + Duration::from_secs(5), async {
+                for step in &self.project.steps {
+                    if let Err(crash) = self.step(step).await? {
+                        *lock(&failure) = Some(crash);
+                        return Err(known());
+                    }
+                }
+                let verify = async {
+                    let mut note = |reasons: &Problems| {
+                        lock(&last).clone_from(reasons);
+                        let text: Vec<_> = reasons.iter().map(|(service, why)| format!("{service} {why}")).collect();
+                        self.observer.event(&Event::Progress(&text.join(", ")));
+                    };
+                    let (verdict, containers) =
+                        wait::wait(&*self.client.engine, selector, expected, events, &mut note).await?;
+                    if let Verdict::Broken(problems) = verdict {
+                        let text: Vec<_> = problems.iter().map(|(service, why)| format!("{service} {why}")).collect();
+                        *lock(&failure) = Some(broken(text.join("; "), problems, vec![]));
+                        return Err(known());
+                    }
+                    self.ask(wanted, prepared, &containers, &last).await?;
+                    Ok(containers)
+                };
+                match tokio::time::timeout(limits.verify, verify).await {
+                    Ok(done) => done,
+                    Err(_) => {
+                        let problems = lock(&last).clone();
+                        let text: Vec<_> = problems.iter().map(|(service, why)| format!("{service} {why}")).collect();
+                        let message = format!("after {} s: {}", limits.verify.as_secs(), text.join("; "));
+                        *lock(&failure) = Some(broken(message, problems, vec![]));
+                        Err(known())
+                    }
+                }
+            })
+            .await;
+        match (verified, lock(&failure).take()) {
+            (Err(Halt::Fault(_)), Some(crash)) => Err(crash),
+            (verified, _) => Ok(verified?),
+        }
+    }
+
+    /// Records the new version as the good one, and removes files that only the old one used. Where no image is to be pruned
+    /// after that, the lock may be given back with it.
+    #[expect(clippy::too_many_arguments, reason = "they are what the run has come to")]
+    async fn settle(
+        &self,
+        kind: Kind,
+        state: &mut State,
+        wanted: &Wanted,
+        prepared: &Prepared,
+        seen: &Seen,
+        containers: BTreeMap<String, Vec<String>>,
+        images: BTreeMap<String, String>,
+    ) -> Result<(), Crash> {
+        let last = images == seen.images;
+        let now = Timestamp::now();
+        let files: Vec<String> = prepared.uploads.iter().map(|upload| upload.hash.clone()).collect();
+        let rendered = wanted.model.to_string();
+        let file = plan::stack_file(&rendered);
+        let mut ready = state.clone();
+        ready.phase = Phase::Ready;
+        ready.weight = self.project.weight;
+        ready.memory = stack::declared_memory(&wanted.model);
+        ready.updated_at = now;
+        ready.good = Some(Good {
+            digest: wanted.digest.clone(),
+            stack: file.clone(),
+            containers,
+            images,
+            files: files.clone(),
+            commit: self.deploy.commit.clone(),
+            at: now,
+        });
+        let path = self.path(&file);
+        let content = Secret::new(rendered.into_bytes());
+        let mut changes = vec![Change::Write { path: path.clone(), content, mode: 0o600 }, self.save(&ready)];
+        if ready.weight < state.weight || ready.memory < state.memory {
+            changes.push(self.freed()?);
+        }
+        let kept: Vec<String> = files.iter().map(|hash| self.path(&format!("files/{hash}"))).chain([path]).collect();
+        let stale = seen.survey.paths.iter().filter(|path| !kept.contains(path));
+        changes.extend(stale.map(|path| Change::Remove { path: path.clone() }));
+        changes.push(self.ending(kind));
+        // The version before loses its files here, so there is no way back any more: an interrupt comes too late.
+        let (never, limit) = (Interrupt::default(), self.project.timeouts.start);
+        if last {
+            guarded(self.lease, &never, limit, self.lease.conclude(&*self.client.host, &changes, &[])).await?;
+        } else {
+            guarded(self.lease, &never, limit, self.client.host.apply(&changes)).await?;
+        }
+        *state = ready;
+        Ok(())
+    }
+
+    /// What runs now keeps a name, so that nothing that prunes images takes away the way back.
+    async fn keep_good_images(&self, prepared: &Prepared, seen: &Seen) -> Result<(), Fault> {
+        let tags = prepared.built.iter().filter_map(|service| {
+            let image = format!("{}-{service}", self.deploy.target.project);
+            let id = seen.images.get(&image)?.clone();
+            Some(async move { self.client.engine.tag(&id, &format!("{image}:last-good")).await })
+        });
+        futures_util::future::try_join_all(tags).await.map(|_| ())
+    }
+
+    async fn prune(&self) {
+        // Images of versions before the last: a failure costs disk, not the deploy.
+        if let Err(fault) = self.client.engine.prune(&Prune::DanglingImages(self.selector())).await {
+            self.observer.event(&Event::Warning(&self.redactor.clean(&fault.chain())));
+        }
+    }
+
+    /// So that a sweep of a full disk knows what came for previews, and leaves what did not.
+    async fn note_pulls(&self, images: &[String]) -> Result<(), Fault> {
+        let at = Timestamp::now();
+        let note = |image: &String| Change::Write {
+            path: Pulled::path(&self.client.base_dir, image),
+            content: Secret::new(Pulled { image: image.clone(), at }.to_json()),
+            mode: 0o600,
+        };
+        self.client.host.apply(&images.iter().map(note).collect::<Vec<_>>()).await
+    }
+
+    async fn pull(&self, image: &str) -> Result<(), Fault> {
+        let login = registry::login(&self.project.logins, image);
+        let mut stream = self.client.engine.pull(image, login).await?;
+        let mut told = Instant::now();
+        while let Some(progress) = stream.next().await {
+            let progress = progress?;
+            if told.elapsed() > Duration::from_secs(2) {
+                told = Instant::now();
+                let line =
+                    format!("{image}: {} {} of {} MB", progress.status, progress.current >> 20, progress.total >> 20);
+                self.observer.event(&Event::Progress(&line));
+            }
+        }
+        Ok(())
+    }
+
+    /// Again, at most twice, what may go away by itself.
+    async fn retrying<T, F: Future<Output = Result<T, Fault>>>(&self, work: impl Fn() -> F) -> Result<T, Fault> {
+        let mut tried = 0;
+        loop {
+            match work().await {
+                Err(fault) if fault.transient && tried < RETRIES => {
+                    tried += 1;
+                    self.observer
+                        .event(&Event::Warning(&self.redactor.clean(&format!("{}; trying again", fault.chain()))));
+                    let mut byte = [0];
+                    let _ = getrandom::fill(&mut byte);
+                    tokio::time::sleep(Duration::from_millis(500 * u64::from(tried) + u64::from(byte[0]))).await;
+                }
+                done => return done,
+            }
+        }
+    }
+}
