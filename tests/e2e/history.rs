@@ -1,15 +1,9 @@
 //! The history of a host: one line for each run that ended, whoever ran it, of which only the last are kept.
 
 use preview_tests::{Site, VmEngine, Where};
-use serde_json::Value;
 
-const SMALL: &str = r#"
-services:
-  web:
-    image: busybox:1.36
-    command: ["sh", "-c", "exec sleep 100000"]
-    stop_grace_period: 0s
-"#;
+use crate::stacks::SMALL;
+use serde_json::Value;
 
 /// What the host remembers, the last first.
 #[track_caller]

@@ -4,13 +4,7 @@ use std::process::Command;
 
 use preview_tests::{Site, VmEngine, Where};
 
-const SMALL: &str = r#"
-services:
-  web:
-    image: busybox:1.36
-    command: ["sh", "-c", "exec sleep 100000"]
-    stop_grace_period: 0s
-"#;
+use crate::stacks::SMALL;
 
 /// A place for the file that the user of the host may write in, and the configuration that names it.
 fn file(site: &Site) -> String {

@@ -2,20 +2,7 @@
 
 use preview_tests::{Run, Site, VmEngine, Where};
 
-use crate::stacks::nothing;
-
-const SMALL: &str = r#"
-services:
-  web:
-    image: busybox:1.36
-    command: ["sleep", "100000"]
-    stop_grace_period: 0s
-"#;
-
-/// The floors are the machine's business, which may be a small one.
-fn limits(places: u16, more: &str) -> String {
-    format!("[limits]\nmax_previews = {places}\nmin_free_disk = \"1MB\"\nmin_free_memory = \"1MB\"\n{more}")
-}
+use crate::stacks::{SMALL, limits, nothing};
 
 /// Counts the previews that the engine has containers of, ten times a second, until it is told to stop: one line each time.
 fn count(site: &Site) -> String {

@@ -2,19 +2,7 @@
 
 use preview_tests::{Run, Site, VmEngine, Where, eventually};
 
-use crate::stacks::nothing;
-
-const SMALL: &str = r#"
-services:
-  web:
-    image: busybox:1.36
-    command: ["sleep", "100000"]
-    stop_grace_period: 0s
-"#;
-
-fn limits(places: u16, more: &str) -> String {
-    format!("[limits]\nmax_previews = {places}\nmin_free_disk = \"1MB\"\nmin_free_memory = \"1MB\"\n{more}")
-}
+use crate::stacks::{SMALL, limits, nothing};
 
 fn waiting(site: &Site, pr: &str, owner: &str, position: u32) -> Run {
     let mut run = site.start(&["deploy", "--pr", pr, "--owner", owner]);

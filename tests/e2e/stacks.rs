@@ -3,6 +3,20 @@
 use preview_tests::Site;
 use serde_json::Value;
 
+/// The least that runs.
+pub(crate) const SMALL: &str = r#"
+services:
+  web:
+    image: busybox:1.36
+    command: ["sleep", "100000"]
+    stop_grace_period: 0s
+"#;
+
+/// Room for so many. The floors are the machine's business, which may be a small one.
+pub(crate) fn limits(places: u16, more: &str) -> String {
+    format!("[limits]\nmax_previews = {places}\nmin_free_disk = \"1MB\"\nmin_free_memory = \"1MB\"\n{more}")
+}
+
 /// A stack with a page that `script` has to serve on port 8080, and a service with data in a volume beside it.
 pub(crate) fn stack(script: &str) -> String {
     with_web(&format!("    image: busybox:1.36\n    command: [\"sh\", \"-c\", {}]\n", Value::from(script)))

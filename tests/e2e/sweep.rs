@@ -4,17 +4,7 @@ use std::fmt::Write as _;
 
 use preview_tests::{Site, VmEngine, Where};
 
-use crate::stacks::{nothing, serving, stack, standing, still};
-
-const SMALL: &str = r#"
-services:
-  web:
-    image: busybox:1.36
-    command: ["sleep", "100000"]
-    stop_grace_period: 0s
-"#;
-
-const LIMITS: &str = "[limits]\nmax_previews = 100\nmin_free_disk = \"1MB\"\nmin_free_memory = \"1MB\"\n";
+use crate::stacks::{SMALL, limits, nothing, serving, stack, standing, still};
 
 /// A state file of a preview that nobody has.
 fn state(site: &Site, name: &str, phase: &str, more: &str) -> String {
@@ -132,7 +122,7 @@ impl Drop for Foreign<'_> {
 #[test]
 fn two_hundred_orphans_among_twenty_previews() {
     let Some(site) = Site::new(Where::Vm(VmEngine::V28), SMALL) else { return };
-    site.write("preview.toml", LIMITS);
+    site.write("preview.toml", &limits(100, ""));
     let numbers: Vec<String> = (1..=20).map(|number| number.to_string()).collect();
     for four in numbers.chunks(4) {
         let runs: Vec<_> = four.iter().map(|pr| site.start(&["deploy", "--pr", pr])).collect();
@@ -158,11 +148,11 @@ fn two_hundred_orphans_among_twenty_previews() {
     // Beside a run at work.
     site.write(
         "preview.toml",
-        &format!("{LIMITS}[[step]]\nafter = \"start\"\nservice = \"web\"\nrun = [\"sleep\", \"1000\"]\n"),
+        &limits(100, "[[step]]\nafter = \"start\"\nservice = \"web\"\nrun = [\"sleep\", \"1000\"]\n"),
     );
     let mut deploy = site.start(&["deploy", "--pr", "99"]);
     deploy.until("verifying…");
-    site.write("preview.toml", LIMITS);
+    site.write("preview.toml", &limits(100, ""));
     let ran = site.run(&["sweep", "--format", "json"]).expect(0);
     let swept = ran.json();
     assert!(deploy.at_work(), "who is at work goes on");
@@ -194,11 +184,11 @@ fn two_hundred_orphans_among_twenty_previews() {
 /// Who is expired, closed or not open goes; who is kept or pinned stays.
 fn lifetimes(place: Where) {
     let Some(site) = Site::new(place, SMALL) else { return };
-    site.write("preview.toml", &format!("ttl = \"1s\"\n{LIMITS}"));
+    site.write("preview.toml", &format!("ttl = \"1s\"\n{}", limits(100, "")));
     for pr in ["1", "2", "3"] {
         site.run(&["deploy", "--pr", pr]).expect(0);
     }
-    site.write("preview.toml", &format!("ttl = \"never\"\n{LIMITS}"));
+    site.write("preview.toml", &format!("ttl = \"never\"\n{}", limits(100, "")));
     site.run(&["deploy", "--pr", "4"]).expect(0);
     site.run(&["deploy", "--branch", "feature/x"]).expect(0);
     let kept = site.run(&["keep", "--pr", "2", "--for", "2h"]).expect(0);

@@ -52,10 +52,7 @@ impl Tombstone {
     /// Its content.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
-        // A struct of strings always serialises.
-        let mut text = serde_json::to_vec(self).unwrap_or_default();
-        text.push(b'\n');
-        text
+        crate::state::line(self)
     }
 }
 

@@ -43,10 +43,7 @@ impl Ticket {
     /// Its content.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
-        // A struct of strings and numbers always serialises.
-        let mut text = serde_json::to_vec(self).unwrap_or_default();
-        text.push(b'\n');
-        text
+        crate::state::line(self)
     }
 
     /// What it waits for.

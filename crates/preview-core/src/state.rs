@@ -314,6 +314,14 @@ impl State {
     }
 }
 
+/// A small file of the host: one line of JSON.
+pub(crate) fn line(value: &impl Serialize) -> Vec<u8> {
+    // A struct of strings and numbers always serialises.
+    let mut text = serde_json::to_vec(value).unwrap_or_default();
+    text.push(b'\n');
+    text
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;

@@ -366,7 +366,7 @@ impl Pulled {
     /// Its content.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
-        serde_json::to_vec(self).unwrap_or_default()
+        crate::state::line(self)
     }
 }
 
