@@ -194,4 +194,7 @@ fn the_gitlab_component_is_well_formed() {
     let rule = &stop["rules"][0];
     assert_eq!((&rule["if"], &rule["when"]), (&jobs[".preview-common"]["rules"][0]["if"], &"manual".into()));
     assert_eq!(rule["allow_failure"], true);
+    let sweep = &jobs["preview-sweep"];
+    assert_eq!(sweep["rules"], serde_json::json!([{"if": "$CI_PIPELINE_SOURCE == \"schedule\""}]));
+    assert_eq!(sweep["resource_group"], "preview/sweep");
 }

@@ -211,6 +211,14 @@ impl Crowd {
         eventually("the locks free themselves", || self.vm().text(&["sh", "-c", &locks]).is_ok());
     }
 
+    /// What was at work ends; then one sweep is enough, and everything can go on.
+    pub(crate) fn one_sweep_mends_it(&mut self) {
+        self.quiet();
+        self.sweep();
+        self.goes_on();
+        self.quiet();
+    }
+
     /// Sweeps once: everything is as before, or gone.
     pub(crate) fn sweep(&self) {
         let swept = self.site.run(&["sweep", "--format", "json"]).expect(0).json();

@@ -32,6 +32,11 @@ fn queue(place: Where) {
     let sixth = waiting(&site, "6", "fay", 5);
     assert_eq!(names(&site)[0], "pr-1 ready");
     assert_eq!(names(&site)[5], "pr-6 queued");
+    let status = site.run(&["status", "--pr", "3", "--format", "json"]).expect(0).json();
+    assert_eq!((&status["phase"], &status["queued"]["position"]), (&"queued".into(), &2.into()), "{status}");
+    assert_eq!((&status["owner"], &status["subject"]), (&"cem".into(), &"pull request 3".into()), "{status}");
+    let ran = site.run(&["status", "--pr", "4"]).expect(0);
+    assert!(ran.out.contains(": queued\n  queued   position 3, for "), "{}", ran.out);
     third.kill();
     fourth.interrupt();
     let ran = fourth.end().expect(5);
@@ -42,6 +47,7 @@ fn queue(place: Where) {
     let ran = site.run(&["deploy", "--pr", "7", "--owner", "gus"]).expect(5);
     assert!(ran.err.contains("waited 3 s ([timeouts] queue): position "), "{}", ran.err);
     site.write("preview.toml", &one);
+    site.run(&["status", "--pr", "4"]).expect(2);
     assert_eq!(names(&site).len(), 4, "the dead one's ticket is there until somebody comes to it: {:?}", names(&site));
 
     site.run(&["destroy", "--pr", "1"]).expect(0);

@@ -30,7 +30,6 @@ fn lost_their_lease(ended: &[Ended]) {
     }
 }
 
-#[ignore = "not seen green yet: run it on a quiet machine with --ignored"]
 #[test]
 fn killed_in_every_phase() {
     let Some(mut crowd) = Crowd::new(&VmOptions::default()) else { return };
@@ -38,13 +37,9 @@ fn killed_in_every_phase() {
         run.kill();
     }
     crowd.let_go();
-    crowd.quiet();
-    crowd.sweep();
-    crowd.goes_on();
-    crowd.quiet();
+    crowd.one_sweep_mends_it();
 }
 
-#[ignore = "not seen green yet: run it on a quiet machine with --ignored"]
 #[test]
 fn an_engine_that_dies_in_every_phase() {
     let Some(mut crowd) = Crowd::new(&VmOptions::default()) else { return };
@@ -69,13 +64,9 @@ fn an_engine_that_dies_in_every_phase() {
         let ran = run.end();
         assert_eq!((ran.code, ran.failure().as_str()), (code, failure), "pr-{pr}: {}", ran.err);
     }
-    crowd.quiet();
-    crowd.sweep();
-    crowd.goes_on();
-    crowd.quiet();
+    crowd.one_sweep_mends_it();
 }
 
-#[ignore = "not seen green yet: run it on a quiet machine with --ignored"]
 #[test]
 fn a_vm_that_loses_power_in_every_phase() {
     let Some(mut crowd) = Crowd::new(&VmOptions::default()) else { return };
@@ -83,13 +74,9 @@ fn a_vm_that_loses_power_in_every_phase() {
     crowd.vm().power_off().expect("power");
     lost_their_lease(&ends(held));
     crowd.vm().power_on().expect("power");
-    crowd.quiet();
-    crowd.sweep();
-    crowd.goes_on();
-    crowd.quiet();
+    crowd.one_sweep_mends_it();
 }
 
-#[ignore = "not seen green yet: run it on a quiet machine with --ignored"]
 #[test]
 fn a_vm_that_is_restarted_in_every_phase() {
     let Some(mut crowd) = Crowd::new(&VmOptions::default()) else { return };
@@ -107,10 +94,7 @@ fn a_vm_that_is_restarted_in_every_phase() {
             ran.err
         );
     }
-    crowd.quiet();
-    crowd.sweep();
-    crowd.goes_on();
-    crowd.quiet();
+    crowd.one_sweep_mends_it();
 }
 
 #[test]

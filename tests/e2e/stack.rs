@@ -169,9 +169,9 @@ fn everything(place: Where) {
 fn limits(site: &Site, containers: &std::collections::BTreeMap<String, String>) {
     let host = |service: &str| inspect(site, &containers[service])["HostConfig"].clone();
     for (service, cpus, memory, pids, log, restart) in [
-        ("app", 500_000_000_u64, 64 << 20, 100, json!({"max-file": "2", "max-size": "2097152"}), "unless-stopped"),
+        ("app", 500_000_000_u64, 64 << 20, 100, json!({"max-file": "2", "max-size": "2097152"}), "always"),
         ("small", 250_000_000, 32 << 20, 20, json!({"max-size": "1m"}), "on-failure"),
-        ("large", 500_000_000, 64 << 20, 100, json!({"max-file": "2", "max-size": "2097152"}), "unless-stopped"),
+        ("large", 500_000_000, 64 << 20, 100, json!({"max-file": "2", "max-size": "2097152"}), "always"),
         ("migrate", 500_000_000, 64 << 20, 100, json!({"max-file": "2", "max-size": "2097152"}), "no"),
     ] {
         let host = host(service);

@@ -42,7 +42,10 @@ pub const METRICS: [(&str, &str); 18] = [
         "preview_last_sweep_timestamp_seconds",
         "When the last sweep ended well; the oldest run known where there is none.",
     ),
-    ("preview_disk_used_ratio", "How full the file system of the base directory is, from 0 to 1."),
+    (
+        "preview_disk_used_ratio",
+        "How full the disk is, from 0 to 1: the base directory's or that of /var/lib/docker, whichever has less left.",
+    ),
 ];
 
 /// What has to be read of a host for its numbers.

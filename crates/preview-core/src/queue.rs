@@ -88,6 +88,8 @@ pub fn next(tickets: &[Ticket]) -> u64 {
 pub struct Wait {
     /// So many come first.
     pub ahead: Vec<Ticket>,
+    /// So many of them have to move before it can be this one's turn: not those whom limits keep back that are not this one's.
+    pub near: usize,
     /// What there is not enough of, who comes first taken as there already.
     pub full: Full,
     /// There would be room, if it were not for those who come first.
@@ -110,10 +112,18 @@ pub fn turn(
 ) -> Result<(), Box<Wait>> {
     let own = tickets.iter().find(|ticket| ticket.is_of(wish)).map_or(u64::MAX, |ticket| ticket.number);
     let first: Vec<&Ticket> = tickets.iter().filter(|ticket| ticket.number < own && !ticket.is_of(wish)).collect();
-    let mut then = holders.to_vec();
-    let ahead = || first.iter().map(|ticket| (*ticket).clone()).collect();
+    let (mut then, mut near, mut blocked) = (holders.to_vec(), 0, None);
     for ticket in &first {
-        match admission::admit(&ticket.wish(), &then, facts, limits) {
+        let admitted = admission::admit(&ticket.wish(), &then, facts, limits);
+        near += usize::from(match &admitted {
+            Err(Full { shortage: Shortage::Owner { .. }, .. }) => ticket.owner.as_deref() == wish.owner,
+            Err(Full { shortage: Shortage::App { .. }, .. }) => ticket.app == wish.app,
+            _ => true,
+        });
+        match admitted {
+            Err(Full { shortage: Shortage::Owner { .. } | Shortage::App { .. }, .. }) => {}
+            _ if blocked.is_some() => {}
+            Err(full) => blocked = Some(full),
             Ok(()) => {
                 then.retain(|holder| holder.app != ticket.app || holder.name != ticket.name);
                 then.push(Holder {
@@ -128,19 +138,16 @@ pub fn turn(
                     updated_at: ticket.since,
                 });
             }
-            Err(Full { shortage: Shortage::Owner { .. } | Shortage::App { .. }, .. }) => {}
-            Err(full) => {
-                let own = admission::admit(wish, holders, facts, limits);
-                let behind = own.is_ok();
-                return Err(Box::new(Wait { ahead: ahead(), full: own.err().unwrap_or(full), behind }));
-            }
         }
     }
-    admission::admit(wish, &then, facts, limits).map_err(|full| {
-        let own = admission::admit(wish, holders, facts, limits);
-        let behind = own.is_ok();
-        Box::new(Wait { ahead: ahead(), full: own.err().unwrap_or(full), behind })
-    })
+    let full = match blocked.map_or_else(|| admission::admit(wish, &then, facts, limits), Err) {
+        Ok(()) => return Ok(()),
+        Err(full) => full,
+    };
+    let own = admission::admit(wish, holders, facts, limits);
+    let behind = own.is_ok();
+    let ahead = first.into_iter().cloned().collect();
+    Err(Box::new(Wait { ahead, near, full: own.err().unwrap_or(full), behind }))
 }
 
 impl Wait {
@@ -239,6 +246,12 @@ mod tests {
         let wait = ask(&third, &tickets, &held).unwrap_err();
         assert!(matches!(wait.full.shortage, Shortage::Owner { .. }));
         assert_eq!(ask(&other, &tickets, &held), Ok(()));
+
+        // Only those count as in front who have to move first.
+        let tickets = [third.clone(), ticket(2, "e", "ada", 1.0), other.clone(), ticket(4, "f", "eve", 1.0)];
+        let full = [held.as_slice(), &[holder("g", "gil", 1.0)]].concat();
+        let near = |number: usize| ask(&tickets[number], &tickets, &full).unwrap_err().near;
+        assert_eq!([near(0), near(1), near(2), near(3)], [0, 1, 0, 1]);
     }
 
     #[test]

@@ -300,6 +300,9 @@ pub fn status(status: &Status, now: Timestamp) -> String {
     let phase = status.phase.map_or_else(|| "without state".to_owned(), |phase| phase.to_string());
     let _ =
         writeln!(text, ": {phase}{}", if status.crashed { " (its run died; the next deploy mends it)" } else { "" });
+    if let Some(queued) = &status.queued {
+        let _ = writeln!(text, "  queued   position {}, for {}", queued.position, age(queued.since, now));
+    }
     if let Some(subject) = &status.subject {
         let _ = writeln!(text, "  of       {subject}");
     }

@@ -21,7 +21,7 @@ pub struct Limits {
     /// Places for the previews of one application. Default: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_per_app: Option<NonZeroU16>,
-    /// A new preview needs so much free disk, where the files of previews are. Default: `5GB`.
+    /// A new preview needs so much free disk, where the files of previews are and where `/var/lib/docker` is. Default: `5GB`.
     pub min_free_disk: ByteSize,
     /// A new preview needs so much available memory. Default: `1GB`.
     pub min_free_memory: ByteSize,
@@ -113,7 +113,7 @@ pub struct Guardrails {
     pub log_size: ByteSize,
     /// Log files that are kept. Default: 3.
     pub log_files: NonZeroU32,
-    /// Restart policy: `no`, `on-failure`, `always` or `unless-stopped`. Default: `unless-stopped`.
+    /// Restart policy: `no`, `on-failure`, `always` or `unless-stopped`. Default: `always`.
     pub restart: Restart,
 }
 
@@ -126,10 +126,10 @@ pub enum Restart {
     No,
     /// When it ended with an error.
     OnFailure,
-    /// Always, also after the engine has been restarted.
-    Always,
-    /// Always, unless someone stopped it.
+    /// Always, also after the engine has been restarted or has died.
     #[default]
+    Always,
+    /// Always, unless someone stopped it; an engine that died stops what it finds, and takes that for a wish.
     UnlessStopped,
 }
 
@@ -233,7 +233,7 @@ impl Default for Guardrails {
             pids: NonZeroU32::MIN.saturating_add(255),
             log_size: ByteSize::from_mb(10),
             log_files: NonZeroU32::MIN.saturating_add(2),
-            restart: Restart::UnlessStopped,
+            restart: Restart::Always,
         }
     }
 }

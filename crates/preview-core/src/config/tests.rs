@@ -27,7 +27,7 @@ fn an_empty_file_is_all_defaults() {
     assert_eq!(config.guardrails.cpus, 1.0);
     assert_eq!(config.guardrails.pids.get(), 256);
     assert_eq!((config.guardrails.log_size.to_string().as_str(), config.guardrails.log_files.get()), ("10MB", 3));
-    assert_eq!(config.guardrails.restart.as_str(), "unless-stopped");
+    assert_eq!(config.guardrails.restart.as_str(), "always");
     let timeouts = &config.timeouts;
     let all =
         [timeouts.build, timeouts.pull, timeouts.start, timeouts.verify, timeouts.step, timeouts.lock, timeouts.total];

@@ -42,10 +42,15 @@ fn memory(meminfo: &str) -> Option<(u64, u64)> {
     Some((field("MemTotal")?, available))
 }
 
-/// Size, what is used and what ordinary users may still use, bytes, of the last line of `df -P -k`. A device's name and a mount point may
-/// have spaces in them, so the columns are counted from the percentage.
+/// Size, what is used and what ordinary users may still use, bytes, of the disk that `df -P -k` says has the least left.
 fn disk(df: &str) -> Option<(u64, u64, u64)> {
-    let columns: Vec<&str> = df.lines().rfind(|line| !line.trim().is_empty())?.split_whitespace().collect();
+    df.lines().filter_map(file_system).min_by_key(|(_, _, free)| *free)
+}
+
+/// A line of `df -P -k`; `None` for its head. A device's name and a mount point may have spaces in them, so the columns are counted from
+/// the percentage.
+fn file_system(line: &str) -> Option<(u64, u64, u64)> {
+    let columns: Vec<&str> = line.split_whitespace().collect();
     let capacity = columns.iter().enumerate().skip(4).find(|(_, column)| {
         column.strip_suffix('%').is_some_and(|number| number == "-" || number.parse::<u64>().is_ok())
     });
@@ -89,6 +94,10 @@ mod tests {
         assert_eq!(disk("none 0 0 0 - /\n"), None);
         assert_eq!(disk("none 0 0 0 -% /\n"), Some((0, 0, 0)));
         assert_eq!(disk(""), None);
+        let two = format!(
+            "{df}Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/sdb 9 1 8 12% /var/lib/docker\n"
+        );
+        assert_eq!(disk(&two), Some((9 * 1024, 1024, 8 * 1024)), "the fuller one counts");
     }
 
     #[test]

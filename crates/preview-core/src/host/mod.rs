@@ -43,7 +43,7 @@ pub struct Facts {
     pub memory_total: u64,
     /// Memory that a new process could have, bytes.
     pub memory_available: u64,
-    /// Size of the file system of the base directory, bytes.
+    /// Size of a file system, bytes: of those with the base directory and with `/var/lib/docker`, the one that has less left.
     pub disk_total: u64,
     /// Used there, bytes; with what is free it may be less than the size: some is kept for the administrator.
     pub disk_used: u64,

@@ -78,7 +78,7 @@ pub(super) fn survey(base: &str, query: &Query, mark: &str) -> String {
              printf %s \"${m}processors \"; nproc 2>/dev/null || grep -c '^processor' /proc/cpuinfo\n\
              printf %s \"${m}loadavg \"; cat /proc/loadavg\n\
              printf %s \"${m}meminfo \"; cat /proc/meminfo\n\
-             printf %s \"${m}df \"; df -P -k \"$d\"\n\
+             printf %s \"${m}df \"; df -P -k \"$d\" && { df -P -k /var/lib/docker 2>/dev/null || :; }\n\
              printf %s \"${m}sockets \"; cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep ' 0A '\n",
         );
     }

@@ -11,7 +11,7 @@ use super::observe::Seen;
 use super::prepare::{Prepared, Wanted};
 use super::run::{self, Halt};
 use super::undo;
-use super::wait::{self, Expected, Verdict};
+use super::wait::{self, Expected, Restarts, Verdict};
 use super::{Error, Event, Refusal};
 use crate::failure::FailureCode;
 use crate::fault::{Fault, FaultKind};
@@ -127,9 +127,11 @@ impl Flight<'_> {
         };
         let message = first_lines(&message);
         let expected = Expected::of(&wanted.model);
+        let mut restarts = Restarts::since(seen.state.as_ref().and_then(|state| state.good.as_ref()));
         let mut services = Vec::new();
         let looked = async {
-            let (verdict, containers) = wait::look(&*self.client.engine, &self.selector(), &expected).await?;
+            let (verdict, containers) =
+                wait::look(&*self.client.engine, &self.selector(), &expected, &mut restarts).await?;
             let cause = match &verdict {
                 // Compose has given up, but not because of itself.
                 Verdict::Broken(found) if code == FailureCode::StartFailed => {

@@ -33,7 +33,7 @@ const ASK: Duration = Duration::from_secs(2);
 /// Who dies changes nothing, so who waits looks at everything so often.
 const LOOK: Duration = Duration::from_secs(15);
 
-/// So many at the front of the queue look at everything when something has changed.
+/// So many at the front of the queue, for each limit, look at everything when something has changed.
 const NEAR: u32 = 8;
 
 /// What came of asking for a place.
@@ -271,7 +271,7 @@ impl Flight<'_> {
             };
             let seen = host.survey(base, &brief).await.map_err(lost)?;
             // Who is far back need not look each time that somebody in front has moved.
-            let position = u32::try_from(wait.ahead.len() + 1).unwrap_or(u32::MAX);
+            let position = u32::try_from(wait.near + 1).unwrap_or(u32::MAX);
             let due = looked.elapsed() >= LOOK.saturating_mul(1 + position / NEAR);
             if !due && (marks(&seen) == known || position > NEAR) {
                 continue;

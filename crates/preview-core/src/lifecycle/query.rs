@@ -14,7 +14,7 @@ use crate::ownership::{self, Selector};
 use crate::plan::condition;
 use crate::project::Target;
 use crate::queue::{self, TICKET};
-use crate::state::{Address, Failure, Phase, State};
+use crate::state::{Address, Failure, Phase, State, Subject};
 
 /// One preview in a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -165,6 +165,15 @@ pub struct ServiceStatus {
     pub memory_limit: Option<u64>,
 }
 
+/// A place in the queue for places.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Queued {
+    /// The first is 1.
+    pub position: usize,
+    /// Since when it waits.
+    pub since: Timestamp,
+}
+
 /// One preview in detail.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Status {
@@ -177,6 +186,9 @@ pub struct Status {
     pub phase: Option<Phase>,
     /// A run began and died: its phase is in flight, and nobody holds the lock.
     pub crashed: bool,
+    /// Its run waits for a place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queued: Option<Queued>,
     /// What it is of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
@@ -212,8 +224,11 @@ pub struct Status {
 /// One preview in detail; `NotFound` if there is nothing of it.
 pub async fn status(client: &Client, target: &Target) -> Result<Status, Error> {
     let state_path = target.file(&client.base_dir, "state.json");
-    let query =
-        Query { read: vec![format!("{}/{}/state.json", target.app, target.name)], list: vec![], ..Query::default() };
+    let query = Query {
+        read: vec![format!("{}/{}/state.json", target.app, target.name)],
+        joined: vec![queue::pattern()],
+        ..Query::default()
+    };
     let selector = Selector::preview(&target.app, &target.name);
     let lock_path = target.file(&client.base_dir, ".lock");
     let (survey, containers, locked_by) = futures_util::try_join!(
@@ -222,9 +237,17 @@ pub async fn status(client: &Client, target: &Target) -> Result<Status, Error> {
         client.lock.holder(&lock_path),
     )?;
     let state = survey.files.get(&state_path).and_then(|text| State::parse(&state_path, text).ok());
-    if state.is_none() && containers.is_empty() {
+    let tickets = queue::tickets(&survey.joined);
+    // A ticket of a run that died counts for nothing.
+    let queued = tickets
+        .iter()
+        .position(|ticket| ticket.app == target.app && ticket.name == target.name)
+        .filter(|_| locked_by.is_some())
+        .map(|place| (&tickets[place], Queued { position: place + 1, since: tickets[place].since }));
+    if state.is_none() && containers.is_empty() && queued.is_none() {
         return Err(missing(target));
     }
+    let waiting = queued.as_ref().map(|(ticket, _)| *ticket);
     let stats = futures_util::future::join_all(containers.iter().map(|container| async {
         if container.state == ContainerState::Running { client.engine.stats(&container.id).await.ok() } else { None }
     }))
@@ -246,16 +269,23 @@ pub async fn status(client: &Client, target: &Target) -> Result<Status, Error> {
     Ok(Status {
         name: target.name.clone(),
         app: target.app.clone(),
-        phase: state.as_ref().map(|state| state.phase),
+        phase: state.as_ref().map(|state| state.phase).or_else(|| waiting.map(|_| Phase::Queued)),
         crashed,
-        subject: state.as_ref().map(|state| state.subject.to_string()),
-        owner: state.as_ref().and_then(|state| state.owner.clone()),
+        subject: state
+            .as_ref()
+            .map(|state| &state.subject)
+            .or(waiting.map(|ticket| &ticket.subject))
+            .map(Subject::to_string),
+        owner: state
+            .as_ref()
+            .map_or_else(|| waiting.and_then(|ticket| ticket.owner.clone()), |state| state.owner.clone()),
         commit: state.as_ref().and_then(|state| state.commit.clone()),
         addresses: state.as_ref().map(|state| state.addresses.clone()).unwrap_or_default(),
         created_at: state.as_ref().map(|state| state.created_at),
         updated_at: state.as_ref().map(|state| state.updated_at),
         expires_at: state.as_ref().and_then(State::expiry),
         pinned: state.as_ref().is_some_and(|state| state.pinned),
+        queued: queued.map(|(_, queued)| queued),
         failure: state.and_then(|state| state.failure),
         locked_by,
         services,

@@ -17,7 +17,7 @@ use super::prepare::{Prepared, Wanted};
 use super::run::{Halt, guarded};
 use super::up::up;
 use super::verify::lock;
-use super::wait::{self, Expected, Verdict};
+use super::wait::{self, Expected, Restarts, Verdict};
 use super::{Event, Interrupt};
 use crate::engine::{ContainerEvent, Prune};
 use crate::failure;
@@ -174,6 +174,7 @@ impl Flight<'_> {
         let steps_limit = self.project.steps.iter().map(|step| step.timeout.unwrap_or(limits.step)).sum::<Duration>();
         let last = Mutex::new(Problems::new());
         let failure = Mutex::new(None);
+        let mut restarts = Restarts::since(state.good.as_ref());
         let verified = self
             // A little more than the limits inside: those can say what was not well.
             .stage(state, Phase::Verifying, limits.verify + steps_limit + Duration::from_secs(5), async {
@@ -190,7 +191,7 @@ impl Flight<'_> {
                         self.observer.event(&Event::Progress(&text.join(", ")));
                     };
                     let (verdict, containers) =
-                        wait::wait(&*self.client.engine, selector, expected, events, &mut note).await?;
+                        wait::wait(&*self.client.engine, selector, expected, &mut restarts, events, &mut note).await?;
                     if let Verdict::Broken(problems) = verdict {
                         let text: Vec<_> = problems.iter().map(|(service, why)| format!("{service} {why}")).collect();
                         *lock(&failure) = Some(broken(text.join("; "), problems, vec![]));

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::error::Restored;
 use super::run::{Halt, guarded};
 use super::up::up;
-use super::wait::{self, Expected, Verdict};
+use super::wait::{self, Expected, Restarts, Verdict};
 use super::{Client, Event, Interrupt, Observer};
 use crate::engine::{Engine, Removed};
 use crate::failure::FailureCode;
@@ -124,9 +124,10 @@ async fn restore(undo: &Undo<'_>, text: &str, good: &Good) -> Result<Restored, F
         }
     }
     let expected = Expected::of(&model);
-    let (verdict, containers) = wait::look(engine, &selector, &expected).await?;
+    let mut restarts = Restarts::since(Some(good));
+    let (verdict, containers) = wait::look(engine, &selector, &expected, &mut restarts).await?;
     let untouched =
-        plan::container_ids(&containers) == good.containers && matches!(verdict, Verdict::Well | Verdict::Settling);
+        plan::container_ids(&containers) == good.containers && matches!(verdict, Verdict::Well | Verdict::Settling(_));
     let stack = Stack {
         project: undo.target.project.clone(),
         rendered: Secret::new(model.to_string()),
@@ -149,7 +150,7 @@ async fn restore(undo: &Undo<'_>, text: &str, good: &Good) -> Result<Restored, F
         if due {
             let events = engine.watch(&selector).await?;
             up(undo.client, &selector, &containers, &stack, &progress).await?;
-            let (verdict, found) = wait::wait(engine, &selector, &expected, events, &mut |_| {}).await?;
+            let (verdict, found) = wait::wait(engine, &selector, &expected, &mut restarts, events, &mut |_| {}).await?;
             containers = found;
             if let Verdict::Broken(problems) = verdict {
                 if attempt < ATTEMPTS {
@@ -166,8 +167,8 @@ async fn restore(undo: &Undo<'_>, text: &str, good: &Good) -> Result<Restored, F
             break;
         }
         tokio::time::sleep(LATE).await;
-        let (verdict, found) = wait::look(engine, &selector, &expected).await?;
-        if matches!(verdict, Verdict::Well | Verdict::Settling) {
+        let (verdict, found) = wait::look(engine, &selector, &expected, &mut restarts).await?;
+        if matches!(verdict, Verdict::Well | Verdict::Settling(_)) {
             break;
         }
         (containers, due) = (found, true);

@@ -14,9 +14,12 @@ use crate::failure::FailureCode;
 use crate::fault::Fault;
 use crate::ownership::Selector;
 use crate::stack;
+use crate::state::Good;
 
 /// A container without a health check counts as well once it has run so long.
 const SETTLE: Duration = Duration::from_secs(1);
+/// And so long, if it has been started again: on a busy host it may take a while to come to what it fails at.
+const SETTLE_AGAIN: Duration = Duration::from_secs(5);
 /// Containers that were started again so often do not get well.
 const TOO_OFTEN: i64 = 3;
 /// The list is read again at least so often, should an event be missed.
@@ -40,12 +43,32 @@ impl Expected {
 pub(super) enum Verdict {
     /// All is well.
     Well,
-    /// All is well if it stays so for a moment: these have no health check.
-    Settling,
+    /// All is well if it stays so for this long: some have no health check.
+    Settling(Duration),
     /// Not yet: for these services, for these reasons.
     Waiting(Problems),
     /// It will not get well: for these services, for these reasons.
     Broken(Problems),
+}
+
+/// How often containers were started again before this run: that is no fault of what is deployed now.
+pub(super) struct Restarts {
+    /// What was found well once, and had its first look since.
+    kept: BTreeMap<String, Option<i64>>,
+}
+
+impl Restarts {
+    /// Those of the version that was good count from their first look on, those of any other container from its creation.
+    pub(super) fn since(good: Option<&Good>) -> Self {
+        let ids = good.into_iter().flat_map(|good| good.containers.values().flatten());
+        Self { kept: ids.map(|id| (id.clone(), None)).collect() }
+    }
+
+    fn of_this_run(&mut self, detail: ContainerDetail) -> ContainerDetail {
+        let Some(before) = self.kept.get_mut(&detail.container.id) else { return detail };
+        let before = *before.get_or_insert(detail.restarts);
+        ContainerDetail { restarts: (detail.restarts - before).max(0), ..detail }
+    }
 }
 
 /// Whether it was for lack of memory.
@@ -61,7 +84,7 @@ pub(super) fn judge(
 ) -> Verdict {
     let mut waiting = BTreeMap::new();
     let mut broken = BTreeMap::new();
-    let mut settling = false;
+    let mut settling = None;
     for (service, count) in &expected.replicas {
         let of_service: Vec<_> = containers.iter().filter(|c| c.service() == Some(service)).collect();
         if of_service.len() < *count {
@@ -79,7 +102,8 @@ pub(super) fn judge(
                             Problem::new(cause(detail, FailureCode::Exited), "ends again and again"),
                         );
                     }
-                    settling = true;
+                    let again = detail.is_some_and(|d| d.restarts > 0);
+                    settling = settling.max(Some(if again { SETTLE_AGAIN } else { SETTLE }));
                 }
                 (ContainerState::Running, Health::Starting) => {
                     waiting.insert(service.clone(), Problem::new(FailureCode::Unhealthy, "is not healthy yet"));
@@ -137,10 +161,8 @@ pub(super) fn judge(
         Verdict::Broken(broken)
     } else if !waiting.is_empty() {
         Verdict::Waiting(waiting)
-    } else if settling {
-        Verdict::Settling
     } else {
-        Verdict::Well
+        settling.map_or(Verdict::Well, Verdict::Settling)
     }
 }
 
@@ -149,6 +171,7 @@ pub(super) async fn look(
     engine: &dyn Engine,
     selector: &Selector,
     expected: &Expected,
+    restarts: &mut Restarts,
 ) -> Result<(Verdict, Vec<Container>), Fault> {
     let containers = engine.containers(selector).await?;
     let curious = containers
@@ -159,7 +182,7 @@ pub(super) async fn look(
     for (id, detail) in asked.await {
         match detail {
             Ok(detail) => {
-                details.insert(id, detail);
+                details.insert(id, restarts.of_this_run(detail));
             }
             // It went away in between: the next look tells.
             Err(fault) if fault.kind == crate::fault::FaultKind::NotFound => {}
@@ -184,6 +207,7 @@ pub(super) async fn wait(
     engine: &dyn Engine,
     selector: &Selector,
     expected: &Expected,
+    restarts: &mut Restarts,
     mut events: BoxStream<'static, Result<ContainerEvent, Fault>>,
     note: &mut (dyn FnMut(&Problems) + Send),
 ) -> Result<(Verdict, Vec<Container>), Fault> {
@@ -192,7 +216,7 @@ pub(super) async fn wait(
     loop {
         // One look answers all events that came until it began, and those that come meanwhile ask for one more in all.
         let mut more = false;
-        let looked = look(engine, selector, expected);
+        let looked = look(engine, selector, expected, restarts);
         tokio::pin!(looked);
         let (verdict, containers) = loop {
             tokio::select! {
@@ -202,9 +226,9 @@ pub(super) async fn wait(
         };
         let pause = match &verdict {
             Verdict::Well | Verdict::Broken(_) => return Ok((verdict, containers)),
-            Verdict::Settling => {
+            Verdict::Settling(long) => {
                 let since = *settled.get_or_insert_with(Instant::now);
-                let left = SETTLE.saturating_sub(since.elapsed());
+                let left = long.saturating_sub(since.elapsed());
                 if left.is_zero() {
                     return Ok((Verdict::Well, containers));
                 }
@@ -295,7 +319,7 @@ mod tests {
         let long = expected(json!({"restart": "unless-stopped"}));
         let judged = |health| judge(&long, &[container("a", ContainerState::Running, health)], &BTreeMap::new());
         assert_eq!(judged(Health::Healthy), Verdict::Well);
-        assert_eq!(judged(Health::None), Verdict::Settling);
+        assert_eq!(judged(Health::None), Verdict::Settling(SETTLE));
         assert!(matches!(judged(Health::Starting), Verdict::Waiting(_)));
         assert!(matches!(judged(Health::Unhealthy), Verdict::Broken(_)));
         assert!(matches!(judge(&long, &[], &BTreeMap::new()), Verdict::Waiting(_)));
@@ -306,7 +330,7 @@ mod tests {
         let once = expected(json!({"restart": "no"}));
         // `restart: "no"` may also stand at a service that stays up.
         let running = container("a", ContainerState::Running, Health::None);
-        assert_eq!(judge(&once, &[running], &BTreeMap::new()), Verdict::Settling);
+        assert_eq!(judge(&once, &[running], &BTreeMap::new()), Verdict::Settling(SETTLE));
         let ended = container("a", ContainerState::Exited, Health::None);
         assert_eq!(judge(&once, std::slice::from_ref(&ended), &detail(&ended, 0, 0, false)), Verdict::Well);
         assert!(matches!(judge(&once, std::slice::from_ref(&ended), &detail(&ended, 3, 0, false)), Verdict::Broken(_)));
@@ -321,6 +345,36 @@ mod tests {
             panic!("not broken")
         };
         assert!(why["a"].why.contains("restart: \"no\""), "{why:?}");
+    }
+
+    #[test]
+    fn what_was_started_again_has_to_stay_up_longer_and_old_times_are_forgotten() {
+        let long = expected(json!({"restart": "always"}));
+        let up = container("a", ContainerState::Running, Health::None);
+        let judged = |restarts| judge(&long, std::slice::from_ref(&up), &detail(&up, 0, restarts, true));
+        assert_eq!((judged(0), judged(2)), (Verdict::Settling(SETTLE), Verdict::Settling(SETTLE_AGAIN)));
+        assert!(matches!(judged(3), Verdict::Broken(_)));
+
+        let good = Good {
+            digest: String::new(),
+            stack: String::new(),
+            containers: BTreeMap::from([("a".to_owned(), vec!["a".to_owned()])]),
+            images: BTreeMap::new(),
+            files: vec![],
+            commit: None,
+            at: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let counted = |restarts: &mut Restarts, number| {
+            restarts.of_this_run(detail(&up, 0, number, true).remove("a").unwrap()).restarts
+        };
+        let mut known = Restarts::since(Some(&good));
+        assert_eq!(
+            [7, 7, 9].map(|number| counted(&mut known, number)),
+            [0, 0, 2],
+            "it has run since the version before"
+        );
+        let mut new = Restarts::since(None);
+        assert_eq!([7, 9].map(|number| counted(&mut new, number)), [7, 9]);
     }
 
     #[test]

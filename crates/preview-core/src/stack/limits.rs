@@ -23,14 +23,7 @@ pub struct Guardrails {
 
 impl Default for Guardrails {
     fn default() -> Self {
-        Self {
-            cpus: 1.0,
-            memory: 512 << 20,
-            pids: 256,
-            log_size: 10 << 20,
-            log_files: 3,
-            restart: "unless-stopped".to_owned(),
-        }
+        Self { cpus: 1.0, memory: 512 << 20, pids: 256, log_size: 10 << 20, log_files: 3, restart: "always".to_owned() }
     }
 }
 
@@ -251,7 +244,7 @@ mod tests {
                 "image": "x",
                 "deploy": {"resources": {"limits": {"cpus": 1.0, "memory": "536870912", "pids": 256}}},
                 "logging": {"driver": "json-file", "options": {"max-size": "10485760", "max-file": "3"}},
-                "restart": "unless-stopped",
+                "restart": "always",
             })
         );
         assert_eq!(differences.len(), 5);
