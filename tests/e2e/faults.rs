@@ -139,6 +139,9 @@ fn a_full_disk_of_the_engine() {
     let options = VmOptions { data_size: Some("100m".into()), ..VmOptions::default() };
     let Some(site) = alone(&options, &stack(&serving("one"))) else { return };
     let vm = site.vm().expect("a VM");
+    let ran = site.deploy("7").expect(3);
+    assert!(ran.err.contains("of disk are free on the VM, a new preview needs 5.0 GB"), "{}", ran.err);
+    site.write("preview.toml", "[limits]\nmin_free_disk = \"0MB\"\n");
     site.shell("dd if=/dev/zero of=/var/lib/docker/fill bs=64k 2>/dev/null || :");
     let ran = site.deploy("7").expect(4);
     assert!(ran.err.to_lowercase().contains("no space left on device"), "{}", ran.err);
