@@ -103,3 +103,35 @@ fn the_oldest_makes_room() {
     }
     nothing(&site);
 }
+
+/// Builds are heavy here: out of their window they are refused, or wait for it; what builds nothing starts at any time.
+#[test]
+fn heavy_builds_in_their_window() {
+    let Some(site) = Site::new(Where::Vm(VmEngine::V28), SMALL) else { return };
+    let at = |when: &str| site.shell(&format!("date -u -d 'now + {when}' +%H:%M"));
+    let configure = |from: &str, to: &str, on_full: &str| {
+        let heavy = format!("heavy = \"build\"\nheavy_window = \"{from}-{to} UTC\"\non_full = \"{on_full}\"\n");
+        site.write("preview.toml", &limits(2, &heavy));
+    };
+    let later = (at("2 hours"), at("3 hours"));
+    configure(&later.0, &later.1, "refuse");
+    site.run(&["deploy", "--pr", "1"]).expect(0);
+    site.write("compose.yml", &SMALL.replace("image: busybox:1.36", "build: ."));
+    site.write("Dockerfile", "FROM busybox:1.36\nRUN echo heavy >/it\n");
+    let ran = site.run(&["deploy", "--pr", "1", "--format", "json"]).expect(3);
+    assert_eq!(ran.failure(), "outside_window", "{}", ran.err);
+    assert!(ran.err.contains(&format!("{}-{} UTC, which opens at ", later.0, later.1)), "{}", ran.err);
+    assert_eq!(names(&site), ["pr-1 ready"], "nothing was changed");
+
+    // Soon: at the full minute that is 10 to 70 seconds ahead.
+    let soon = at("70 seconds");
+    configure(&soon, &later.1, "queue");
+    let mut run = site.start(&["deploy", "--pr", "1"]);
+    run.until("heavy deploys start only in the window");
+    let now = site.shell("date -u +%H:%M");
+    run.end().expect(0);
+    assert!(now != soon && site.shell("date -u +%H:%M") >= soon, "{now}, {soon}");
+    assert_eq!(site.run(&["exec", "--pr", "1", "web", "--", "cat", "/it"]).expect(0).out, "heavy\n");
+    site.run(&["destroy", "--pr", "1"]).expect(0);
+    nothing(&site);
+}

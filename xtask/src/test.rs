@@ -64,6 +64,11 @@ fn tests(lab: &Lab, rest: &[&str]) -> Result<()> {
     let run = Run::new()?;
     let mut test = cargo(["test", "--workspace"]);
     test.args(rest).env("PREVIEW_LAB", "1").envs(run.environment());
+    if std::env::var_os("RUST_TEST_THREADS").is_none() {
+        // They wait for containers, locks and time limits more than they compute.
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        test.env("RUST_TEST_THREADS", (2 * cores).to_string());
+    }
     if let Some(config) = &lab.docker_config {
         test.env("DOCKER_CONFIG", config);
     }

@@ -88,8 +88,8 @@ pub fn next(tickets: &[Ticket]) -> u64 {
 pub struct Wait {
     /// So many come first.
     pub ahead: Vec<Ticket>,
-    /// So many of them have to move before it can be this one's turn: not those whom limits keep back that are not this one's.
-    pub near: usize,
+    /// Those of them who have to move before it can be this one's turn: not those whom limits keep back that are not this one's.
+    pub near: Vec<Ticket>,
     /// What there is not enough of, who comes first taken as there already.
     pub full: Full,
     /// There would be room, if it were not for those who come first.
@@ -112,14 +112,17 @@ pub fn turn(
 ) -> Result<(), Box<Wait>> {
     let own = tickets.iter().find(|ticket| ticket.is_of(wish)).map_or(u64::MAX, |ticket| ticket.number);
     let first: Vec<&Ticket> = tickets.iter().filter(|ticket| ticket.number < own && !ticket.is_of(wish)).collect();
-    let (mut then, mut near, mut blocked) = (holders.to_vec(), 0, None);
+    let (mut then, mut near, mut blocked) = (holders.to_vec(), Vec::new(), None);
     for ticket in &first {
         let admitted = admission::admit(&ticket.wish(), &then, facts, limits);
-        near += usize::from(match &admitted {
+        let matters = match &admitted {
             Err(Full { shortage: Shortage::Owner { .. }, .. }) => ticket.owner.as_deref() == wish.owner,
             Err(Full { shortage: Shortage::App { .. }, .. }) => ticket.app == wish.app,
             _ => true,
-        });
+        };
+        if matters {
+            near.push((*ticket).clone());
+        }
         match admitted {
             Err(Full { shortage: Shortage::Owner { .. } | Shortage::App { .. }, .. }) => {}
             _ if blocked.is_some() => {}
@@ -250,7 +253,7 @@ mod tests {
         // Only those count as in front who have to move first.
         let tickets = [third.clone(), ticket(2, "e", "ada", 1.0), other.clone(), ticket(4, "f", "eve", 1.0)];
         let full = [held.as_slice(), &[holder("g", "gil", 1.0)]].concat();
-        let near = |number: usize| ask(&tickets[number], &tickets, &full).unwrap_err().near;
+        let near = |number: usize| ask(&tickets[number], &tickets, &full).unwrap_err().near.len();
         assert_eq!([near(0), near(1), near(2), near(3)], [0, 1, 0, 1]);
     }
 

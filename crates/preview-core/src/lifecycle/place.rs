@@ -235,7 +235,12 @@ impl Flight<'_> {
         let since = *asking.queued.get_or_insert_with(Instant::now);
         let limit = self.project.timeouts.queue;
         let (host, base) = (&self.client.host, &self.client.base_dir);
-        let brief = Query { read: vec![PLACES.to_owned(), FREED.to_owned()], files_only: true, ..Query::default() };
+        let brief = Query {
+            read: vec![PLACES.to_owned(), FREED.to_owned()],
+            list: vec![queue::pattern()],
+            files_only: true,
+            ..Query::default()
+        };
         let whole = Query {
             read: vec![PLACES.to_owned(), FREED.to_owned(), "*/*/state.json".to_owned()],
             joined: vec![queue::pattern()],
@@ -270,8 +275,9 @@ impl Flight<'_> {
                 if self.lease.check().is_err() { Halt::LeaseLost(super::run::lost()) } else { fault.into() }
             };
             let seen = host.survey(base, &brief).await.map_err(lost)?;
-            // Who is far back need not look each time that somebody in front has moved.
-            let position = u32::try_from(wait.near + 1).unwrap_or(u32::MAX);
+            // Who is far back need not look at everything each time that somebody in front has moved.
+            let there = |ticket: &&Ticket| seen.paths.contains(&format!("{base}/{}/{}/{TICKET}", ticket.app, ticket.name));
+            let position = u32::try_from(wait.near.iter().filter(there).count() + 1).unwrap_or(u32::MAX);
             let due = looked.elapsed() >= LOOK.saturating_mul(1 + position / NEAR);
             if !due && (marks(&seen) == known || position > NEAR) {
                 continue;
