@@ -189,7 +189,8 @@ fn the_gitlab_component_is_well_formed() {
     assert_eq!(deploy["environment"]["on_stop"], "preview-stop");
     assert_eq!(deploy["environment"]["name"], stop["environment"]["name"]);
     assert_eq!(stop["environment"]["action"], "stop");
-    assert_eq!(stop["variables"]["GIT_STRATEGY"], "none");
+    assert_eq!(stop["variables"]["GIT_STRATEGY"], "empty");
+    assert_eq!(stop["resource_group"], "preview/stop/$CI_MERGE_REQUEST_IID");
     assert_eq!((&deploy["extends"], &stop["extends"]), (&".preview-common".into(), &".preview-common".into()));
     let rule = &stop["rules"][0];
     assert_eq!((&rule["if"], &rule["when"]), (&jobs[".preview-common"]["rules"][0]["if"], &"manual".into()));

@@ -210,14 +210,24 @@ fn names_that_are_taken() {
     let ran = site.run(&["deploy", "--branch", "feature-x"]).expect(3);
     assert!(ran.err.contains("preview-feature-x is taken by branch feature/x"), "{}", ran.err);
     site.run(&["plan", "--branch", "feature-x"]).expect(3);
+    // Whoever may not deploy there may not destroy there, event or not.
+    let event = ["destroy", "--branch", "feature-x", "--event-time", "2036-01-01T00:00:00Z"];
+    for args in [&event[..3], &event] {
+        let ran = site.run(args).expect(3);
+        assert!(ran.err.contains("preview-feature-x is taken by branch feature/x"), "{}", ran.err);
+    }
     assert_eq!((site.containers("preview-feature-x"), site.remains()), before);
 
     // Another repository under the same application name.
     site.run(&["deploy", "--pr", "7"]).expect(0);
     let before = (site.containers("pr-7"), site.remains());
     site.set("GITHUB_REPOSITORY", "acme/other");
-    let ran = site.run(DEPLOY).expect(3);
-    assert!(ran.err.contains("pr-7 is taken by pull request 7 of acme/shop"), "{}", ran.err);
+    for args in [DEPLOY, &["destroy", "--pr", "7"]] {
+        let ran = site.run(args).expect(3);
+        assert!(ran.err.contains("pr-7 is taken by pull request 7 of acme/shop"), "{}", ran.err);
+    }
+    site.write("open", "1\n");
+    site.run(&["sweep", "--open-prs", "open", "--grace", "0s"]).expect(0);
     assert_eq!((site.containers("pr-7"), site.remains()), before);
 
     site.set("GITHUB_REPOSITORY", "acme/shop");
@@ -258,6 +268,12 @@ fn what_a_pull_request_may_not_bring() {
             "volumes.vol.driver_opts",
             "belongs to the host",
         ),
+        (
+            // For the kernel this is the host's root, whatever the type says.
+            "    volumes: [\"vol:/v\"]\nvolumes: {vol: {driver_opts: {type: tmpfs, o: bind, device: /}}}",
+            "volumes.vol.driver_opts",
+            "belongs to the host",
+        ),
     ] {
         site.write("compose.yml", &format!("{ONE}{lines}\n"));
         refused(&site, DEPLOY, 3, &["may not have:", key, words]);
@@ -269,6 +285,27 @@ fn what_a_pull_request_may_not_bring() {
     let words = ["services.app.privileged", "services.app.network_mode", "/etc is outside", "docker.sock"];
     refused(&site, DEPLOY, 3, &words);
     refused(&site, &["plan", "--pr", "7"], 3, &words);
+}
+
+/// Containers inherit the labels of their images, and a proxy on the host reads them.
+#[test]
+fn images_that_tell_a_proxy_what_to_route() {
+    let label = "traefik.http.routers.e.rule";
+    let compose = format!("{ONE}    build: {{context: ., labels: {{{label}: \"Host(`a.example.com`)\"}}}}\n");
+    let Some(site) = Site::new(Where::Local, &compose.replace("    image: busybox:1.36\n", "")) else { return };
+    site.write("Dockerfile", "FROM busybox:1.36\n");
+    site.run(DEPLOY).expect(0);
+    let labels =
+        |site: &Site| site.docker(&["inspect", "-f", "{{json .Config.Labels}}", &site.containers("pr-7")["app"]]);
+    assert!(!labels(&site).contains("traefik"), "those of the Compose file are taken off: {}", labels(&site));
+
+    site.write("Dockerfile", &format!("FROM busybox:1.36\nLABEL {label}=\"Host(`a.example.com`)\"\n"));
+    let ran = site.run(&["deploy", "--pr", "7", "--format", "json"]).expect(4);
+    assert!(ran.err.contains(&format!("has the label `{label}`")), "{}", ran.err);
+    assert_eq!(ran.failure(), "start_failed");
+    assert!(!labels(&site).contains("traefik"), "the version before runs");
+    site.run(&["destroy", "--pr", "7"]).expect(0);
+    assert_eq!(site.remains(), Vec::<String>::new());
 }
 
 /// The table in `docs/exit-codes.md` has the codes that `--help` tells of, and each is what some test expects (but 1: it is for what nobody

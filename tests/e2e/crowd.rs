@@ -1,11 +1,10 @@
 //! A VM with a run in every phase at once, an update and a first deploy of each: for what hits all of them together.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use preview_tests::{Ran, Run, Site, Vm, VmEngine, VmOptions, eventually, lab};
+use preview_tests::{Ran, Run, Site, Vm, VmOptions, eventually};
 
-use crate::stacks::{never_up, serving, stack, with_web};
+use crate::stacks::{alone, never_up, serving, stack, with_web};
 
 /// The phases in which a deploy is held. The number of an update's pull request is its place here, from 1; that of a first deploy is ten more.
 pub(crate) const PHASES: [&str; 6] = ["building", "pulling", "starting", "verifying", "queued", "preparing"];
@@ -67,10 +66,7 @@ fn folder(pr: u32) -> String {
 impl Crowd {
     /// Previews of version "one", with data; `None` where there is no lab.
     pub(crate) fn new(options: &VmOptions) -> Option<Self> {
-        let lab = lab()?;
-        let vm = Vm::start(lab, VmEngine::V28, options).expect("a VM");
-        vm.load_image(&["busybox:1.36"]).expect("the image gets into the VM");
-        let mut crowd = Self { site: Site::on(lab, Some(Arc::new(vm)), ""), urls: BTreeMap::new() };
+        let mut crowd = Self { site: alone(options, "")?, urls: BTreeMap::new() };
         let mut all = standing();
         all.push(DOOMED);
         crowd.works(&all, "one");

@@ -1,19 +1,10 @@
 //! What happens to VMs: links are cut, engines die, disks fill. Each test has a VM of its own.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use preview_tests::{Run, Site, Vm, VmEngine, VmOptions, eventually, lab};
+use preview_tests::{Run, Site, VmOptions, eventually};
 
-use crate::stacks::{never_up, nothing, serving, stack, still};
-
-/// A site on a VM that nobody else uses.
-fn alone(options: &VmOptions, compose: &str) -> Option<Site> {
-    let lab = lab()?;
-    let vm = Vm::start(lab, VmEngine::V28, options).expect("a VM");
-    vm.load_image(&["busybox:1.36"]).expect("the image gets into the VM");
-    Some(Site::on(lab, Some(Arc::new(vm)), compose))
-}
+use crate::stacks::{alone, never_up, nothing, serving, stack, still};
 
 /// Stays in `verifying` for as long as it may.
 fn stuck() -> String {

@@ -4,12 +4,10 @@
 
 use std::time::Duration;
 
-use std::sync::Arc;
-
-use preview_tests::{Site, Vm, VmEngine, VmOptions, eventually, lab};
+use preview_tests::{VmOptions, eventually};
 
 use crate::crowd::{Crowd, Ended, Held, ends};
-use crate::stacks::{nothing, serving, stack, standing, still, with_web};
+use crate::stacks::{alone, nothing, serving, stack, standing, still, with_web};
 
 /// What runs ended with, for people.
 fn tell(ended: &[Ended]) {
@@ -150,14 +148,6 @@ fn a_holder_that_is_frozen_in_every_phase() {
     assert_eq!(crowd.everything(), before);
     crowd.goes_on();
     crowd.quiet();
-}
-
-/// A site on a VM that nobody else uses.
-fn alone(options: &VmOptions, compose: &str) -> Option<Site> {
-    let lab = lab()?;
-    let vm = Vm::start(lab, VmEngine::V28, options).expect("a VM");
-    vm.load_image(&["busybox:1.36"]).expect("the image gets into the VM");
-    Some(Site::on(lab, Some(Arc::new(vm)), compose))
 }
 
 /// The engine ends what a dead run asked for: a sweep that comes at once does not take what still runs for what stays.

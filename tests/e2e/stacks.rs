@@ -1,7 +1,17 @@
 //! Compose files of the tests that break things.
 
-use preview_tests::Site;
+use std::sync::Arc;
+
+use preview_tests::{Site, Vm, VmEngine, VmOptions, lab};
 use serde_json::Value;
+
+/// A site on a VM that nobody else uses.
+pub(crate) fn alone(options: &VmOptions, compose: &str) -> Option<Site> {
+    let lab = lab()?;
+    let vm = Vm::start(lab, VmEngine::V28, options).expect("a VM");
+    vm.load_image(&["busybox:1.36"]).expect("the image gets into the VM");
+    Some(Site::on(lab, Some(Arc::new(vm)), compose))
+}
 
 /// The least that runs.
 pub(crate) const SMALL: &str = r#"

@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use preview_tests::{Site, VmEngine, Where};
+use preview_tests::{Site, VmEngine, VmOptions, Where};
 
-use crate::stacks::{SMALL, limits, nothing, serving, stack, standing, still};
+use crate::stacks::{SMALL, alone, limits, nothing, serving, stack, standing, still};
 
 /// A state file of a preview that nobody has.
 fn state(site: &Site, name: &str, phase: &str, more: &str) -> String {
@@ -244,6 +244,47 @@ fn lifetimes_on_this_machine() {
 #[test]
 fn lifetimes_on_a_vm() {
     lifetimes(Where::Vm(VmEngine::V20));
+}
+
+/// What came for previews and is old goes once the disk is full enough, and build cache beyond its bound.
+#[test]
+fn images_and_build_cache() {
+    let compose = SMALL.replace("image: busybox:1.36", "build: .");
+    let Some(site) = alone(&VmOptions::default(), &compose) else { return };
+    site.write("Dockerfile", "FROM busybox:1.36\nRUN dd if=/dev/urandom of=/blob bs=1M count=8\n");
+    let sweeps = |above: &str, cache: &str| {
+        let sweep = format!("[sweep]\nimages_above = {above}\nbuild_cache = \"{cache}\"\n");
+        site.write("preview.toml", &format!("{}{sweep}", limits(100, "")));
+    };
+    sweeps("100", "10GB");
+    site.run(&["deploy", "--pr", "1"]).expect(0);
+    site.run(&["destroy", "--pr", "1"]).expect(0);
+    // Pulled long ago for a preview, by its record; and one that nobody of ours pulled.
+    let (old, foreign) = (format!("{}-old:1", site.app), format!("{}-foreign:1", site.app));
+    site.shell(&format!(
+        "set -e; for i in {old} {foreign}; do printf 'FROM busybox:1.36\\nLABEL x=%s\\n' $i | DOCKER_BUILDKIT=0 docker build -q -t $i - >&2; done; \
+         umask 077; mkdir -p {base}/.images; hash=$(printf %s {old} | sha256sum | cut -c1-24); \
+         echo '{{\"image\":\"{old}\",\"at\":\"2026-01-01T00:00:00Z\"}}' >{base}/.images/$hash.json; \
+         chown -R --reference={base} {base}/.images",
+        base = site.base()
+    ));
+    let there = |image: &str| !site.docker(&["image", "ls", "-q", image]).is_empty();
+    let swept = site.run(&["sweep", "--format", "json"]).expect(0).json();
+    assert_eq!((&swept["images"], &swept["build_cache"]), (&serde_json::json!([]), &0.into()), "{swept}");
+
+    sweeps("0", "1MB");
+    let planned = site.run(&["sweep", "--dry-run", "--format", "json"]).expect(0).json();
+    assert_eq!(planned["images"], serde_json::json!([old]), "{planned}");
+    assert!(there(&old));
+    let swept = site.run(&["sweep", "--format", "json"]).expect(0).json();
+    assert_eq!(swept["images"], serde_json::json!([old]), "{swept}");
+    assert!(swept["build_cache"].as_u64().is_some_and(|bytes| bytes >= 8 << 20), "{swept}");
+    assert!(!there(&old) && there(&foreign));
+    assert_eq!(site.shell(&format!("ls {}/.images", site.base())), "");
+    let again = site.run(&["sweep", "--format", "json"]).expect(0).json();
+    assert_eq!((&again["images"], &again["removed"]), (&serde_json::json!([]), &serde_json::json!([])), "{again}");
+    site.docker(&["image", "rm", &foreign]);
+    nothing(&site);
 }
 
 /// One sweep brings what a killed run left to a clean state: the version before, or nothing.

@@ -43,6 +43,9 @@ fn errors_name_the_file() {
     let Some(mut site) = Site::new(Where::Local, ONE) else { return };
     site.write("preview.toml", "\n[policy]\nforks = true\n");
     refused(&site, DEPLOY, 2, &["preview.toml:2:2: `policy`", "--trusted-config"]);
+    for command in [["sweep", "--dry-run"], ["list", "--all"], ["destroy", "--pr=7"]] {
+        site.run(&command).expect(0);
+    }
     site.write("preview.toml", "[[route]]\nservice = \"api\"\nport = 80\n");
     let base = site.dir.path().join(".git/base.toml").to_string_lossy().into_owned();
     site.set("PREVIEW_TRUSTED_CONFIG", &base);

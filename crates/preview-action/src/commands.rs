@@ -9,7 +9,7 @@ use std::sync::Arc;
 use preview_core::admission::Weight;
 use preview_core::config::Environment;
 use preview_core::fault::FaultKind;
-use preview_core::lifecycle::{self, Client, Error, Event, Interrupt};
+use preview_core::lifecycle::{self, Client, Error, Event, Interrupt, Whose};
 use preview_core::name::Key;
 use preview_core::project::{self, Target};
 use preview_core::report;
@@ -258,13 +258,29 @@ impl Context {
     async fn destroy(&self, which: &Which, event_time: Option<&str>) -> Result<u8, Error> {
         let session = self.session(None)?;
         let target = self.target(&session, which)?;
-        self.destroy_target(&session, target, event_time).await
+        let whose = self.whose(&session, which)?;
+        self.destroy_target(&session, target, whose, event_time).await
     }
 
-    async fn destroy_target(&self, session: &Session, target: Target, event_time: Option<&str>) -> Result<u8, Error> {
+    /// Whose preview is meant; by its name alone, anybody's.
+    fn whose(&self, session: &Session, which: &Which) -> Result<Option<Whose>, Error> {
+        if which.name.is_some() {
+            return Ok(None);
+        }
+        let key = key(&Subject { pr: which.pr, branch: which.branch.clone() })?;
+        Ok(Some(Whose { subject: session::subject(&key), repository: session.repository() }))
+    }
+
+    async fn destroy_target(
+        &self,
+        session: &Session,
+        target: Target,
+        whose: Option<Whose>,
+        event_time: Option<&str>,
+    ) -> Result<u8, Error> {
         let wait = session.config.timeouts.lock.into();
         let (who, event_at) = (session.who(), session.event_at(event_time)?);
-        let wish = lifecycle::Destroy { target, who, wait, event_at, run: Some(self.run.clone()) };
+        let wish = lifecycle::Destroy { target, whose, who, wait, event_at, run: Some(self.run.clone()) };
         let client = session.connect().await?;
         let done = lifecycle::destroy(&client, &wish, &*self.console, &self.interrupt).await;
         self.publish(session, Some(&client), done.as_ref().err()).await;
@@ -298,7 +314,8 @@ impl Context {
                 let session = self.session(None)?;
                 let which = Which { pr: Some(number), ..Which::default() };
                 let target = self.target(&session, &which)?;
-                self.destroy_target(&session, target, None).await
+                let whose = self.whose(&session, &which)?;
+                self.destroy_target(&session, target, whose, None).await
             }
             Wish::Deploy(wanted) => self.deploy_wanted(wanted).await,
         }

@@ -68,6 +68,9 @@ impl Session {
             }
             file = file.under(&trusted);
         }
+        if deploy.is_none() {
+            file = file.deploying_nothing();
+        }
         let mut flags = Overrides {
             host: global.host.clone(),
             base_dir: global.base_dir.clone(),
@@ -453,7 +456,15 @@ fn trusted_config(global: &Global) -> Result<Option<ConfigFile>, Error> {
     let Some(path) = &global.trusted_config else { return Ok(None) };
     let text = std::fs::read_to_string(path)
         .map_err(|error| invalid(format!("--trusted-config {}: {error}", path.display())))?;
-    ConfigFile::parse(&text, Some(path)).map(Some).map_err(invalid)
+    let mut file = ConfigFile::parse(&text, Some(path)).map_err(invalid)?;
+    // What it names lies beside it, not in the pull request's directory.
+    let beside = path.parent().map(Path::to_path_buf).unwrap_or_default();
+    let beside = std::path::absolute(beside)
+        .map_err(|error| invalid(format!("--trusted-config {}: {error}", path.display())))?;
+    for named in [&mut file.vm.known_hosts_file, &mut file.vm.identity_file].into_iter().flatten() {
+        *named = beside.join(&*named);
+    }
+    Ok(Some(file))
 }
 
 fn same_file(one: &Path, other: Option<&Path>) -> bool {

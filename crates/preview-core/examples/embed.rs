@@ -104,7 +104,7 @@ async fn run(directory: &Path, base_dir: String) -> Result<(), Failure> {
     say(&format!("deployed {} at {url}", deployed.name));
 
     let (who, wait, run) = (request.who.clone(), Duration::from_secs(60), Some("2".to_owned()));
-    let wish = Destroy { target, who, wait, event_at: None, run };
+    let wish = Destroy { target, whose: None, who, wait, event_at: None, run };
     let destroyed = lifecycle::destroy(&client, &wish, &counter, &interrupt).await?;
     let counted = (counter.secrets.load(Ordering::Relaxed), counter.stages.load(Ordering::Relaxed));
     say(&format!("destroyed {}: {} containers", destroyed.name, destroyed.removed.containers));

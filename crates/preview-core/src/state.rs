@@ -172,6 +172,9 @@ pub struct Good {
     pub images: BTreeMap<String, String>,
     /// Directories of uploaded files in use, by name.
     pub files: Vec<String>,
+    /// How many places it takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<Weight>,
     /// The commit, if it was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,

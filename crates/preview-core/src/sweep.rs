@@ -26,6 +26,8 @@ pub const IMAGES: &str = ".images";
 pub struct Open {
     /// The application that the lists are about; previews of others are not judged by them.
     pub app: String,
+    /// The repository that they are of, where known: two may have one name for their applications.
+    pub repository: Option<String>,
     /// Numbers of the pull requests that are open; `None`: not known.
     pub pulls: Option<BTreeSet<u64>>,
     /// Branches that exist; `None`: not known.
@@ -124,7 +126,8 @@ pub fn judge(state: &State, tombstones: &[Tombstone], open: &Open, now: Timestam
     if let Some(at) = expired(state, now) {
         return Some(Why::Expired { at });
     }
-    if state.app == open.app && now.duration_since(state.updated_at) > signed(open.grace) {
+    let other = matches!((&state.repository, &open.repository), (Some(one), Some(other)) if one != other);
+    if state.app == open.app && !other && now.duration_since(state.updated_at) > signed(open.grace) {
         let gone = match &state.subject {
             Subject::Pull(number) => open.pulls.as_ref().is_some_and(|pulls| !pulls.contains(number)),
             Subject::Branch(branch) => open.branches.as_ref().is_some_and(|branches| !branches.contains(branch)),
@@ -213,7 +216,8 @@ pub fn decide(base: &str, survey: &Survey, inventory: &Inventory, open: &Open) -
         if known.contains(&key) || orphans.contains(&key) {
             continue;
         }
-        if entries.iter().all(|entry| is_ours(entry)) && entries.iter().any(|entry| *entry != ".env") {
+        if entries.iter().all(|entry| is_ours(entry)) && entries.iter().any(|entry| !matches!(*entry, ".env" | "files"))
+        {
             orphans.insert(key);
         } else {
             let what = format!("{base}/{app}/{name}");
@@ -231,6 +235,20 @@ pub fn decide(base: &str, survey: &Survey, inventory: &Inventory, open: &Open) -
                 .push(Left { what: format!("{app:?} {name:?}"), why: "these labels name no preview".to_owned() }),
         }
     }
+    // Compose knows the project by its name alone: removing one would remove the other's.
+    let others = elsewhere(base, inventory);
+    let shared = |suspect: &Suspect| others.get(&(suspect.target.app.clone(), suspect.target.name.clone()));
+    let mut spared = Vec::new();
+    for suspects in [&mut decision.remove, &mut decision.mend] {
+        suspects.retain(|suspect| {
+            let Some(other) = shared(suspect) else { return true };
+            let what = format!("{} {}", suspect.target.app, suspect.target.name);
+            let why = format!("{}, but objects of that name belong to the previews below {other}", suspect.why);
+            spared.push(Left { what, why: why.replace(char::is_control, "?") });
+            false
+        });
+    }
+    decision.left.extend(spared);
     decision.empty = empty(base, survey);
     for (path, text) in survey.files.iter().filter(|(path, _)| fence::of_path(path).is_some()) {
         if serde_json::from_str::<Tombstone>(text).map_or(true, |tombstone| fence::past(&tombstone, now)) {
@@ -324,6 +342,17 @@ fn objects(base: &str, inventory: &Inventory) -> (BTreeMap<(String, String), Obj
         }
     }
     (found, strange)
+}
+
+/// The previews that another base directory on the same engine has objects of, and which that is.
+fn elsewhere(base: &str, inventory: &Inventory) -> BTreeMap<(String, String), String> {
+    let containers = inventory.containers.iter().map(|container| &container.labels);
+    let objects = inventory.networks.iter().chain(&inventory.volumes).chain(&inventory.images);
+    let known = containers.chain(objects.map(|object| &object.labels)).filter_map(|labels| {
+        let other = labels.get(ownership::BASE).filter(|of| *of != base)?;
+        Some(((labels.get(ownership::APP)?.clone(), labels.get(ownership::NAME)?.clone()), other.clone()))
+    });
+    known.collect()
 }
 
 /// What of a preview that was removed is still there: the proof that nothing is.

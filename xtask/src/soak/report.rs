@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 
-use super::load::{Kind, Meant, places};
+use super::load::{Job, Kind, Meant, places};
 use super::{Ended, Outcome, TOLERATED};
 use crate::lab::{Lab, Vm};
 use crate::sh;
@@ -190,10 +190,28 @@ fn failures(text: &mut String, outcome: &Outcome) {
     }
     let wanted = outcome.ended.iter().filter(|end| end.job.meant != Meant::Ready).count();
     let _ = writeln!(text, "\nStacks that were meant to fail: {wanted}.\n");
+    let mut others = 0;
+    for end in &outcome.ended {
+        let Job { number, kind, meant, .. } = &end.job;
+        if end.failure.as_deref() != meant.code() {
+            others += 1;
+            let code = end.failure.as_deref().unwrap_or("ready");
+            let meant = meant.code().unwrap_or("ready");
+            let _ = writeln!(
+                text,
+                "- The deploy of {number} ({}) was meant to end with `{meant}`: `{code}`.",
+                kind.title()
+            );
+        }
+        if let Some(code) = end.destroy.as_ref().and_then(|end| end.failure.as_ref()) {
+            others += 1;
+            let _ = writeln!(text, "- The destroy of {number} ({}) ended with `{code}`.", kind.title());
+        }
+    }
     for what in &outcome.broken {
         let _ = writeln!(text, "- **{what}**");
     }
-    if !outcome.broken.is_empty() {
+    if others > 0 || !outcome.broken.is_empty() {
         text.push('\n');
     }
 }

@@ -101,6 +101,7 @@ fn request(session: &Session, wish: &cli::Sweep, run: &str) -> Result<lifecycle:
         dry_run: wish.dry_run,
         open: Open {
             app: session.app.to_string(),
+            repository: session.repository(),
             pulls: pulls.transpose()?,
             branches: branches.transpose()?,
             grace: grace.into(),

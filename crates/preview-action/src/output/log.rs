@@ -157,6 +157,10 @@ impl Observer for Log {
             }
             Event::StageDone(phase, took) => {
                 let mut inside = self.inside();
+                if inside.stage.is_some_and(|(open, _)| open != *phase) {
+                    // A wait for a place came between: this one was told as done when that began.
+                    return self.close(&mut inside, None);
+                }
                 inside.stage = None;
                 let said = Said { phase: Some(*phase), took: Some(*took), code: None };
                 self.write(&inside, "info", "done", said, phase.as_str());

@@ -86,6 +86,9 @@ pub struct ConfigFile {
     /// What a trusted file put out of force, for people.
     #[serde(skip)]
     pub(super) overruled: Option<String>,
+    /// Nothing is deployed with it.
+    #[serde(skip)]
+    pub(super) idle: bool,
 }
 
 /// When images are pulled.

@@ -240,7 +240,7 @@ impl Settings {
     /// does not exist.
     pub fn merge(file: ConfigFile, environment: &Environment, flags: &Overrides) -> Result<Self, ConfigError> {
         let mut file = file;
-        trusted::check(&file.origin)?;
+        trusted::check(&file)?;
         let overruled = file.overruled.take();
         let from_environment = |setting: &Setting| match environment.get(setting.variable) {
             Some(value) if setting.list => {

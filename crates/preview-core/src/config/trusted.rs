@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use super::error::ConfigError;
 use super::file::ConfigFile;
-use super::origin::Origin;
 
 /// A key that decides over the host: its name, whether two files agree about it, and how it is taken over.
 struct Governed {
@@ -30,11 +29,17 @@ macro_rules! governed {
 const TABLES: [Governed; 10] =
     governed!(limits, guardrails, isolation, policy, vm, proxy, timeouts, sweep, metrics, ttl);
 /// Keys that come from it if it gives them.
-const NAMES: [Governed; 1] = governed!(app);
+const NAMES: [Governed; 2] = governed!(app, name);
 
 impl ConfigFile {
+    /// For a command that deploys nothing: `[policy]` does not concern it, so it may stand in the pull request's own file, and says nothing.
+    #[must_use]
+    pub fn deploying_nothing(self) -> Self {
+        Self { idle: true, policy: super::Policy::default(), ..self }
+    }
+
     /// Puts this file, which a pull request brings, under one that it cannot change: the tables that decide over the host come from
-    /// `trusted` alone (where that says nothing, they are the defaults), and so does the application's name if it gives one.
+    /// `trusted` alone (where that says nothing, they are the defaults), and so do the application's name and the names of previews if it gives them.
     #[must_use]
     pub fn under(mut self, trusted: &Self) -> Self {
         let named = NAMES.iter().filter(|name| trusted.origin.says(name.key));
@@ -62,8 +67,9 @@ impl ConfigFile {
 }
 
 /// A file that nobody vouches for cannot say what is allowed to it.
-pub(super) fn check(origin: &Origin) -> Result<(), ConfigError> {
-    if origin.says("policy") && !origin.is_overruled() {
+pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
+    let origin = &file.origin;
+    if origin.says("policy") && !origin.is_overruled() && !file.idle {
         let message = "`policy` counts only in a file that the pull request cannot change";
         return Err(origin
             .at_key("policy", message)
@@ -158,5 +164,9 @@ mod tests {
              pass it with --trusted-config (or PREVIEW_TRUSTED_CONFIG)"
         );
         assert!(config("", "[policy]\nforks = true").policy.forks);
+        // Whoever only looks or removes has no use for it.
+        let idle = parse("[policy]\nforks = true", "preview.toml").deploying_nothing();
+        let config = Settings::merge(idle, &Environment::new(), &Overrides::default()).unwrap().config;
+        assert!(!config.policy.forks);
     }
 }

@@ -17,7 +17,7 @@ use bollard::auth::DockerCredentials;
 use bollard::container::LogOutput;
 use bollard::errors::Error;
 use bollard::exec::StartExecResults;
-use bollard::models::{EventMessage, ExecConfig};
+use bollard::models::{EventMessage, ExecConfig, ImageSummary};
 use bollard::query_parameters::{
     CreateImageOptions, InspectContainerOptions, ListContainersOptions, ListImagesOptions, ListNetworksOptions,
     ListVolumesOptions, PruneImagesOptions, StatsOptions, TagImageOptions,
@@ -45,6 +45,29 @@ pub struct DockerEngine {
 }
 
 impl DockerEngine {
+    /// Those of these images that are here, by the name that was asked for.
+    async fn known_images(&self, references: &BTreeSet<String>) -> Result<BTreeMap<String, ImageSummary>, Fault> {
+        if references.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        // The engine can filter by name; where an id is asked for, all images have to be looked at.
+        let filters = if references.iter().any(|reference| reference::is_id(reference)) {
+            None
+        } else {
+            filters([("reference", references.iter().map(|reference| reference::familiar(reference)).collect())])
+        };
+        let options = ListImagesOptions { filters, digests: true, ..Default::default() };
+        let images = ask("list images", "", self.docker.list_images(Some(options))).await?;
+        let mut known = HashMap::new();
+        for image in &images {
+            for name in image.repo_tags.iter().chain(&image.repo_digests).chain([&image.id]) {
+                known.insert(reference::familiar(name), image);
+            }
+        }
+        let found = |asked: &String| Some((asked.clone(), (*known.get(&reference::familiar(asked))?).clone()));
+        Ok(references.iter().filter_map(found).collect())
+    }
+
     /// An engine behind this socket. Does no IO: the first request finds out whether one is there.
     ///
     /// # Errors
@@ -229,27 +252,16 @@ impl Engine for DockerEngine {
     }
 
     async fn image_ids(&self, references: &BTreeSet<String>) -> Result<BTreeMap<String, String>, Fault> {
-        if references.is_empty() {
-            return Ok(BTreeMap::new());
-        }
-        // The engine can filter by name; where an id is asked for, all images have to be looked at.
-        let filters = if references.iter().any(|reference| reference::is_id(reference)) {
-            None
-        } else {
-            filters([("reference", references.iter().map(|reference| reference::familiar(reference)).collect())])
-        };
-        let options = ListImagesOptions { filters, digests: true, ..Default::default() };
-        let images = ask("list images", "", self.docker.list_images(Some(options))).await?;
-        let mut ids = HashMap::new();
-        for image in &images {
-            for name in image.repo_tags.iter().chain(&image.repo_digests).chain([&image.id]) {
-                ids.insert(reference::familiar(name), image.id.as_str());
-            }
-        }
-        Ok(references
-            .iter()
-            .filter_map(|asked| Some((asked.clone(), (*ids.get(&reference::familiar(asked))?).to_owned())))
-            .collect())
+        let found = self.known_images(references).await?;
+        Ok(found.into_iter().map(|(name, image)| (name, image.id)).collect())
+    }
+
+    async fn image_labels(
+        &self,
+        references: &BTreeSet<String>,
+    ) -> Result<BTreeMap<String, BTreeMap<String, String>>, Fault> {
+        let found = self.known_images(references).await?;
+        Ok(found.into_iter().map(|(name, image)| (name, image.labels.into_iter().collect())).collect())
     }
 
     async fn pull(

@@ -320,6 +320,12 @@ pub trait Engine: Send + Sync {
     /// The ids of those of these images that are here, by the name that was asked for. One request, however many.
     async fn image_ids(&self, references: &BTreeSet<String>) -> Result<BTreeMap<String, String>, Fault>;
 
+    /// The labels of those of these images that are here, by the name that was asked for: their containers inherit them. One request.
+    async fn image_labels(
+        &self,
+        references: &BTreeSet<String>,
+    ) -> Result<BTreeMap<String, BTreeMap<String, String>>, Fault>;
+
     /// Pulls an image; the stream ends with the pull, at the latest with an error.
     async fn pull(
         &self,

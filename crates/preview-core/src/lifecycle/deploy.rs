@@ -15,6 +15,7 @@ use super::prepare::{self, Prepared};
 use super::run::{acquire, interrupted};
 use super::{Client, Error, Event, Interrupt, Observer};
 use crate::admission::{self, Wish};
+use crate::fault::{Fault, FaultKind};
 use crate::host::Change;
 use crate::lock::Lease;
 use crate::plan::{self, Kind, Plan};
@@ -89,7 +90,14 @@ pub async fn deploy(
 ) -> Result<Deployed, Error> {
     let begun = Instant::now();
     observer.event(&Event::Stage(Phase::Preparing));
-    let early = early(resolver, project, deploy, observer, redactor);
+    let early = async {
+        let limit = project.timeouts.start;
+        let early = early(resolver, project, deploy, observer, redactor);
+        tokio::time::timeout(limit, early).await.unwrap_or_else(|_| {
+            let context = format!("it took longer than {} s ([timeouts] start)", limit.as_secs());
+            Err(Fault::new(FaultKind::TimedOut, "read the secrets and the Compose files", context).into())
+        })
+    };
     let (client, prepared) = tokio::select! {
         both = async { futures_util::try_join!(connect, early) } => both?,
         () = interrupt.fired() => return Err(interrupted("prepare", "interrupted").into()),

@@ -24,7 +24,7 @@ use crate::ownership::Selector;
 use crate::project::Target;
 use crate::queue::TICKET;
 use crate::secret::Secret;
-use crate::state::{Phase, State};
+use crate::state::{Phase, State, Subject};
 
 /// The first look at the engine is worth so much waiting.
 const LOOK: Duration = Duration::from_secs(1);
@@ -44,11 +44,33 @@ pub struct Destroyed {
     pub files: usize,
 }
 
+/// Whose preview is meant. Two branches can have one name, and two repositories one application.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Whose {
+    /// What the preview is of.
+    pub subject: Subject,
+    /// The repository, where known.
+    pub repository: Option<String>,
+}
+
+impl Whose {
+    /// Who has the preview with this state instead, if somebody else has.
+    pub(super) fn other(&self, state: &State) -> Option<String> {
+        let elsewhere = matches!((&state.repository, &self.repository), (Some(one), Some(other)) if one != other);
+        match (&state.repository, elsewhere) {
+            (Some(repository), true) => Some(format!("{} of {repository}", state.subject)),
+            _ => (state.subject != self.subject).then(|| state.subject.to_string()),
+        }
+    }
+}
+
 /// What is to go, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destroy {
     /// Which preview.
     pub target: Target,
+    /// Whose it has to be; `None`: whoever's it is.
+    pub whose: Option<Whose>,
     /// Who holds the lock meanwhile, for those who wait.
     pub who: String,
     /// Whoever is at work on the preview is asked to stop, and waited for so long.
@@ -78,6 +100,8 @@ pub(super) enum Kept {
     Changed,
     /// Something later came.
     Superseded(Superseded),
+    /// It is somebody else's.
+    Taken(String),
 }
 
 /// Whether a preview with this record is meant, asked when nobody else can change it.
@@ -90,21 +114,34 @@ pub async fn destroy(
     observer: &dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<Destroyed, Error> {
-    let in_order = |event: Timestamp| {
-        move |record: Record<'_>| match record {
-            Record::State(state) => fence::destroy(event, Some(state)).map_err(Kept::Superseded),
-            Record::Absent | Record::Damaged => Ok(()),
-        }
+    // Before anybody is asked to stop, and before a word of it is left.
+    if wish.event_at.is_some()
+        && let Some(by) = taken(client, wish).await?
+    {
+        return Err(refusal(Kept::Taken(by), &wish.target));
+    }
+    let in_order = |record: Record<'_>| match (record, wish.event_at) {
+        (Record::State(state), Some(event)) => fence::destroy(event, Some(state)).map_err(Kept::Superseded),
+        _ => Ok(()),
     };
-    let done = match wish.event_at {
-        Some(event) => destroy_if(client, wish, observer, interrupt, Some(&in_order(event))).await?,
-        None => destroy_if(client, wish, observer, interrupt, None).await?,
-    };
+    let only_if: Option<Condition<'_>> = wish.event_at.is_some().then_some(&in_order);
+    let done = destroy_if(client, wish, observer, interrupt, only_if).await?;
     done.map_err(|kept| refusal(kept, &wish.target))
+}
+
+/// Who has the preview, if somebody else has.
+async fn taken(client: &Client, wish: &Destroy) -> Result<Option<String>, Fault> {
+    let Some(whose) = &wish.whose else { return Ok(None) };
+    let path = wish.target.file(&client.base_dir, "state.json");
+    let read = vec![format!("{}/{}/state.json", wish.target.app, wish.target.name)];
+    let survey = client.host.survey(&client.base_dir, &Query { read, files_only: true, ..Query::default() }).await?;
+    let state = survey.files.get(&path).and_then(|text| State::parse(&path, text).ok());
+    Ok(state.and_then(|state| whose.other(&state)))
 }
 
 fn refusal(kept: Kept, target: &Target) -> Error {
     match kept {
+        Kept::Taken(by) => Refusal::NameTaken { name: target.name.clone(), by }.into(),
         Kept::Superseded(by) => Refusal::Superseded { name: target.name.clone(), by }.into(),
         Kept::Changed => Error::NotFound(format!("{} is not what it was", target.name)),
     }
@@ -116,12 +153,14 @@ async fn claim(
     wish: &Destroy,
     observer: &dyn Observer,
     interrupt: &Interrupt,
-) -> Result<(Box<dyn Lease>, Option<String>), Error> {
+) -> Result<(Box<dyn Lease>, Option<String>, bool), Error> {
     let target = &wish.target;
     let (path, why) = (target.file(&client.base_dir, ".lock"), format!("destroy of {}", target.name));
     let busy = Notify::new();
     let asked = AtomicBool::new(false);
+    let contended = AtomicBool::new(false);
     let tell = || {
+        contended.store(true, Ordering::Relaxed);
         // Who does not wait asks for nothing.
         if !wish.wait.is_zero() {
             asked.store(true, Ordering::Relaxed);
@@ -134,8 +173,11 @@ async fn claim(
     let mut ask = std::pin::pin!(async {
         if wish.event_at.is_none() {
             busy.notified().await;
+            if let Some(by) = taken(client, wish).await? {
+                return Err(refusal(Kept::Taken(by), target));
+            }
         }
-        bury(client, target, &wish.who, wish.event_at).await
+        Ok(bury(client, target, &wish.who, wish.event_at).await?)
     });
     let mut said = None;
     let lease = loop {
@@ -150,7 +192,7 @@ async fn claim(
     }
     let taken_back = said.filter(|_| wish.event_at.is_none());
     match lease {
-        Ok(lease) => Ok((lease, taken_back)),
+        Ok(lease) => Ok((lease, taken_back, contended.load(Ordering::Relaxed))),
         Err(error) => {
             if let Some(file) = taken_back {
                 // What is left of a wish counts for nobody who begins later.
@@ -175,15 +217,18 @@ pub(super) async fn destroy_if(
     let selector = Selector::preview(&target.app, &target.name);
     // A look at the engine while the lock is asked for: what it finds is ours whatever happens meanwhile, and goes first. That
     // it may be old by then, or fail, does no harm: under the lock the engine is asked again.
-    let mut look = client.engine.containers(&selector);
+    let mut look =
+        std::pin::pin!(async { futures_util::join!(client.engine.containers(&selector), taken(client, wish)) });
     let mut lock = std::pin::pin!(claim(client, wish, observer, interrupt));
     let (claimed, seen) = tokio::select! {
-        seen = &mut look => (lock.await, seen.unwrap_or_default()),
+        seen = &mut look => (lock.await, Some(seen)),
         // An engine that hangs is found out about under the lease, with its limits.
-        lease = &mut lock => (lease, tokio::time::timeout(LOOK, look).await.ok().and_then(Result::ok).unwrap_or_default()),
+        lease = &mut lock => (lease, tokio::time::timeout(LOOK, look).await.ok()),
     };
+    let (seen, other) = seen.map_or((None, None), |(seen, other)| (seen.ok(), other.ok()));
+    let seen = seen.unwrap_or_default();
     let story = Story::new(wish, begun);
-    let (lease, asked) = match claimed {
+    let (lease, asked, contended) = match claimed {
         Ok(claimed) => claimed,
         Err(error) => {
             if matches!(error, Error::Locked { .. }) {
@@ -211,6 +256,11 @@ pub(super) async fn destroy_if(
                 (None, Some(_)) => Record::Damaged,
                 (None, None) => Record::Absent,
             };
+            if let (Some(whose), Record::State(state)) = (&wish.whose, record)
+                && let Some(by) = whose.other(state)
+            {
+                return Ok(Err(Kept::Taken(by)));
+            }
             if let Some(Err(kept)) = only_if.map(|only_if| only_if(record)) {
                 return Ok(Err(kept));
             }
@@ -228,7 +278,9 @@ pub(super) async fn destroy_if(
             Ok(Ok((survey, died)))
         };
         let remove = client.engine.remove(&selector, &seen);
-        let (marked, mut removed) = if only_if.is_none() {
+        // Whose it is was looked at beside asking for the lock; if somebody else had that meanwhile, it may have changed.
+        let certain = wish.whose.is_none() || (matches!(other, Some(None)) && !contended);
+        let (marked, mut removed) = if only_if.is_none() && certain {
             futures_util::try_join!(mark, remove)?
         } else {
             match mark.await? {

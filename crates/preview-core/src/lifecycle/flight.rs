@@ -118,10 +118,12 @@ impl Flight<'_> {
             return Err(grounded(Error::Refused(Refusal::Superseded { name, by }), exists));
         }
         self.watch = Some(Watch::start(self.client, &self.deploy.target, order));
-        let (prepared, env_file) =
-            with_generated(self.resolver, self.project, self.deploy, prepared, &seen, self.observer, self.redactor)
-                .await
-                .map_err(|error| grounded(error, exists))?;
+        let generated = self.guarded(self.limit(self.project.timeouts.start), async {
+            let (resolver, observer, redactor) = (self.resolver, self.observer, self.redactor);
+            Ok(with_generated(resolver, self.project, self.deploy, prepared, &seen, observer, redactor).await)
+        });
+        let generated = generated.await.map_err(|halt| grounded(self.halt_error(halt), exists))?;
+        let (prepared, env_file) = generated.map_err(|error| grounded(error, exists))?;
         let deadline = self.deadline;
         // Ports, images and places may be taken while a place is asked for: then all of it is looked at again.
         loop {

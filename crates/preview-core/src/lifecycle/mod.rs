@@ -27,7 +27,7 @@ mod verify;
 mod wait;
 
 pub use deploy::{Deployed, deploy, plan};
-pub use destroy::{Destroy, Destroyed, destroy};
+pub use destroy::{Destroy, Destroyed, Whose, destroy};
 pub use diagnose::Diagnosis;
 pub use error::{Error, FailureReport, Refusal, Restored};
 pub use keep::{Wish, keep};

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
+use super::destroy::Whose;
 use super::error::Refusal;
 use super::files::Upload;
 use super::prepare::{self, Prepared, Wanted};
@@ -132,12 +133,8 @@ pub(super) fn want(
     seen: &Seen,
 ) -> Result<(Wanted, BTreeMap<String, u16>), Error> {
     if let Some(state) = &seen.state {
-        let other_repository = matches!((&state.repository, &deploy.repository), (Some(a), Some(b)) if a != b);
-        if state.subject != deploy.subject || other_repository {
-            let by = match (&state.repository, other_repository) {
-                (Some(repository), true) => format!("{} of {repository}", state.subject),
-                _ => state.subject.to_string(),
-            };
+        let whose = Whose { subject: deploy.subject.clone(), repository: deploy.repository.clone() };
+        if let Some(by) = whose.other(state) {
             return Err(Refusal::NameTaken { name: deploy.target.name.clone(), by }.into());
         }
     }

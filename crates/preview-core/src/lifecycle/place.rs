@@ -66,7 +66,7 @@ pub(super) struct Asking {
 impl Asking {
     /// Whether it waits, or has waited, for a place.
     pub(super) const fn queues(&self) -> bool {
-        self.queued.is_some()
+        self.queued.is_some() || !self.waited.is_zero()
     }
 }
 
@@ -180,8 +180,9 @@ impl Flight<'_> {
             return Ok(Reserved::Moved);
         }
         match self.project.on_full {
+            // Who only has to wait for others in front gains nothing by it.
             OnFull::ReplaceOldest
-                if {
+                if !wait.behind && {
                     asking.reclaims += 1;
                     asking.reclaims <= 2 * RECLAIMS && self.replace(wish, holders, &wait, survey).await?
                 } =>
@@ -276,7 +277,8 @@ impl Flight<'_> {
             };
             let seen = host.survey(base, &brief).await.map_err(lost)?;
             // Who is far back need not look at everything each time that somebody in front has moved.
-            let there = |ticket: &&Ticket| seen.paths.contains(&format!("{base}/{}/{}/{TICKET}", ticket.app, ticket.name));
+            let there =
+                |ticket: &&Ticket| seen.paths.contains(&format!("{base}/{}/{}/{TICKET}", ticket.app, ticket.name));
             let position = u32::try_from(wait.near.iter().filter(there).count() + 1).unwrap_or(u32::MAX);
             let due = looked.elapsed() >= LOOK.saturating_mul(1 + position / NEAR);
             if !due && (marks(&seen) == known || position > NEAR) {
@@ -333,6 +335,12 @@ impl Flight<'_> {
             let limit = queues.then_some(queue);
             return Err(grounded(Refusal::NotNow { name, window, opens, limit }, exists));
         }
+        if self.asking.ticket {
+            // Who sleeps holds up nobody.
+            let gone = async { self.client.host.apply(&self.give_up()?).await };
+            gone.await.map_err(|fault| grounded(Error::from(fault), exists))?;
+            self.asking.ticket = false;
+        }
         self.observer.event(&Event::Stage(Phase::Queued));
         let text = format!("heavy deploys start only in the window {}, which opens at {opens}", heavy.window);
         self.observer.event(&Event::Note(&text));
@@ -343,6 +351,7 @@ impl Flight<'_> {
         }
         self.asking.waited += since.elapsed();
         self.asking.before = self.asking.waited;
+        self.asking.queued = None;
         Ok(false)
     }
 
@@ -378,7 +387,7 @@ impl Flight<'_> {
             let Some(Ok(before)) = survey.files.get(&path).map(|text| State::parse(&path, text)) else { continue };
             let target = Target { app: victim.app.clone(), name: victim.name.clone(), project: before.project.clone() };
             let (who, wait) = (self.deploy.who.clone(), Duration::ZERO);
-            let destroy = Destroy { target, who, wait, event_at: None, run: None };
+            let destroy = Destroy { target, whose: None, who, wait, event_at: None, run: None };
             let still = |record: Record<'_>| match record {
                 Record::State(state) if *state == before => Ok(()),
                 _ => Err(Kept::Changed),

@@ -90,7 +90,7 @@ pub(super) async fn reclaim(
     for ((target, phase), _) in suspects.iter().zip(holders).filter(|(_, holder)| holder.is_none()) {
         // Somebody may have come back to it meanwhile: that is asked again under its lock.
         let (target, who) = (target.clone(), who.to_owned());
-        let wish = Destroy { target, who, wait: Duration::ZERO, event_at: None, run: None };
+        let wish = Destroy { target, whose: None, who, wait: Duration::ZERO, event_at: None, run: None };
         let still = |record: Record<'_>| match record {
             Record::State(state) if hopeless(state) => Ok(()),
             _ => Err(Kept::Changed),

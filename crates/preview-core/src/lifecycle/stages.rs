@@ -131,12 +131,17 @@ impl Flight<'_> {
         let started = self
             .stage(state, Phase::Starting, limits.start, async {
                 let names = stack::images(&wanted.model).into_values().collect();
-                let images =
-                    if images_changed { self.client.engine.image_ids(&names).await? } else { seen.images.clone() };
+                let ids = async {
+                    if images_changed { self.client.engine.image_ids(&names).await } else { Ok(seen.images.clone()) }
+                };
+                let (images, labels) = futures_util::try_join!(ids, self.client.engine.image_labels(&names))?;
                 let running = Running { images: &images, ..seen.running() };
                 let services = plan::changes(&wanted.model, &running);
                 if plan::unchanged(&wanted.model, &wanted.digest, &running) {
                     return Ok((images, services, None));
+                }
+                if let Some(why) = stack::router_labels(&labels) {
+                    return Err(failure::of_up(Fault::new(FaultKind::Failed, "start the containers", why)));
                 }
                 let up = || up(self.client, &selector, &seen.containers, &stack, &progress);
                 self.retrying(up).await.map_err(failure::of_up)?;
@@ -247,6 +252,7 @@ impl Flight<'_> {
             containers,
             images,
             files: files.clone(),
+            weight: Some(self.project.weight),
             commit: self.deploy.commit.clone(),
             at: now,
         });

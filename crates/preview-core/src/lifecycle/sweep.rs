@@ -187,7 +187,11 @@ async fn tidy(
     swept: &mut Swept,
     observer: &dyn Observer,
 ) -> Result<(), Error> {
-    // A run at work may have pulled what it has not started yet.
+    // A run at work may need what it has not started yet; removing previews may have taken a while.
+    let now = if images.is_empty() { None } else { Some(look(client).await?) };
+    let seen = now.as_ref().unwrap_or(seen);
+    let still = rules::old_images(&seen.survey, wish.images_older);
+    let images: Vec<_> = images.into_iter().filter(|(path, _)| still.iter().any(|(other, _)| other == path)).collect();
     let at_work = seen.survey.files.iter().any(|(path, text)| {
         path.ends_with("/state.json") && State::parse(path, text).is_ok_and(|state| state.phase.in_flight())
     });
@@ -343,7 +347,7 @@ impl Work<'_> {
             _ => Err(Kept::Changed),
         };
         let (who, wait) = (self.wish.who.clone(), Duration::ZERO);
-        let destroy = Destroy { target: target.clone(), who, wait, event_at: None, run: None };
+        let destroy = Destroy { target: target.clone(), whose: None, who, wait, event_at: None, run: None };
         let Ok(gone) = destroy_if(self.client, &destroy, &Quiet, self.interrupt, Some(&still)).await? else {
             return Ok(Done::Nothing);
         };

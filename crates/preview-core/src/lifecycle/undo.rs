@@ -21,6 +21,7 @@ use crate::plan;
 use crate::project::{Target, Timeouts};
 use crate::runtime::{Stack, Variables};
 use crate::secret::{Redactor, Secret};
+use crate::stack;
 use crate::state::{Failure, Good, Phase, State};
 
 /// The version before is brought up at most so often.
@@ -127,7 +128,7 @@ async fn restore(undo: &Undo<'_>, text: &str, good: &Good) -> Result<Restored, F
     let mut restarts = Restarts::since(Some(good));
     let (verdict, containers) = wait::look(engine, &selector, &expected, &mut restarts).await?;
     let untouched =
-        plan::container_ids(&containers) == good.containers && matches!(verdict, Verdict::Well | Verdict::Settling(_));
+        plan::container_ids(&containers) == good.containers && matches!(verdict, Verdict::Well | Verdict::Settling(..));
     let stack = Stack {
         project: undo.target.project.clone(),
         rendered: Secret::new(model.to_string()),
@@ -168,7 +169,7 @@ async fn restore(undo: &Undo<'_>, text: &str, good: &Good) -> Result<Restored, F
         }
         tokio::time::sleep(LATE).await;
         let (verdict, found) = wait::look(engine, &selector, &expected, &mut restarts).await?;
-        if matches!(verdict, Verdict::Well | Verdict::Settling(_)) {
+        if matches!(verdict, Verdict::Well | Verdict::Settling(..)) {
             break;
         }
         (containers, due) = (found, true);
@@ -188,6 +189,9 @@ async fn record(
     state.phase = undo.end;
     state.updated_at = Timestamp::now();
     state.failure = Some(undo.failure.clone());
+    // The run that died may have asked for more.
+    state.weight = good.weight.unwrap_or(state.weight);
+    state.memory = stack::declared_memory(model);
     let mut good = good.clone();
     good.containers = plan::container_ids(containers);
     good.stack = plan::stack_file(&rendered);

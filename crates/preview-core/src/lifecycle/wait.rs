@@ -43,8 +43,8 @@ impl Expected {
 pub(super) enum Verdict {
     /// All is well.
     Well,
-    /// All is well if it stays so for this long: some have no health check.
-    Settling(Duration),
+    /// All is well if it stays so for this long: some have no health check. So often they were started again until now.
+    Settling(Duration, i64),
     /// Not yet: for these services, for these reasons.
     Waiting(Problems),
     /// It will not get well: for these services, for these reasons.
@@ -102,8 +102,9 @@ pub(super) fn judge(
                             Problem::new(cause(detail, FailureCode::Exited), "ends again and again"),
                         );
                     }
-                    let again = detail.is_some_and(|d| d.restarts > 0);
-                    settling = settling.max(Some(if again { SETTLE_AGAIN } else { SETTLE }));
+                    let again = detail.map_or(0, |d| d.restarts);
+                    let (long, before) = settling.unwrap_or((SETTLE, 0));
+                    settling = Some((if again > 0 { SETTLE_AGAIN } else { long }, before + again));
                 }
                 (ContainerState::Running, Health::Starting) => {
                     waiting.insert(service.clone(), Problem::new(FailureCode::Unhealthy, "is not healthy yet"));
@@ -162,7 +163,7 @@ pub(super) fn judge(
     } else if !waiting.is_empty() {
         Verdict::Waiting(waiting)
     } else {
-        settling.map_or(Verdict::Well, Verdict::Settling)
+        settling.map_or(Verdict::Well, |(long, restarts)| Verdict::Settling(long, restarts))
     }
 }
 
@@ -211,7 +212,7 @@ pub(super) async fn wait(
     mut events: BoxStream<'static, Result<ContainerEvent, Fault>>,
     note: &mut (dyn FnMut(&Problems) + Send),
 ) -> Result<(Verdict, Vec<Container>), Fault> {
-    let mut settled: Option<Instant> = None;
+    let mut settled: Option<(Instant, i64)> = None;
     let mut told = BTreeMap::new();
     loop {
         // One look answers all events that came until it began, and those that come meanwhile ask for one more in all.
@@ -226,8 +227,11 @@ pub(super) async fn wait(
         };
         let pause = match &verdict {
             Verdict::Well | Verdict::Broken(_) => return Ok((verdict, containers)),
-            Verdict::Settling(long) => {
-                let since = *settled.get_or_insert_with(Instant::now);
+            Verdict::Settling(long, restarts) => {
+                // What ends and is started again between two looks is seen to run each time.
+                let (since, _) = *settled.insert(
+                    settled.filter(|(_, before)| before == restarts).unwrap_or_else(|| (Instant::now(), *restarts)),
+                );
                 let left = long.saturating_sub(since.elapsed());
                 if left.is_zero() {
                     return Ok((Verdict::Well, containers));
@@ -319,7 +323,7 @@ mod tests {
         let long = expected(json!({"restart": "unless-stopped"}));
         let judged = |health| judge(&long, &[container("a", ContainerState::Running, health)], &BTreeMap::new());
         assert_eq!(judged(Health::Healthy), Verdict::Well);
-        assert_eq!(judged(Health::None), Verdict::Settling(SETTLE));
+        assert_eq!(judged(Health::None), Verdict::Settling(SETTLE, 0));
         assert!(matches!(judged(Health::Starting), Verdict::Waiting(_)));
         assert!(matches!(judged(Health::Unhealthy), Verdict::Broken(_)));
         assert!(matches!(judge(&long, &[], &BTreeMap::new()), Verdict::Waiting(_)));
@@ -330,7 +334,7 @@ mod tests {
         let once = expected(json!({"restart": "no"}));
         // `restart: "no"` may also stand at a service that stays up.
         let running = container("a", ContainerState::Running, Health::None);
-        assert_eq!(judge(&once, &[running], &BTreeMap::new()), Verdict::Settling(SETTLE));
+        assert_eq!(judge(&once, &[running], &BTreeMap::new()), Verdict::Settling(SETTLE, 0));
         let ended = container("a", ContainerState::Exited, Health::None);
         assert_eq!(judge(&once, std::slice::from_ref(&ended), &detail(&ended, 0, 0, false)), Verdict::Well);
         assert!(matches!(judge(&once, std::slice::from_ref(&ended), &detail(&ended, 3, 0, false)), Verdict::Broken(_)));
@@ -352,7 +356,7 @@ mod tests {
         let long = expected(json!({"restart": "always"}));
         let up = container("a", ContainerState::Running, Health::None);
         let judged = |restarts| judge(&long, std::slice::from_ref(&up), &detail(&up, 0, restarts, true));
-        assert_eq!((judged(0), judged(2)), (Verdict::Settling(SETTLE), Verdict::Settling(SETTLE_AGAIN)));
+        assert_eq!((judged(0), judged(2)), (Verdict::Settling(SETTLE, 0), Verdict::Settling(SETTLE_AGAIN, 2)));
         assert!(matches!(judged(3), Verdict::Broken(_)));
 
         let good = Good {
@@ -361,6 +365,7 @@ mod tests {
             containers: BTreeMap::from([("a".to_owned(), vec!["a".to_owned()])]),
             images: BTreeMap::new(),
             files: vec![],
+            weight: None,
             commit: None,
             at: jiff::Timestamp::UNIX_EPOCH,
         };

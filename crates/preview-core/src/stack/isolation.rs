@@ -121,11 +121,20 @@ pub(super) fn isolate(
             }
         }
     }
-    if let Some(user) = &isolation.user
-        && is_root(table.get("user").and_then(Value::as_str).unwrap_or_default())
-    {
-        table.insert("user".to_owned(), json!(user));
-        note("user", format!("set to {user}"));
+    if let Some(user) = &isolation.user {
+        if may_be_root(table.get("user").and_then(Value::as_str).unwrap_or_default()) {
+            table.insert("user".to_owned(), json!(user));
+            note("user", format!("set to {user}"));
+        }
+        for key in ["post_start", "pre_stop"] {
+            let hooks = table.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten();
+            // A hook without a user has the service's.
+            let doubtful = hooks.filter(|hook| hook.get("user").and_then(Value::as_str).is_some_and(may_be_root));
+            for hook in doubtful {
+                hook["user"] = json!(user);
+                note(key, format!("its user set to {user}"));
+            }
+        }
     }
     if isolation.no_new_privileges
         && let Some(options) = list(table, "security_opt")
@@ -189,10 +198,10 @@ pub(super) fn close_networks(
     }
 }
 
-/// Whether a user, as Compose and Docker write it, is root: by name or number, or nobody is named.
-fn is_root(user: &str) -> bool {
-    let name = user.split(':').next().unwrap_or_default().trim();
-    name.is_empty() || name == "root" || name.parse::<u64>() == Ok(0)
+/// Whether a user, as Compose and Docker write it, may be root: nobody is named, or the number 0, or a name, which the image says the number of.
+fn may_be_root(user: &str) -> bool {
+    let name = user.split(':').next().unwrap_or_default();
+    !name.bytes().all(|byte| byte.is_ascii_digit()) || name.trim_start_matches('0').is_empty()
 }
 
 /// Whether something is mounted at this very path.
@@ -273,7 +282,7 @@ mod tests {
     #[test]
     fn what_the_file_says_more_strictly_or_by_itself_stays() {
         let service = json!({
-            "read_only": true, "user": "app", "cap_drop": ["all"], "cap_add": ["CHOWN"],
+            "read_only": true, "user": "1001:app", "cap_drop": ["all"], "cap_add": ["CHOWN"],
             "tmpfs": ["/run:size=1m"], "volumes": [{"type": "volume", "source": "t", "target": "/tmp/"}],
             "security_opt": ["no-new-privileges"],
         });
@@ -282,12 +291,17 @@ mod tests {
 
     #[test]
     fn root_by_any_name_is_replaced() {
-        for user in ["", "0", "root", "0:1000", "root:root", "00"] {
+        // A name is what the image says of it, and `-0` is root to Docker.
+        for user in ["", "0", "root", "0:1000", "root:root", "00", "app", "postgres", "-0", "+0", " 0"] {
             assert_eq!(isolated("api", json!({"user": user}), &all()).0["user"], "1000:1000", "{user}");
         }
-        for user in ["1", "app", "1000:0", "postgres"] {
+        for user in ["1", "1000:0", "999:postgres"] {
             assert_eq!(isolated("api", json!({"user": user}), &all()).0["user"], user);
         }
+        let hooks = json!({"user": "1", "post_start": [{"command": ["a"], "user": "root"}, {"command": ["b"]}]});
+        let (table, told) = isolated("api", hooks, &all());
+        assert_eq!(table["post_start"], json!([{"command": ["a"], "user": "1000:1000"}, {"command": ["b"]}]));
+        assert!(told.iter().any(|told| told == "services.api.post_start: its user set to 1000:1000"), "{told:?}");
     }
 
     #[test]

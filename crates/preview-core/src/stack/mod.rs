@@ -86,6 +86,19 @@ pub fn published_ports(model: &Value) -> BTreeSet<Port> {
         .collect()
 }
 
+/// Why these images (by name, with their labels) may not run here: their containers would inherit what tells a proxy what to route.
+#[must_use]
+pub fn router_labels(images: &BTreeMap<String, BTreeMap<String, String>>) -> Option<String> {
+    let (image, label) = images
+        .iter()
+        .find_map(|(image, labels)| Some((image, labels.keys().find(|key| network::is_router_label(key))?)))?;
+    let label = label.replace(char::is_control, "?");
+    Some(format!(
+        "the image {image} has the label `{label}`, which would tell the host's proxy what to route: remove it from the Dockerfile; routes come \
+         from `[[route]]`"
+    ))
+}
+
 /// The image that each service runs, by service; a service that is built and names no image runs Compose's default name.
 #[must_use]
 pub fn images(model: &Value) -> BTreeMap<String, String> {

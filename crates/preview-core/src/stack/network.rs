@@ -73,21 +73,31 @@ pub(super) fn own_container_name(service: &str, table: &mut Map<String, Value>, 
     });
 }
 
-/// Labels for a proxy that the file brings are taken off: they could claim an address of others.
+/// Whether a label tells a proxy what to route.
+pub(super) fn is_router_label(key: &str) -> bool {
+    // Traefik does not mind the case.
+    ROUTER_LABELS.iter().any(|prefix| key.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix)))
+}
+
+/// Labels for a proxy that the file brings are taken off, of the containers and of the images that it builds: they could claim an
+/// address of others.
 pub(super) fn strip_router_labels(service: &str, table: &mut Map<String, Value>, differences: &mut Vec<Difference>) {
-    let Some(labels) = table.get_mut("labels").and_then(Value::as_object_mut) else { return };
-    let doomed: Vec<String> =
-        labels.keys().filter(|key| ROUTER_LABELS.iter().any(|prefix| key.starts_with(prefix))).cloned().collect();
-    if doomed.is_empty() {
-        return;
+    for (path, at) in [("labels", vec!["labels"]), ("build.labels", vec!["build", "labels"])] {
+        let (last, way) = (at[at.len() - 1], &at[..at.len() - 1]);
+        let table = way.iter().try_fold(&mut *table, |table, key| table.get_mut(*key).and_then(Value::as_object_mut));
+        let Some(labels) = table.and_then(|table| table.get_mut(last)).and_then(Value::as_object_mut) else { continue };
+        let doomed: Vec<String> = labels.keys().filter(|key| is_router_label(key)).cloned().collect();
+        if doomed.is_empty() {
+            continue;
+        }
+        for key in &doomed {
+            labels.remove(key);
+        }
+        differences.push(Difference {
+            key: format!("services.{service}.{path}"),
+            what: format!("{} removed: routes come from the configuration", doomed.join(", ")),
+        });
     }
-    for key in &doomed {
-        labels.remove(key);
-    }
-    differences.push(Difference {
-        key: format!("services.{service}.labels"),
-        what: format!("{} removed: routes come from the configuration", doomed.join(", ")),
-    });
 }
 
 /// Behind a proxy nothing is published; without one each port is published on the loopback address, on the preview's own port.

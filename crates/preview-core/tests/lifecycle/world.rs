@@ -265,7 +265,14 @@ pub(crate) fn request() -> Deploy {
 }
 
 pub(crate) fn destroy() -> Destroy {
-    Destroy { target: target(), who: "me".into(), wait: Duration::from_secs(1), event_at: None, run: Some("r".into()) }
+    Destroy {
+        target: target(),
+        whose: None,
+        who: "me".into(),
+        wait: Duration::from_secs(1),
+        event_at: None,
+        run: Some("r".into()),
+    }
 }
 
 pub(crate) fn numbered(number: u64) -> Deploy {

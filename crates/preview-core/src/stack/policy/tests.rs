@@ -101,6 +101,11 @@ fn what_belongs_to_others_is_refused_except_the_proxys_network() {
             "prod": {"name": "prod", "external": true},
             "etc": {"driver": "local", "driver_opts": {"type": "none", "o": "bind", "device": "/etc"}},
             "fast": {"driver_opts": {"type": "tmpfs", "device": "tmpfs"}},
+            "small": {"driver_opts": {"type": "tmpfs", "device": "tmpfs", "o": "size=10m,mode=1777,nodev"}},
+            "root": {"driver_opts": {"type": "tmpfs", "device": "/", "o": "bind"}},
+            "bound": {"driver_opts": {"type": "tmpfs", "device": "tmpfs", "o": "size=1m,rbind"}},
+            "again": {"driver_opts": {"type": "tmpfs", "device": "tmpfs", "o": "remount"}},
+            "device": {"driver_opts": {"type": "tmpfs", "device": "/dev/sda1"}},
         },
         "secrets": {"s": {"file": "/root/.ssh/id_rsa"}, "ext": {"external": true, "name": "s"}},
     });
@@ -111,8 +116,12 @@ fn what_belongs_to_others_is_refused_except_the_proxys_network() {
             "networks.other.external",
             "secrets.ext.external",
             "secrets.s.file",
+            "volumes.again.driver_opts",
+            "volumes.bound.driver_opts",
+            "volumes.device.driver_opts",
             "volumes.etc.driver_opts",
-            "volumes.prod.external"
+            "volumes.prod.external",
+            "volumes.root.driver_opts"
         ]
     );
 }

@@ -135,6 +135,16 @@ impl Engine for MemoryEngine {
         Ok(references.iter().filter_map(known).collect())
     }
 
+    async fn image_labels(
+        &self,
+        references: &BTreeSet<String>,
+    ) -> Result<BTreeMap<String, BTreeMap<String, String>>, Fault> {
+        let mut world = self.world();
+        world.called("image_labels")?;
+        let known = |asked: &String| Some((asked.clone(), world.images[world.find_image(asked)?].labels.clone()));
+        Ok(references.iter().filter_map(known).collect())
+    }
+
     async fn pull(
         &self,
         reference: &str,
