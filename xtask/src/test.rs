@@ -62,7 +62,8 @@ fn tests(lab: &Lab, rest: &[&str]) -> Result<()> {
         eprintln!("removed {name}: left by an earlier run that was killed");
     }
     let run = Run::new()?;
-    let mut test = cargo(["test", "--workspace"]);
+    // One run tells of everything that is broken.
+    let mut test = cargo(["test", "--workspace", "--no-fail-fast"]);
     test.args(rest).env("PREVIEW_LAB", "1").envs(run.environment());
     if std::env::var_os("RUST_TEST_THREADS").is_none() {
         // They wait for containers, locks and time limits more than they compute.
