@@ -18,7 +18,7 @@ fn everywhere(place: Where) {
     site.set("GITHUB_RUN_ID", "1234");
     site.run(&["deploy", "--pr", "7", "--owner", "octocat"]).expect(0);
     site.run(&["deploy", "--pr", "7", "--owner", "octocat"]).expect(0);
-    site.write("compose.yml", &SMALL.replace("exec sleep 100000", "exit 3"));
+    site.write("compose.yml", &SMALL.replace("[\"sleep\", \"100000\"]", "[sh, -c, exit 3]"));
     site.run(&["deploy", "--pr", "7", "--owner", "octocat"]).expect(4);
     site.write("compose.yml", SMALL);
     site.run(&["sweep", "--dry-run"]).expect(0);

@@ -55,7 +55,7 @@ fn everywhere(place: Where) {
     assert!(value(&text, r#"preview_run_seconds_p95{command="deploy"}"#).is_some_and(|took| took > 0.0), "{text}");
 
     // One that fails, and one that is refused before it is at work.
-    site.write("compose.yml", &SMALL.replace("exec sleep 100000", "exit 3"));
+    site.write("compose.yml", &SMALL.replace("[\"sleep\", \"100000\"]", "[sh, -c, exit 3]"));
     site.run(&["deploy", "--pr", "8"]).expect(4);
     site.write("compose.yml", SMALL);
     let failed = r#"preview_runs{command="deploy",outcome="failed",code="exited"}"#;

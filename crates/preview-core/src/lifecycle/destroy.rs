@@ -22,7 +22,7 @@ use crate::host::{Change, Query};
 use crate::lock::Lease;
 use crate::ownership::Selector;
 use crate::project::Target;
-use crate::queue::TICKET;
+use crate::queue::{self, TICKET};
 use crate::secret::Secret;
 use crate::state::{Phase, State, Subject};
 
@@ -132,11 +132,15 @@ pub async fn destroy(
 /// Who has the preview, if somebody else has.
 async fn taken(client: &Client, wish: &Destroy) -> Result<Option<String>, Fault> {
     let Some(whose) = &wish.whose else { return Ok(None) };
-    let path = wish.target.file(&client.base_dir, "state.json");
-    let read = vec![format!("{}/{}/state.json", wish.target.app, wish.target.name)];
+    let read = ["state.json", TICKET].map(|name| format!("{}/{}/{name}", wish.target.app, wish.target.name)).to_vec();
     let survey = client.host.survey(&client.base_dir, &Query { read, files_only: true, ..Query::default() }).await?;
-    let state = survey.files.get(&path).and_then(|text| State::parse(&path, text).ok());
-    Ok(state.and_then(|state| whose.other(&state)))
+    let text = |name: &str| survey.files.get(&wish.target.file(&client.base_dir, name)).map(String::as_str);
+    if let Some(state) = text("state.json").and_then(|text| State::parse("state.json", text).ok()) {
+        return Ok(whose.other(&state));
+    }
+    // Who only waits for a place has no state yet.
+    let ticket = queue::tickets(text(TICKET).unwrap_or_default()).into_iter().next();
+    Ok(ticket.filter(|ticket| ticket.subject != whose.subject).map(|ticket| ticket.subject.to_string()))
 }
 
 fn refusal(kept: Kept, target: &Target) -> Error {
