@@ -50,6 +50,9 @@ fn errors_name_the_file() {
     let base = site.dir.path().join(".git/base.toml").to_string_lossy().into_owned();
     site.set("PREVIEW_TRUSTED_CONFIG", &base);
     refused(&site, DEPLOY, 2, &["--trusted-config ", "base.toml: No such file"]);
+    // By a relative name too.
+    site.write("beside.toml", "[policy]\nforks = true\n");
+    site.run(&["list", "--trusted-config", "beside.toml"]).expect(0);
     site.write(".git/base.toml", "[policy]\nfork = true\n");
     refused(&site, DEPLOY, 2, &[&format!("{base}:2:1: unknown key `policy.fork`; did you mean `forks`?")]);
     site.write(".git/base.toml", "[vm]\nhost = \"nonsense\"\n");

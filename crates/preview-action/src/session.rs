@@ -458,11 +458,10 @@ fn trusted_config(global: &Global) -> Result<Option<ConfigFile>, Error> {
         .map_err(|error| invalid(format!("--trusted-config {}: {error}", path.display())))?;
     let mut file = ConfigFile::parse(&text, Some(path)).map_err(invalid)?;
     // What it names lies beside it, not in the pull request's directory.
-    let beside = path.parent().map(Path::to_path_buf).unwrap_or_default();
-    let beside = std::path::absolute(beside)
-        .map_err(|error| invalid(format!("--trusted-config {}: {error}", path.display())))?;
+    let whole =
+        std::path::absolute(path).map_err(|error| invalid(format!("--trusted-config {}: {error}", path.display())))?;
     for named in [&mut file.vm.known_hosts_file, &mut file.vm.identity_file].into_iter().flatten() {
-        *named = beside.join(&*named);
+        *named = whole.with_file_name(&*named);
     }
     Ok(Some(file))
 }

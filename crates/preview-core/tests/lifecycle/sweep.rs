@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use preview_core::admission::Weight;
 use preview_core::lifecycle::{self, Interrupt, Quiet, Sweep, Wish};
 use preview_core::lock::{Holder, Lock};
 use preview_core::plan::Kind;
@@ -11,7 +12,7 @@ use preview_core::state::Phase;
 use preview_core::sweep::Open;
 use serde_json::json;
 
-use crate::world::{MOMENT, World, model, numbered, project, request};
+use crate::world::{LOCK, MOMENT, World, model, numbered, project, request};
 
 pub(crate) fn sweeping() -> Sweep {
     Sweep {
@@ -53,14 +54,16 @@ async fn one_sweep_mends_what_a_dead_run_left() {
         let world = World::new();
         world.deploy(1, None).await.expect("created");
         world.runtime.set_model(model(2, None));
-        let _ = world.deploy_for(life, &request()).await;
+        let heavier = Project { weight: Weight::places(2), ..project() };
+        let _ = world.run_with(life, &heavier, &request(), &Interrupt::default()).await;
+        world.lock.lose(LOCK);
         let before = world.state().expect("a state");
         let swept = world.sweep(&sweeping()).await;
         assert_eq!((swept.exit_code(), swept.removed.len()), (0, 0), "after {life} changes: {swept:?}");
         let state = world.state().expect("a state");
         if before.phase.in_flight() {
             mended += swept.mended.len();
-            assert_eq!(state.phase, Phase::Failed, "after {life} changes");
+            assert_eq!((state.phase, state.weight), (Phase::Failed, Weight::default()), "after {life} changes");
             assert!(state.failure.is_some_and(|failure| failure.message.contains("its run died while")));
             assert_eq!(world.running().await, state.good.expect("the version before").containers);
             assert_eq!(world.deploy(1, None).await.expect("that version").kind, Some(Kind::Unchanged));
