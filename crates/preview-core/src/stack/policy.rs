@@ -195,7 +195,7 @@ pub fn violations(
     }
     for (name, table) in entries(model, "volumes") {
         court.place = format!("volumes.{name}");
-        volume(&mut court, table);
+        volume::volume(&mut court, table);
         labels(&mut court, table);
     }
     for kind in ["configs", "secrets"] {
@@ -452,44 +452,6 @@ fn network(court: &mut Court<'_>, table: &Map<String, Value>, proxy_network: Opt
     }
 }
 
-fn volume(court: &mut Court<'_>, table: &Map<String, Value>) {
-    if is_on(table.get("external")) {
-        court.refuse(
-            "external",
-            "a volume of others would be shared",
-            "remove external: each preview has its own volumes",
-        );
-        return;
-    }
-    let driver = table.get("driver").and_then(Value::as_str).unwrap_or_default();
-    if !matches!(driver, "" | "local") {
-        court.refuse("driver", format!("`{driver}` is a plugin of the host"), "use local, or name no driver");
-    }
-    let options = table.get("driver_opts").and_then(Value::as_object).cloned().unwrap_or_default();
-    if !options.is_empty() && !is_plain_tmpfs(&options) {
-        court.refuse("driver_opts", "the local driver would mount what belongs to the host", "remove driver_opts");
-    }
-}
-
-/// The kernel obeys some of the options before it looks at the type: with `o: bind`, a tmpfs of `device: /` is the host's root.
-fn is_plain_tmpfs(options: &Map<String, Value>) -> bool {
-    const BOUNDS: [&str; 6] = ["size", "mode", "uid", "gid", "nr_inodes", "nr_blocks"];
-    let harmless = |option: &str| match option.split_once('=') {
-        Some((name, _)) => BOUNDS.contains(&name),
-        None => ["nosuid", "nodev", "noexec"].contains(&option),
-    };
-    let plain = |(key, value): (&String, &Value)| {
-        let value = value.as_str().unwrap_or_default();
-        match key.as_str() {
-            "type" => value == "tmpfs",
-            "device" => ["tmpfs", "none"].contains(&value),
-            "o" => value.split(',').all(harmless),
-            _ => false,
-        }
-    };
-    options.contains_key("type") && options.iter().all(plain)
-}
-
 fn labels(court: &mut Court<'_>, table: &Map<String, Value>) {
     let labels = table.get("labels").and_then(Value::as_object).cloned().unwrap_or_default();
     for key in labels.keys() {
@@ -513,6 +475,8 @@ fn strings(value: Option<&Value>) -> Vec<String> {
         .map(|items| items.iter().filter_map(Value::as_str).map(str::to_owned).collect())
         .unwrap_or_default()
 }
+
+mod volume;
 
 #[cfg(test)]
 mod tests;
