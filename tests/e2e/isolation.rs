@@ -175,6 +175,8 @@ fn a_closed_preview_without_ports() {
     site.deploy("7").expect(0);
     let mut tunnel = site.start(&["tunnel", "--pr", "7", "free:9090"]);
     tunnel.until("until Ctrl-C");
+    // The address is printed beside that, on another stream: which of the two is read first is not said.
+    preview_tests::eventually("the address is printed", || tunnel.printed().ends_with('\n'));
     let address = tunnel.printed();
     assert!(preview_tests::http_get(address.trim()).expect("an answer").trim_end().ends_with("free"));
     tunnel.interrupt();

@@ -343,7 +343,10 @@ impl Vm {
         Ok(vm)
     }
 
-    /// A VM that another process started, if it is ready and made from the image that would be used now.
+    /// A VM that another process started, if it becomes ready and is made from the image that would be used now.
+    ///
+    /// One look would not do: on a busy machine `sshd` may take longer than a login waits, and that is no reason to
+    /// take a VM from those who use it.
     fn attach(lab: &Lab, name: &str, engine: VmEngine) -> Option<Self> {
         let format = "{{.Image}} {{(index (index .HostConfig.PortBindings \"22/tcp\") 0).HostPort}}";
         let found = sh::text(&mut lab.docker(["inspect", "--format", format, name])).ok()?;
@@ -363,7 +366,7 @@ impl Vm {
         };
         fs::create_dir_all(&vm.dir).ok()?;
         vm.read_host_key().ok()?;
-        sh::succeeds(vm.ssh().args(["docker", "version"])).then_some(vm)
+        vm.wait_ready().is_ok().then_some(vm)
     }
 
     fn read_host_key(&mut self) -> Result<()> {
