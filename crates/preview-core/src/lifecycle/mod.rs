@@ -10,6 +10,7 @@ mod files;
 mod flight;
 mod keep;
 mod metrics;
+mod leading;
 mod note;
 mod observe;
 mod place;
@@ -42,6 +43,7 @@ use std::sync::Arc;
 use crate::engine::Engine;
 use crate::host::Host;
 use crate::lock::Lock;
+use crate::proxy::Proxy;
 use crate::runtime::Runtime;
 
 /// A host that was reached: everything that changes things.
@@ -57,4 +59,6 @@ pub struct Client {
     pub runtime: Arc<dyn Runtime>,
     /// The directory of all previews on it.
     pub base_dir: String,
+    /// The proxy that leads to them.
+    pub proxy: Proxy,
 }

@@ -15,7 +15,8 @@ use crate::fence::{self, Tombstone};
 use crate::host::{Query, Survey};
 use crate::ownership::Selector;
 use crate::plan::{self, Action, Kind, Plan, Running};
-use crate::project::{Deploy, Project, Proxy, PullPolicy};
+use crate::project::{Deploy, Project, PullPolicy};
+use crate::proxy::{Proxy, pages};
 use crate::runtime::Runtime;
 use crate::secret::{Redactor, Secret};
 use crate::state::State;
@@ -53,7 +54,7 @@ pub(super) async fn observe(
             format!("{own}/.env"),
             fence::pattern(&target.app, &target.name),
         ],
-        list: vec![format!("{own}/files/*"), format!("{own}/stack-*.json")],
+        list: vec![format!("{own}/files/*"), format!("{own}/stack-*.json"), pages::DIRECTORY.to_owned()],
         joined: vec![queue::pattern()],
         ..Query::default()
     };
@@ -63,7 +64,7 @@ pub(super) async fn observe(
     let published = async {
         match project.proxy {
             Proxy::None => client.engine.published_ports().await,
-            Proxy::Traefik(_) => Ok(BTreeSet::new()),
+            Proxy::Traefik(_) | Proxy::Files(_) => Ok(BTreeSet::new()),
         }
     };
     let (survey, containers, images, published) = futures_util::try_join!(
@@ -139,7 +140,7 @@ pub(super) fn want(
         }
     }
     let ports = match project.proxy {
-        Proxy::Traefik(_) => BTreeMap::new(),
+        Proxy::Traefik(_) | Proxy::Files(_) => BTreeMap::new(),
         Proxy::None => {
             let remembered = seen.state.as_ref().map(|state| state.ports.clone()).unwrap_or_default();
             let mut taken: BTreeSet<u16> = seen.published.union(&seen.survey.facts.listening).copied().collect();
