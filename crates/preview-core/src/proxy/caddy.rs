@@ -14,7 +14,25 @@ pub(super) fn server(proxy: &FileProxy, site: &Site<'_>) -> String {
         let _ = writeln!(text, "\ttls {certificate} {key}");
     }
     let _ = writeln!(text, "\timport {}/live/locations/{}/*.conf", proxy.routes, site.host);
-    if let Some(pages) = &proxy.pages {
+    text.push_str(&fallback(proxy.pages.as_deref()));
+    text.push_str("}\n");
+    text
+}
+
+/// The whole configuration of a Caddy that does nothing but lead to previews.
+pub(super) fn main(proxy: &FileProxy) -> String {
+    let fallback = fallback(proxy.pages.as_deref());
+    let mut text = format!("{{\n\tadmin localhost:2019\n}}\nimport {}/live/*.conf\n:80 {{\n{fallback}}}\n", proxy.routes);
+    if let Some((certificate, key)) = &proxy.certificate {
+        let _ = write!(text, ":443 {{\n\ttls {certificate} {key}\n{fallback}}}\n");
+    }
+    text
+}
+
+/// What is shown where no service answers.
+fn fallback(pages: Option<&str>) -> String {
+    let mut text = String::new();
+    if let Some(pages) = pages {
         text.push_str("\thandle {\n\t\terror 404\n\t}\n\thandle_errors {\n");
         let _ = write!(
             text,
@@ -34,7 +52,6 @@ pub(super) fn server(proxy: &FileProxy, site: &Site<'_>) -> String {
             page(&["/{host}.html"]),
         );
     }
-    text.push_str("}\n");
     text
 }
 

@@ -130,6 +130,15 @@ impl FileProxy {
         Bundle { files }
     }
 
+    /// The whole configuration of a proxy of its own, which does nothing but lead to previews: what `nginx.conf` or the `Caddyfile` says.
+    #[must_use]
+    pub fn main(&self) -> String {
+        match self.kind {
+            FileKind::Nginx => nginx::main(self),
+            FileKind::Caddy => caddy::main(self),
+        }
+    }
+
     /// The command that replaces what the proxy is told of a project by the tar stream on its standard input, which may be empty.
     /// Exit code 3: the proxy does not accept it, and nothing changed; its words are on standard error.
     #[must_use]
@@ -158,6 +167,12 @@ impl FileProxy {
             ),
         }
     }
+}
+
+/// The configuration (`nginx.conf`) of a server that shows the status pages in `pages` behind a proxy that has no files of its own.
+#[must_use]
+pub fn status_server(pages: &str) -> String {
+    nginx::status(pages)
 }
 
 /// Arguments: the directory, the project, the command that checks, the command that reloads.
@@ -257,6 +272,13 @@ mod tests {
     #[test]
     fn files_for_caddy() {
         insta::assert_json_snapshot!(bundle(FileKind::Caddy).files);
+    }
+
+    #[test]
+    fn a_proxy_of_its_own() {
+        insta::assert_snapshot!("nginx.conf", proxy(FileKind::Nginx).main());
+        insta::assert_snapshot!("Caddyfile", proxy(FileKind::Caddy).main());
+        insta::assert_snapshot!("status.conf", status_server("/etc/preview/pages"));
     }
 
     #[test]

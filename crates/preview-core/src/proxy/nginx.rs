@@ -12,8 +12,69 @@ use crate::route::{Access, Protocol, parts};
 pub(super) const COMMON: &str = r#"map $http_upgrade $preview_connection { default upgrade; "" ""; }
 map $uri $preview_first { "~^/(?<preview_a>[^/]+)" "~$preview_a"; default "~"; }
 map $uri $preview_second { "~^/(?<preview_b>[^/]+)/(?<preview_c>[^/]+)" "~$preview_b~$preview_c"; default "~"; }
-server_names_hash_bucket_size 256;
 "#;
+
+/// The same for what is there before any preview is.
+const MAIN: &str = r#"    map $uri $status_first { "~^/(?<status_a>[^/]+)" "~$status_a"; default "~"; }
+    map $uri $status_second { "~^/(?<status_b>[^/]+)/(?<status_c>[^/]+)" "~$status_b~$status_c"; default "~"; }
+"#;
+
+/// The whole configuration of an nginx that does nothing but lead to previews.
+pub(super) fn main(proxy: &FileProxy) -> String {
+    let mut servers = String::from("    server {\n        listen 80 default_server;\n");
+    servers.push_str(&indent(&fallback(proxy.pages.as_deref(), "status")));
+    servers.push_str("    }\n");
+    if let Some((certificate, key)) = &proxy.certificate {
+        let _ = writeln!(
+            servers,
+            "    server {{\n        listen 443 ssl http2 default_server;\n        ssl_certificate {certificate};\n        ssl_certificate_key {key};"
+        );
+        servers.push_str(&indent(&fallback(proxy.pages.as_deref(), "status")));
+        servers.push_str("    }\n");
+    }
+    frame(&format!("    include {}/live/*.conf;\n{servers}", proxy.routes))
+}
+
+/// The configuration of an nginx that shows status pages behind another proxy.
+pub(super) fn status(pages: &str) -> String {
+    let fallback = indent(&fallback(Some(pages), "status"));
+    frame(&format!("    server {{\n        listen 80 default_server;\n{fallback}    }}\n"))
+}
+
+fn frame(http: &str) -> String {
+    format!(
+        "worker_processes auto;\npid /run/nginx.pid;\nerror_log /dev/stderr warn;\nevents {{ worker_connections 4096; }}\nhttp {{\n    \
+         access_log off;\n    server_tokens off;\n    default_type text/html;\n    types {{ text/html html; }}\n    \
+         server_names_hash_bucket_size 256;\n{MAIN}{http}}}\n"
+    )
+}
+
+fn indent(text: &str) -> String {
+    text.lines().map(|line| format!("    {line}\n")).collect()
+}
+
+/// What is shown where no service answers. `prefix` is that of the maps.
+fn fallback(pages: Option<&str>, prefix: &str) -> String {
+    let Some(pages) = pages else { return "    root /nonexistent;\n".to_owned() };
+    // Names of files: see `pages`. What is there is a preview without an answer; for the rest there is one page.
+    format!(
+        "    root /nonexistent;\n\
+         \x20   error_page 404 502 504 =503 @preview_page;\n\
+         \x20   location @preview_page {{\n\
+         \x20       root {pages};\n\
+         \x20       recursive_error_pages on;\n\
+         \x20       error_page 404 =404 /gone.html;\n\
+         \x20       add_header Cache-Control no-store always;\n\
+         \x20       add_header Retry-After 5 always;\n\
+         \x20       try_files /$host${prefix}_second.html /$host${prefix}_first.html /$host.html =404;\n\
+         \x20   }}\n\
+         \x20   location = /gone.html {{\n\
+         \x20       internal;\n\
+         \x20       root {pages};\n\
+         \x20       add_header Cache-Control no-store always;\n\
+         \x20   }}\n"
+    )
+}
 
 /// Where the host is answered, and what is shown where no service is.
 pub(super) fn server(proxy: &FileProxy, site: &Site<'_>) -> String {
@@ -36,24 +97,9 @@ pub(super) fn server(proxy: &FileProxy, site: &Site<'_>) -> String {
         _ => text.push_str("    listen 80;\n"),
     }
     // A second: a container that is replaced has another address.
-    text.push_str("    resolver 127.0.0.11 valid=1s ipv6=off;\n    client_max_body_size 0;\n    root /nonexistent;\n");
+    text.push_str("    resolver 127.0.0.11 valid=1s ipv6=off;\n    client_max_body_size 0;\n");
     let _ = writeln!(text, "    include {}/live/locations/{host}/*.conf;", proxy.routes);
-    if let Some(pages) = &proxy.pages {
-        // Names of files: see `pages`. What is there is a preview without an answer; for the rest there is one page.
-        let _ = write!(
-            text,
-            "    error_page 404 502 504 =503 @preview_page;\n\
-             \x20   location @preview_page {{\n\
-             \x20       root {pages};\n\
-             \x20       recursive_error_pages on;\n\
-             \x20       error_page 404 =404 /gone.html;\n\
-             \x20       add_header Cache-Control no-store always;\n\
-             \x20       add_header Retry-After 5 always;\n\
-             \x20       try_files /$host$preview_second.html /$host$preview_first.html /$host.html =404;\n\
-             \x20   }}\n\
-             \x20   location = /gone.html {{\n        internal;\n        root {pages};\n        add_header Cache-Control no-store always;\n    }}\n"
-        );
-    }
+    text.push_str(&fallback(proxy.pages.as_deref(), "preview"));
     text.push_str("}\n");
     text
 }
