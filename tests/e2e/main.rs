@@ -18,6 +18,7 @@ mod metrics;
 mod neighbours;
 mod order;
 mod places;
+mod proxies;
 mod queue;
 mod reliability;
 mod rollback;

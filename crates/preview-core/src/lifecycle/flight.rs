@@ -116,7 +116,7 @@ impl Flight<'_> {
 
     pub(super) async fn fly(&mut self, prepared: Prepared) -> Result<Deployed, Landing> {
         let mut seen = self.look(&prepared, false).await?;
-        self.pages = leading::has_pages(&self.client.base_dir, seen.survey.paths.iter());
+        self.pages = seen.pages;
         let exists = seen.state.is_some() || !seen.containers.is_empty() || seen.good.is_some();
         if self.deploy.update_only && !exists {
             return Ok(self.deployed(None, vec![], BTreeMap::new()));

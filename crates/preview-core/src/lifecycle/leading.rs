@@ -95,12 +95,6 @@ async fn exec(
     }
 }
 
-/// Whether the host keeps status pages.
-pub(super) fn has_pages<'a>(base: &str, mut paths: impl Iterator<Item = &'a String>) -> bool {
-    let directory = format!("{base}/{}", pages::DIRECTORY);
-    paths.any(|path| *path == directory)
-}
-
 /// Whether the host keeps status pages, where they were read.
 pub(super) fn keeps_pages(base: &str, survey: &Survey) -> bool {
     let directory = format!("{base}/{}/", pages::DIRECTORY);

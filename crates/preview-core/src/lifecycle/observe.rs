@@ -27,7 +27,10 @@ pub(super) const PLACES: &str = ".places";
 
 /// What is on the host.
 pub(super) struct Seen {
+    /// The paths are the preview's own.
     pub(super) survey: Survey,
+    /// Whether the host keeps status pages.
+    pub(super) pages: bool,
     pub(super) state: Option<State>,
     pub(super) tombstones: Vec<Tombstone>,
     pub(super) good: Option<Value>,
@@ -67,12 +70,14 @@ pub(super) async fn observe(
             Proxy::Traefik(_) | Proxy::Files(_) => Ok(BTreeSet::new()),
         }
     };
-    let (survey, containers, images, published) = futures_util::try_join!(
+    let (mut survey, containers, images, published) = futures_util::try_join!(
         client.host.survey(&client.base_dir, &query),
         client.engine.containers(&selector),
         client.engine.image_ids(&names),
         published,
     )?;
+    // Taken out: the other paths are the preview's own, and go when it does not need them any more.
+    let pages = survey.paths.remove(&format!("{}/{}", client.base_dir, pages::DIRECTORY));
     let state_path = target.file(&client.base_dir, "state.json");
     let state = match survey.files.get(&state_path) {
         Some(text) => Some(State::parse(&state_path, text).map_err(|error| {
@@ -87,7 +92,7 @@ pub(super) async fn observe(
     let good_text = good_file.and_then(|path| survey.files.get(&path)).cloned();
     let good = good_text.as_deref().and_then(|text| serde_json::from_str(text).ok());
     let tombstones = fence::tombstones(&survey.files, &target.app, &target.name);
-    Ok(Seen { survey, tombstones, state, good, good_text, containers, images, published })
+    Ok(Seen { survey, pages, tombstones, state, good, good_text, containers, images, published })
 }
 
 impl Seen {

@@ -9,7 +9,12 @@ use crate::route::{Access, Protocol, parts};
 /// Where the host is answered, and what is shown where no service is.
 pub(super) fn server(proxy: &FileProxy, site: &Site<'_>) -> String {
     let scheme = if site.secure { "https" } else { "http" };
-    let mut text = format!("{scheme}://{} {{\n", site.host);
+    let mut text = String::new();
+    if site.secure {
+        // Its own redirects come after everything that is there for port 80.
+        let _ = writeln!(text, "http://{} {{\n\tredir https://{{host}}{{uri}} 308\n}}", site.host);
+    }
+    let _ = writeln!(text, "{scheme}://{} {{", site.host);
     if let (Some((certificate, key)), true) = (&proxy.certificate, site.secure) {
         let _ = writeln!(text, "\ttls {certificate} {key}");
     }

@@ -13,7 +13,7 @@ mod traefik;
 use crate::route::{Access, Route, Routed, RoutedServices};
 
 pub use auth::hash;
-pub use files::{Bundle, FileKind, FileProxy};
+pub use files::{Bundle, FileKind, FileProxy, status_server};
 pub use traefik::Traefik;
 
 /// The reverse proxy on the host.

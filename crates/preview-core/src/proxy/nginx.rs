@@ -59,10 +59,10 @@ fn fallback(pages: Option<&str>, prefix: &str) -> String {
     // Names of files: see `pages`. What is there is a preview without an answer; for the rest there is one page.
     format!(
         "    root /nonexistent;\n\
+         \x20   recursive_error_pages on;\n\
          \x20   error_page 404 502 504 =503 @preview_page;\n\
          \x20   location @preview_page {{\n\
          \x20       root {pages};\n\
-         \x20       recursive_error_pages on;\n\
          \x20       error_page 404 =404 /gone.html;\n\
          \x20       add_header Cache-Control no-store always;\n\
          \x20       add_header Retry-After 5 always;\n\
@@ -127,11 +127,13 @@ pub(super) fn locations(proxy: &FileProxy, owner: Owner<'_>, site: &Site<'_>, ac
         if access.noindex {
             body.push_str("    add_header X-Robots-Tag \"noindex, nofollow\" always;\n");
         }
+        let (word, scheme) = if route.protocol == Protocol::H2c { ("grpc", "grpc") } else { ("proxy", "http") };
+        // Before `rewrite … break`, which ends what is done of this kind.
+        let _ = writeln!(body, "    set $preview_upstream {scheme}://{upstream};");
         if route.strip_prefix && !path.is_empty() {
             let _ = writeln!(body, "    rewrite ^{}/?(.*)$ /$1 break;", escape(path));
         }
-        let (word, scheme) = if route.protocol == Protocol::H2c { ("grpc", "grpc") } else { ("proxy", "http") };
-        let _ = writeln!(body, "    set $preview_upstream {scheme}://{upstream};\n    {word}_pass $preview_upstream;");
+        let _ = writeln!(body, "    {word}_pass $preview_upstream;");
         for (header, value) in [
             ("Host", "$http_host"),
             ("X-Real-IP", "$remote_addr"),
