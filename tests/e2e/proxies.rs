@@ -1,7 +1,7 @@
 //! Through real proxies: by host, by path, two names, web sockets, gRPC, Postgres over TLS; status pages; and what happens when the proxy does not play along.
 
 use preview_tests::lane::{Kind, Lane};
-use preview_tests::{Where, eventually};
+use preview_tests::{VmEngine, Where, eventually};
 
 /// A page that says what it was asked for, a service below a path, a web socket, a gRPC server.
 const WAYS: &str = r#"
@@ -161,4 +161,297 @@ fn through_caddy() {
 fn through_traefik() {
     let Some(lane) = Lane::new(Kind::Traefik, Where::Local, WAYS) else { return };
     ways(&lane);
+}
+
+const SMALL: &str = r#"
+services:
+  web:
+    image: busybox:1.36
+    command: ["sh", "-c", "mkdir -p /w && echo web-one > /w/index.html && exec httpd -f -p 8080 -h /w"]
+    ports: ["8080"]
+    stop_grace_period: 0s
+"#;
+
+const URL: &str = "url = \"https://{name}.preview.test\"\n";
+
+/// A password that is made up, and asked for; and who may come in at all.
+fn access(kind: Kind) {
+    let Some(lane) = Lane::new(kind, Where::Local, SMALL) else { return };
+    let site = &lane.site;
+    let table = lane.table();
+    let locked = format!(
+        "{URL}{table}basic_auth = {{ user = \"team\", password = \"DOOR\" }}\n[generate]\nDOOR = {{ length = 20 }}\n"
+    );
+    site.write("preview.toml", &locked);
+    let deployed = site.run(&["deploy", "--pr", "7", "-vv"]).expect(0);
+    let door = site.shell(&format!("grep DOOR '{}/{}/pr-7/.env'", site.base(), site.app));
+    let password = door.rsplit_once('=').expect("NAME=value").1.trim_matches(['"', '\'']).to_owned();
+    assert_eq!(password.len(), 20);
+    assert!(!deployed.err.contains(&password) && !deployed.out.contains(&password));
+    let user = format!("team:{password}");
+    lane.until("https://pr-7.preview.test/", 401);
+    let inside = lane.curl("https://pr-7.preview.test/", &["-u", &user]);
+    assert_eq!((inside.status, inside.body.trim()), (200, "web-one"));
+    assert_eq!(lane.curl("https://pr-7.preview.test/", &["-u", "team:guess"]).status, 401);
+    // The same again changes nothing: the hash is the same, and no container is another.
+    assert_eq!(site.deploy("7").expect(0).json()["kind"], "unchanged");
+
+    site.write("preview.toml", &format!("{URL}{table}allow_ips = [\"192.0.2.0/24\"]\nnoindex = false\n"));
+    site.deploy("7").expect(0);
+    lane.until("https://pr-7.preview.test/", 403);
+    site.write("preview.toml", &format!("{URL}{table}allow_ips = [\"192.0.2.0/24\", \"0.0.0.0/0\"]\nnoindex = false\n"));
+    site.deploy("7").expect(0);
+    let open = lane.until("https://pr-7.preview.test/", 200);
+    assert!(!open.head.contains("x-robots-tag"), "{}", open.head);
+
+    // Hosts that previews may not have, and a password that nobody gave.
+    site.write("preview.toml", &format!("{URL}{table}domains = [\"*.other.test\"]\n"));
+    let ran = site.run(&["deploy", "--pr", "8"]).expect(2);
+    assert!(ran.err.contains("`proxy.domains`") && ran.err.contains("https://pr-8.preview.test"), "{}", ran.err);
+    site.write("preview.toml", &format!("{URL}{table}basic_auth = {{ password = \"NOBODY\" }}\n"));
+    let ran = site.run(&["deploy", "--pr", "8"]).expect(2);
+    assert!(ran.err.contains("`NOBODY` is no variable of this run"), "{}", ran.err);
+    site.write("preview.toml", &format!("{URL}{table}"));
+    site.run(&["destroy", "--pr", "7"]).expect(0);
+    assert_eq!(site.remains(), Vec::<String>::new());
+}
+
+#[test]
+fn who_may_come_in_nginx() {
+    access(Kind::Nginx);
+}
+
+#[test]
+fn who_may_come_in_caddy() {
+    access(Kind::Caddy);
+}
+
+#[test]
+fn who_may_come_in_traefik() {
+    access(Kind::Traefik);
+}
+
+/// A proxy that is told by files: what it does not accept is not loaded, what is stray is swept, and a stopped one keeps nobody from removing.
+fn files(kind: Kind, place: Where) {
+    let Some(mut lane) = Lane::new(kind, place, SMALL) else { return };
+    lane.site.write("preview.toml", &format!("{URL}{}", lane.table()));
+    let proxy = lane.container();
+    lane.site.deploy("7").expect(0);
+    assert_eq!(lane.until("https://pr-7.preview.test/", 200).body.trim(), "web-one");
+    let routes = |lane: &Lane| {
+        lane.site.docker(&["exec", &proxy, "sh", "-c", "cd /etc/preview/routes/live && find . -type f | sort"])
+    };
+    let before = routes(&lane);
+    assert!(before.contains("locations/pr-7.preview.test/"), "{before}");
+
+    // Somebody breaks the proxy's own configuration: the next preview is refused, what runs goes on, and nothing of it stays.
+    let live = "/etc/preview/routes/live";
+    let broken = "http://broken.test {\n\tno_such_word on;\n}\n";
+    lane.site.docker(&["exec", &proxy, "sh", "-c", &format!("printf '{broken}' > {live}/zz.conf")]);
+    let ran = lane.site.deploy("8").expect(4);
+    assert_eq!(ran.failure(), "proxy_failed");
+    assert!(ran.err.contains("does not accept them") && ran.err.contains("zz.conf:"), "{}", ran.err);
+    assert_eq!(lane.curl("https://pr-7.preview.test/", &[]).body.trim(), "web-one");
+    assert!(!routes(&lane).contains("pr-8"));
+    assert_eq!(lane.site.containers("pr-8").len(), 0);
+    lane.site.docker(&["exec", &proxy, "rm", &format!("{live}/zz.conf")]);
+    assert_eq!(routes(&lane), before);
+
+    // Routes of nobody go with a sweep; those of others stay.
+    let stray = "mkdir -p locations/gone.preview.test && touch locations/gone.preview.test/gone_pr-1.conf host-gone.preview.test.conf";
+    lane.site.docker(&["exec", &proxy, "sh", "-c", &format!("cd {live} && {stray}")]);
+    let dry = lane.site.run(&["sweep", "--dry-run", "--format", "json"]).expect(0).json();
+    assert_eq!(dry["routes"], serde_json::json!(["gone_pr-1"]));
+    assert!(routes(&lane).contains("gone_pr-1"));
+    lane.site.run(&["sweep"]).expect(0);
+    assert_eq!(routes(&lane), before);
+    assert_eq!(lane.curl("https://pr-7.preview.test/", &[]).status, 200);
+
+    // A proxy that lost its files gets them back, though nothing else differs.
+    lane.site.docker(&["exec", &proxy, "sh", "-c", "rm -rf /etc/preview/routes/*"]);
+    lane.site.docker(&["restart", "-t", "0", &proxy]);
+    lane.ports();
+    lane.until("https://pr-7.preview.test/", 503);
+    assert_eq!(lane.site.deploy("7").expect(0).json()["kind"], "unchanged");
+    lane.until("https://pr-7.preview.test/", 200);
+
+    // It does not run: that is said, and what can be removed is.
+    lane.site.docker(&["stop", "-t", "0", &proxy]);
+    let ran = lane.site.deploy("9").expect(4);
+    assert!(ran.err.contains("does not run ([proxy] container)"), "{}", ran.err);
+    let ran = lane.site.run(&["destroy", "--pr", "7"]).expect(0);
+    assert!(ran.err.contains("the next sweep tries again"), "{}", ran.err);
+    assert_eq!(lane.site.containers("pr-7").len(), 0);
+    lane.site.docker(&["start", &proxy]);
+    lane.ports();
+    lane.until("https://pr-7.preview.test/", 404);
+    lane.site.run(&["sweep"]).expect(0);
+    let after = routes(&lane);
+    assert!(!after.contains("pr-7") && !after.contains("pr-9"), "{after}");
+}
+
+#[test]
+fn nginx_is_told_by_files() {
+    files(Kind::Nginx, Where::Local);
+}
+
+#[test]
+fn nginx_on_a_vm_is_told_by_files() {
+    files(Kind::Nginx, Where::Vm(VmEngine::V28));
+}
+
+#[test]
+fn caddy_is_told_by_files() {
+    files(Kind::Caddy, Where::Local);
+}
+
+const DATABASE: &str = r#"
+services:
+  web:
+    image: busybox:1.36
+    command: ["sh", "-c", "mkdir -p /w && echo web-one > /w/index.html && exec httpd -f -p 8080 -h /w"]
+    stop_grace_period: 0s
+  db:
+    image: preview-lab/ways
+    command: ["ways", "postgres", "5432"]
+    healthcheck: {test: ["CMD", "/usr/lib/postgresql/15/bin/pg_isready", "-h", "127.0.0.1"], interval: 1s, retries: 60}
+    stop_grace_period: 0s
+"#;
+
+/// Postgres over TLS, found by its name; and what Traefik itself says that it routes.
+#[test]
+fn postgres_through_traefik() {
+    let Some(lane) = Lane::new(Kind::Traefik, Where::Local, DATABASE) else { return };
+    let site = &lane.site;
+    site.write(
+        "preview.toml",
+        &format!(
+            "{}[[route]]\nservice = \"web\"\nport = 8080\nurl = \"https://{{name}}.preview.test\"\n\
+             [[route]]\nservice = \"db\"\nport = 5432\nprotocol = \"tcp\"\nurl = \"tcp://{{name}}-db.preview.test\"\n\
+             tls_options = \"postgres@file\"\n[timeouts]\nverify = \"2m\"\n",
+            lane.table()
+        ),
+    );
+    for pr in ["7", "8"] {
+        site.deploy(pr).expect(0);
+    }
+    lane.until("https://pr-8.preview.test/", 200);
+    lane.settle();
+    for pr in ["7", "8"] {
+        let host = format!("pr-{pr}-db.preview.test");
+        let at = format!("host={host} port={} user=postgres sslmode=verify-full sslrootcert=/certs/ca.pem", lane.https);
+        let psql = |sql: &str| lane.client(&[&host], &["psql", "-XAtq", "-d", &at, "-c", sql]);
+        psql(&format!("create table whose as select {pr} as pr"));
+        assert_eq!(psql("select pr, (select ssl from pg_stat_ssl where pid = pg_backend_pid()) from whose"), format!("{pr}|f"), "TLS ends at the proxy");
+    }
+    // libpq 17 and later names the protocol; without the TLS options Traefik would end the connection.
+    let host = "pr-7-db.preview.test";
+    let openssl = format!(
+        "openssl s_client -connect {host}:{} -servername {host} -starttls postgres -alpn postgresql -CAfile /certs/ca.pem -verify_return_error </dev/null 2>&1",
+        lane.https
+    );
+    let said = lane.client(&[host], &["sh", "-c", &openssl]);
+    assert!(said.contains("ALPN protocol: postgresql") && said.contains("Verify return code: 0 (ok)"), "{said}");
+
+    let app = &site.app;
+    let rules = |path: &str| -> Vec<String> {
+        let routers = lane.traefik(path);
+        let routers = routers.as_array().expect("a list").iter().filter(|r| r["provider"] == "docker");
+        let mut rules: Vec<String> = routers
+            .filter(|router| router["name"] != "preview-status@docker")
+            .map(|router| format!("{} {} {}", router["name"].as_str().unwrap(), router["status"].as_str().unwrap(), router["rule"].as_str().unwrap()))
+            .collect();
+        rules.sort();
+        rules
+    };
+    let http = [7, 8].map(|pr| format!("{app}_pr-{pr}-0@docker enabled Host(`pr-{pr}.preview.test`)"));
+    assert_eq!(rules("/api/http/routers"), http);
+    let tcp = [7, 8].map(|pr| format!("{app}_pr-{pr}-1@docker enabled HostSNI(`pr-{pr}-db.preview.test`)"));
+    assert_eq!(rules("/api/tcp/routers"), tcp);
+
+    site.run(&["destroy", "--pr", "7"]).expect(0);
+    eventually("its routers are gone", || rules("/api/tcp/routers") == tcp[1..] && rules("/api/http/routers") == http[1..]);
+    site.run(&["destroy", "--pr", "8"]).expect(0);
+    assert_eq!(site.remains(), Vec::<String>::new());
+}
+
+/// While an update runs, a client asks all the time.
+const BUSY: &str = r#"
+services:
+  web:
+    image: preview-lab/ways
+    command: ["ways", "http", "8080", "one"]
+    healthcheck: {test: ["CMD", "curl", "-sf", "http://127.0.0.1:8080/"], interval: 1s, retries: 30}
+  cache:
+    image: busybox:1.36
+    command: ["sh", "-c", "trap exit TERM; while :; do sleep 1; done"]
+"#;
+
+/// Requests, failures and the longest gap in milliseconds, while the preview is updated.
+fn update_under_load(lane: &Lane, update: &str, seconds: u32) -> (u32, u32, u32, String) {
+    let site = &lane.site;
+    let toml = format!(
+        "{}[[route]]\nservice = \"web\"\nport = 8080\nurl = \"https://{{name}}.preview.test\"\nupdate = \"{update}\"\n",
+        lane.table()
+    );
+    site.write("preview.toml", &toml);
+    site.write("compose.yml", BUSY);
+    site.deploy("7").expect(0);
+    lane.until("https://pr-7.preview.test/", 200);
+    let old = site.containers("pr-7");
+    let url = format!("https://pr-7.preview.test:{}/", lane.https);
+    let said = std::thread::scope(|scope| {
+        let seconds = seconds.to_string();
+        let client = scope.spawn(move || {
+            lane.client(&["pr-7.preview.test"], &["ways", "hammer", &url, "/certs/ca.pem", &seconds])
+        });
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        site.write("compose.yml", &BUSY.replace("\"one\"", "\"two\""));
+        let done = site.deploy("7").expect(0).json();
+        assert_eq!(done["services"]["web"]["change"], "recreate", "{done}");
+        client.join().expect("the client ends")
+    });
+    assert_eq!(lane.curl("https://pr-7.preview.test/", &[]).body.trim(), "two");
+    let new = site.containers("pr-7");
+    assert_eq!(new.len(), 2, "one container a service is left");
+    assert!(new["web"] != old["web"] && new["cache"] == old["cache"]);
+    let last = said.lines().last().expect("a line").to_owned();
+    let numbers: Vec<u32> = last.split(' ').take(3).map(|word| word.parse().expect("a number")).collect();
+    (numbers[0], numbers[1], numbers[2], last)
+}
+
+fn rolling(kind: Kind) {
+    let Some(lane) = Lane::new(kind, Where::Local, BUSY) else { return };
+    let (asked, failed, gap, said) = update_under_load(&lane, "rolling", 25);
+    assert!(asked > 100, "{said}");
+    assert_eq!(failed, 0, "of {asked}, the longest gap {gap} ms: {said}\n{}", lane.log());
+    let site = &lane.site;
+
+    // A new version that does not get well: the old one never stopped.
+    let before = site.containers("pr-7")["web"].clone();
+    site.write("compose.yml", &BUSY.replace("\"8080\", \"one\"", "\"8081\", \"three\""));
+    let toml = std::fs::read_to_string(site.dir.path().join("preview.toml")).expect("it is there");
+    site.write("preview.toml", &format!("{toml}[timeouts]\nverify = \"8s\"\n"));
+    let ran = site.deploy("7").expect(4);
+    assert_eq!(ran.failure(), "unhealthy");
+    assert_eq!(lane.curl("https://pr-7.preview.test/", &[]).body.trim(), "two");
+    assert_eq!(site.containers("pr-7")["web"], before, "it is the one that ran");
+    assert_eq!(site.containers("pr-7").len(), 2);
+    site.run(&["destroy", "--pr", "7"]).expect(0);
+    assert_eq!(site.remains(), Vec::<String>::new());
+}
+
+#[test]
+fn rolling_behind_traefik() {
+    rolling(Kind::Traefik);
+}
+
+#[test]
+fn rolling_behind_nginx() {
+    rolling(Kind::Nginx);
+}
+
+#[test]
+fn rolling_behind_caddy() {
+    rolling(Kind::Caddy);
 }

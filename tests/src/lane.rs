@@ -203,7 +203,8 @@ impl Lane {
         run.extend(["--api.insecure=true", "--providers.docker=true", "--providers.docker.exposedbydefault=false", &only]);
         run.extend(["--providers.file.filename=/etc/traefik/dynamic.yml", "--entrypoints.web.address=:80"]);
         run.extend(["--entrypoints.websecure.address=:443", "--entrypoints.web.http.redirections.entrypoint.to=websecure"]);
-        run.push("--serverstransport.forwardingtimeouts.dialtimeout=2s");
+        run.push("--providers.providersthrottleduration=250ms");
+        run.push("--serverstransport.forwardingtimeouts.dialtimeout=500ms");
         self.site.docker(&run);
         let status = format!("{container}-status");
         let conf = format!("{}/status.conf:/etc/nginx/nginx.conf:ro", self.home);

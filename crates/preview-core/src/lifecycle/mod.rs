@@ -18,6 +18,7 @@ mod prepare;
 mod probe;
 mod query;
 mod reclaim;
+mod roll;
 mod run;
 mod stages;
 mod sweep;

@@ -191,6 +191,12 @@ fn routes(project: &Project, model: &Value) -> Result<(Vec<RouteSpec>, BTreeSet<
                 route.place, route.service
             )));
         }
+        if route.rolling && project.proxy == Proxy::None {
+            return Err(Error::invalid(format!(
+                "{}: `update = \"rolling\"` needs a proxy: without one the old container has the port that the new one needs",
+                route.place
+            )));
+        }
         if let Some(why) = project.proxy.objection(&leading(route, route.url.clone().unwrap_or_default())) {
             return Err(Error::invalid(format!("{}: {why}", route.place)));
         }

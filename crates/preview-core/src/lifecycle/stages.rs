@@ -15,6 +15,7 @@ use super::flight::{Begin, Flight};
 use super::leading;
 use super::observe::{Seen, missing_uploads, pulls};
 use super::prepare::{Prepared, Wanted};
+use super::roll;
 use super::run::{Halt, guarded};
 use super::up::up;
 use super::verify::lock;
@@ -38,7 +39,7 @@ const RETRIES: u32 = 2;
 
 impl Flight<'_> {
     /// Does the stage's work while the state file says so.
-    async fn stage<T>(
+    pub(super) async fn stage<T>(
         &self,
         state: &mut State,
         phase: Phase,
@@ -46,13 +47,15 @@ impl Flight<'_> {
         work: impl Future<Output = Result<T, Fault>>,
     ) -> Result<T, Halt> {
         let begun = Instant::now();
-        if state.phase != phase {
+        // `next_state` begins with `preparing`, and the stages follow in order; one may have two parts.
+        if state.phase == phase {
+            state.updated_at = Timestamp::now();
+        } else {
             self.observer.event(&Event::Stage(phase));
+            state
+                .advance(phase, Timestamp::now())
+                .map_err(|error| Halt::Fault(Fault::new(FaultKind::Failed, "move on", error.to_string())))?;
         }
-        // `next_state` begins with `preparing`, and the stages follow in order.
-        state
-            .advance(phase, Timestamp::now())
-            .map_err(|error| Halt::Fault(Fault::new(FaultKind::Failed, "move on", error.to_string())))?;
         let changes: Vec<Change> = [self.save(state)].into_iter().chain(self.show(state)).collect();
         let write = self.client.host.apply(&changes);
         let both = async { futures_util::try_join!(write, work) }.instrument(info_span!("stage", %phase));
@@ -139,23 +142,33 @@ impl Flight<'_> {
                 let running = Running { images: &images, ..seen.running() };
                 let services = plan::changes(&wanted.model, &running);
                 if plan::unchanged(&wanted.model, &wanted.digest, &running) {
-                    return Ok((images, services, None));
+                    return Ok((images, services, None, BTreeMap::new()));
                 }
                 if let Some(why) = stack::router_labels(&labels) {
                     return Err(failure::of_up(Fault::new(FaultKind::Failed, "start the containers", why)));
                 }
-                let up = || up(self.client, &selector, &seen.containers, &stack, &progress);
-                self.retrying(up).await.map_err(failure::of_up)?;
-                Ok((images, services, Some(events)))
+                let replicas = stack::replicas(&wanted.model);
+                let rolling = roll::rolling(prepared, &services, &seen.containers, &replicas);
+                if rolling.is_empty() {
+                    let up = || up(self.client, &selector, &seen.containers, &stack, &progress);
+                    self.retrying(up).await.map_err(failure::of_up)?;
+                } else {
+                    let beside = || self.beside(&stack, wanted, &rolling, &seen.containers, &progress);
+                    self.retrying(beside).await.map_err(failure::of_up)?;
+                }
+                Ok((images, services, Some(events), rolling))
             })
             .await;
-        let (images, services, events) = started.map_err(with_output)?;
+        let (images, services, events, rolling) = started.map_err(with_output)?;
         let Some(events) = events else {
             let containers = plan::container_ids(&seen.containers);
             self.settle(Kind::Unchanged, state, wanted, prepared, seen, containers, images).await?;
             return Ok((Kind::Unchanged, services));
         };
 
+        if !rolling.is_empty() {
+            self.roll(state, &stack, &expected, &rolling, &progress).await?;
+        }
         let verified = self.verified(state, wanted, prepared, &expected, &selector, events).await?;
         if let Some(bundle) = &wanted.bundle {
             let led = leading::lead(self.client, &self.deploy.target.project, bundle);

@@ -26,7 +26,7 @@ pub(super) async fn up(
     }
 }
 
-async fn clean(engine: &dyn Engine, containers: &[Container]) -> Result<bool, Fault> {
+pub(super) async fn clean(engine: &dyn Engine, containers: &[Container]) -> Result<bool, Fault> {
     let half = half_made(containers);
     for id in &half {
         engine.remove_container(id).await?;

@@ -10,6 +10,8 @@ mod nginx;
 pub mod pages;
 mod traefik;
 
+use std::time::Duration;
+
 use crate::route::{Access, Route, Routed, RoutedServices};
 
 pub use auth::hash;
@@ -54,6 +56,18 @@ impl Proxy {
             Self::None => None,
             Self::Traefik(traefik) => Some(&traefik.network),
             Self::Files(proxy) => Some(&proxy.network),
+        }
+    }
+
+    /// How long it takes at most until it knows of a container that has become healthy.
+    #[must_use]
+    pub const fn notices_within(&self) -> Duration {
+        match self {
+            Self::None => Duration::ZERO,
+            // It looks at what the engine tells at most every two seconds.
+            Self::Traefik(_) => Duration::from_secs(3),
+            // An answer of Docker's resolver counts for a second.
+            Self::Files(_) => Duration::from_secs(2),
         }
     }
 

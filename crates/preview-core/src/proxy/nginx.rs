@@ -156,10 +156,11 @@ pub(super) fn locations(proxy: &FileProxy, owner: Owner<'_>, site: &Site<'_>, ac
                  proxy_request_buffering off;\n",
             );
         }
-        // Long polls, web sockets and streams may be silent for a while; who is not there is given up soon.
+        // Long polls, web sockets and streams may be silent for a while. A container on the same machine is reached at once or not at all: one that
+        // has just gone answers nothing, and the next is tried.
         let _ = writeln!(
             body,
-            "    {word}_read_timeout 1h;\n    {word}_send_timeout 1h;\n    {word}_connect_timeout 5s;\n    \
+            "    {word}_read_timeout 1h;\n    {word}_send_timeout 1h;\n    {word}_connect_timeout 1s;\n    \
              {word}_next_upstream error timeout;"
         );
         if path.is_empty() {

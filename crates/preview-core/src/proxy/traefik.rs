@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::route::{Access, Protocol, Route, Routed, RoutedServices, parts};
 
-/// Requests that find no server are tried again so often: while a container is replaced, there are two of which one may be gone.
-const ATTEMPTS: u32 = 3;
+/// Requests that find no server are tried so often: while a container is replaced there are two, and one may be gone before Traefik knows. With
+/// many requests at once, one may meet the same again and again.
+const ATTEMPTS: u32 = 8;
 
 /// How Traefik on the host is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 mod words;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -315,6 +315,18 @@ fn stack_args(stack: &Stack, verb: &[&str]) -> Vec<OsString> {
     line
 }
 
+impl Compose {
+    async fn bring_up(&self, stack: &Stack, verb: &[&str], progress: Progress<'_>) -> Result<(), Fault> {
+        const OPERATION: &str = "bring the stack up";
+        let fixed = ["up", "--detach", "--no-build", "--pull", "never"];
+        let line = stack_args(stack, &[&fixed, verb].concat());
+        let ran = self
+            .run(OPERATION, line, &stack.variables, Path::new("/"), Some(stack.rendered.expose()), Some(progress))
+            .await?;
+        if ran.status.success() { Ok(()) } else { Err(self.explain(OPERATION, &ran).await) }
+    }
+}
+
 #[async_trait]
 impl Runtime for Compose {
     async fn resolve(&self, source: &Source) -> Result<Resolved, Fault> {
@@ -357,12 +369,22 @@ impl Runtime for Compose {
     }
 
     async fn up(&self, stack: &Stack, progress: Progress<'_>) -> Result<(), Fault> {
-        const OPERATION: &str = "bring the stack up";
-        let line = stack_args(stack, &["up", "--detach", "--no-build", "--pull", "never", "--remove-orphans"]);
-        let ran = self
-            .run(OPERATION, line, &stack.variables, Path::new("/"), Some(stack.rendered.expose()), Some(progress))
-            .await?;
-        if ran.status.success() { Ok(()) } else { Err(self.explain(OPERATION, &ran).await) }
+        self.bring_up(stack, &["--remove-orphans"], progress).await
+    }
+
+    async fn up_only(&self, stack: &Stack, services: &[String], progress: Progress<'_>) -> Result<(), Fault> {
+        let mut verb = vec!["--no-deps", "--"];
+        verb.extend(services.iter().map(String::as_str));
+        self.bring_up(stack, &verb, progress).await
+    }
+
+    async fn beside(&self, stack: &Stack, services: &BTreeMap<String, usize>, progress: Progress<'_>) -> Result<(), Fault> {
+        let scales: Vec<String> = services.iter().map(|(service, count)| format!("{service}={count}")).collect();
+        let mut verb = vec!["--no-deps", "--no-recreate"];
+        verb.extend(scales.iter().flat_map(|scale| ["--scale", scale]));
+        verb.push("--");
+        verb.extend(services.keys().map(String::as_str));
+        self.bring_up(stack, &verb, progress).await
     }
 }
 

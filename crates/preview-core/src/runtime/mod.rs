@@ -67,6 +67,13 @@ pub trait Runtime: Send + Sync {
     /// Builds the images of these services.
     async fn build(&self, stack: &Stack, services: &[String], progress: Progress<'_>) -> Result<(), Fault>;
 
-    /// Makes what runs equal to the stack; returns once all containers are started (dependencies in order).
+    /// Makes what runs equal to the stack; returns once all containers are started (dependencies in order). Where there are more containers of a service
+    /// than the stack wants, those that are not as it wants them go first.
     async fn up(&self, stack: &Stack, progress: Progress<'_>) -> Result<(), Fault>;
+
+    /// [`up`](Self::up) of these services alone; all others, and what is no longer in the stack, stay as they are.
+    async fn up_only(&self, stack: &Stack, services: &[String], progress: Progress<'_>) -> Result<(), Fault>;
+
+    /// Starts containers as the stack wants them beside those that run, which stay as they are, until there are so many of each of these services.
+    async fn beside(&self, stack: &Stack, services: &BTreeMap<String, usize>, progress: Progress<'_>) -> Result<(), Fault>;
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::engine::{MemoryContainer, MemoryEngine};
-use crate::engine::{Chunk, Engine as _, Health};
+use crate::engine::{Chunk, Container, Engine as _, Health};
 use crate::fault::{Fault, FaultKind};
 use crate::ownership::{COMPOSE_PROJECT, COMPOSE_SERVICE, Selector};
 use crate::runtime::{Progress, Resolved, Runtime, Source, Stack};
@@ -131,6 +131,75 @@ impl Runtime for MemoryRuntime {
 
     async fn up(&self, stack: &Stack, _: Progress<'_>) -> Result<(), Fault> {
         self.called("up")?;
+        self.bring_up(stack, None).await
+    }
+
+    async fn up_only(&self, stack: &Stack, services: &[String], _: Progress<'_>) -> Result<(), Fault> {
+        self.called("up_only")?;
+        self.bring_up(stack, Some(services)).await
+    }
+
+    async fn beside(&self, stack: &Stack, services: &BTreeMap<String, usize>, _: Progress<'_>) -> Result<(), Fault> {
+        self.called("beside")?;
+        let model = parse(stack)?;
+        let mut left = self.inside().stop_after.take();
+        for (service, count) in services {
+            loop {
+                let running = self.engine.containers(&Selector::Managed).await?;
+                let own = |c: &&Container| c.labels.get(COMPOSE_PROJECT) == Some(&stack.project) && c.service() == Some(service);
+                let there = running.iter().filter(own).count();
+                if there >= *count {
+                    break;
+                }
+                self.change(&mut left)?;
+                let free = (1..).map(|number| format!("{}-{service}-{number}", stack.project));
+                let name = free.into_iter().find(|name| running.iter().all(|c| c.name != *name)).unwrap_or_default();
+                self.add(&stack.project, &model, service, &name);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl MemoryRuntime {
+    /// Counts a change, unless the program is killed before it.
+    fn change(&self, left: &mut Option<usize>) -> Result<(), Fault> {
+        if *left == Some(0) {
+            return Err(Fault::new(FaultKind::Unreachable, "bring the stack up", "killed"));
+        }
+        *left = left.map(|left| left - 1);
+        self.inside().made += 1;
+        Ok(())
+    }
+
+    /// Starts a container of a service.
+    fn add(&self, project: &str, model: &Value, service: &str, name: &str) {
+        let table = &model["services"][service];
+        let image = table["image"].as_str().unwrap_or_default();
+        let sick = table["environment"]["SICK"].as_str();
+        let mut container = MemoryContainer::new(name, image)
+            .labels(&labels(table))
+            .label(COMPOSE_PROJECT, project)
+            .label(COMPOSE_SERVICE, service)
+            .label(DEFINITION, table.to_string())
+            .health(match sick {
+                Some(_) => Health::Unhealthy,
+                None if table["environment"]["SLOW"].is_string() => Health::Starting,
+                None => Health::Healthy,
+            })
+            .network(format!("{project}_default"));
+        for mount in table["volumes"].as_array().into_iter().flatten().filter(|mount| mount["type"] == "volume") {
+            let key = mount["source"].as_str().unwrap_or_default();
+            container = container.volume(format!("{project}_{key}"));
+        }
+        self.engine.add(container);
+        if let Some(sick) = sick {
+            self.engine.log(name, 0, &Chunk::Stdout(format!("{sick}\n").into()));
+        }
+    }
+
+    /// All services, or these alone.
+    async fn bring_up(&self, stack: &Stack, only: Option<&[String]>) -> Result<(), Fault> {
         let model = parse(stack)?;
         for (kind, add) in [("networks", true), ("volumes", false)] {
             for table in model.get(kind).and_then(Value::as_object).into_iter().flatten().map(|(_, table)| table) {
@@ -143,59 +212,38 @@ impl Runtime for MemoryRuntime {
             }
         }
         let mut left = self.inside().stop_after.take();
-        let mut change = || {
-            if left == Some(0) {
-                return Err(Fault::new(FaultKind::Unreachable, "bring the stack up", "killed"));
-            }
-            left = left.map(|left| left - 1);
-            self.inside().made += 1;
-            Ok(())
-        };
         let project = stack.project.as_str();
         let images = stack::images(&model);
         let ids = self.engine.image_ids(&images.values().cloned().collect()).await?;
         let running = self.engine.containers(&Selector::Managed).await?;
         let of_project = running.iter().filter(|c| c.labels.get(COMPOSE_PROJECT).is_some_and(|p| p == project));
         for container in of_project {
-            if !container.service().is_some_and(|service| images.contains_key(service)) {
-                change()?;
+            if only.is_none() && !container.service().is_some_and(|service| images.contains_key(service)) {
+                self.change(&mut left)?;
                 self.engine.take(&container.name);
             }
         }
         for (service, image) in &images {
-            let name = format!("{project}-{service}-1");
+            if only.is_some_and(|only| !only.contains(service)) {
+                continue;
+            }
             let table = &model["services"][service];
             let Some(id) = ids.get(image) else {
                 return Err(Fault::new(FaultKind::NotFound, "bring the stack up", format!("no such image: {image}")));
             };
-            let same = running.iter().any(|container| {
-                container.name == name
-                    && &container.image_id == id
-                    && container.labels.get(DEFINITION) == Some(&table.to_string())
-            });
-            if same {
-                continue;
+            let own = |c: &&Container| c.labels.get(COMPOSE_PROJECT) == Some(&stack.project) && c.service() == Some(service);
+            let same = |c: &&Container| &c.image_id == id && c.labels.get(DEFINITION) == Some(&table.to_string());
+            let kept = running.iter().filter(own).find(same);
+            for container in running.iter().filter(own).filter(|c| kept.is_none_or(|kept| kept.name != c.name)) {
+                // Of several the ones too many go; a single one is replaced.
+                if kept.is_some() || running.iter().filter(own).count() > 1 {
+                    self.change(&mut left)?;
+                    self.engine.take(&container.name);
+                }
             }
-            change()?;
-            let sick = table["environment"]["SICK"].as_str();
-            let mut container = MemoryContainer::new(&name, image)
-                .labels(&labels(table))
-                .label(COMPOSE_PROJECT, project)
-                .label(COMPOSE_SERVICE, service)
-                .label(DEFINITION, table.to_string())
-                .health(match sick {
-                    Some(_) => Health::Unhealthy,
-                    None if table["environment"]["SLOW"].is_string() => Health::Starting,
-                    None => Health::Healthy,
-                })
-                .network(format!("{project}_default"));
-            for mount in table["volumes"].as_array().into_iter().flatten().filter(|mount| mount["type"] == "volume") {
-                let key = mount["source"].as_str().unwrap_or_default();
-                container = container.volume(format!("{project}_{key}"));
-            }
-            self.engine.add(container);
-            if let Some(sick) = sick {
-                self.engine.log(&name, 0, &Chunk::Stdout(format!("{sick}\n").into()));
+            if kept.is_none() {
+                self.change(&mut left)?;
+                self.add(project, &model, service, &format!("{project}-{service}-1"));
             }
         }
         Ok(())

@@ -103,12 +103,29 @@ impl Runtime for Mortal<MemoryRuntime> {
         self.inner.build(stack, services, progress).await
     }
     async fn up(&self, stack: &Stack, progress: Progress<'_>) -> Result<(), Fault> {
+        self.counted(self.inner.up(stack, progress)).await
+    }
+    async fn up_only(&self, stack: &Stack, services: &[String], progress: Progress<'_>) -> Result<(), Fault> {
+        self.counted(self.inner.up_only(stack, services, progress)).await
+    }
+    async fn beside(
+        &self,
+        stack: &Stack,
+        services: &BTreeMap<String, usize>,
+        progress: Progress<'_>,
+    ) -> Result<(), Fault> {
+        self.counted(self.inner.beside(stack, services, progress)).await
+    }
+}
+
+impl Mortal<MemoryRuntime> {
+    async fn counted(&self, work: impl Future<Output = Result<(), Fault>>) -> Result<(), Fault> {
         alive(&self.life)?;
         // A short life ends in the middle of the work.
         let left = self.life.load(Ordering::SeqCst).max(0);
         let before = self.inner.made();
         self.inner.stop_after(usize::try_from(left).expect("not negative"));
-        let done = self.inner.up(stack, progress).await;
+        let done = work.await;
         let made = i64::try_from(self.inner.made() - before).expect("few");
         let died = done.is_err() && made >= left;
         self.life.fetch_sub(if died { left } else { made }, Ordering::SeqCst);

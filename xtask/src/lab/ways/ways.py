@@ -1,11 +1,36 @@
 #!/usr/bin/python3
 """Servers and clients for what is not plain HTTP: web sockets, gRPC, Postgres.
 
-ways ws PORT | grpc PORT | postgres PORT
+ways http PORT WORD | ws PORT | grpc PORT | postgres PORT
 ways ask-ws URL CA WORD | ask-grpc HOST:PORT CA WORD
 ways hammer URL CA SECONDS    asks every 20 ms, each on a new connection
 """
 import asyncio, os, ssl, subprocess, sys, time
+
+
+def http(port, word):
+    """Ends as a server should: after SIGTERM it takes no more connections, and answers those that it has."""
+    import http.server, signal, threading
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = (word + "\n").encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    class Server(http.server.ThreadingHTTPServer):
+        daemon_threads = False
+        request_queue_size = 128
+
+    server = Server(("0.0.0.0", int(port)), Handler)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+    server.serve_forever(0.05)
+    server.server_close()
 
 
 def ws(port):
@@ -121,6 +146,6 @@ def hammer(url, ca, seconds):
 
 if __name__ == "__main__":
     commands = {
-        "ws": ws, "grpc": grpc_server, "postgres": postgres, "ask-ws": ask_ws, "ask-grpc": ask_grpc, "hammer": hammer,
+        "http": http, "ws": ws, "grpc": grpc_server, "postgres": postgres, "ask-ws": ask_ws, "ask-grpc": ask_grpc, "hammer": hammer,
     }
     commands[sys.argv[1]](*sys.argv[2:])

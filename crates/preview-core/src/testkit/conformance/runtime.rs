@@ -1,5 +1,7 @@
 //! What [`Runtime`] promises.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use crate::engine::Engine;
@@ -26,15 +28,15 @@ pub async fn suite(
 
     let selector = Selector::preview(app, "pr-1");
     let service = |colour: &str| json!({"image": image, "command": command, "labels": selector.labels(), "environment": {"COLOUR": colour}, "stop_grace_period": "0s"});
-    let up = async |services: Value| {
+    let stack = |services: Value| {
         let model = json!({"name": source.project, "services": services});
-        let stack = Stack {
+        Stack {
             project: source.project.clone(),
             rendered: Secret::new(model.to_string()),
             variables: Variables::new(),
-        };
-        runtime.up(&stack, &|_| {}).await
+        }
     };
+    let up = async |services: Value| runtime.up(&stack(services), &|_| {}).await;
     let ids = async || {
         let found = engine.containers(&selector).await.expect("lists");
         crate::plan::container_ids(&found)
@@ -49,11 +51,26 @@ pub async fn suite(
     let second = ids().await;
     assert_eq!(second["a"], first["a"], "what does not differ is kept");
     assert_ne!(second["b"], first["b"], "what differs is replaced");
-    up(json!({"a": service("red")})).await.expect("one is gone");
+    let both = stack(json!({"a": service("green"), "b": service("green")}));
+    runtime.up_only(&both, &["b".to_owned()], &|_| {}).await.expect("one alone");
+    let alone = ids().await;
+    assert_eq!(alone["a"], second["a"], "what was not named is kept, though it differs");
+    assert_ne!(alone["b"], second["b"], "what was named is replaced");
+    runtime.beside(&both, &BTreeMap::from([("a".to_owned(), 2)]), &|_| {}).await.expect("one more");
+    let beside = ids().await;
+    assert_eq!((beside["a"].len(), &beside["b"]), (2, &alone["b"]), "one more of what was named");
+    assert!(beside["a"].contains(&second["a"][0]), "the one that ran stays");
+    runtime.up(&both, &|_| {}).await.expect("the old one goes");
+    let rolled = ids().await;
+    assert_eq!(rolled["a"].len(), 1, "one too many goes");
+    assert_ne!(rolled["a"], second["a"], "the one that differs went");
+    assert!(beside["a"].contains(&rolled["a"][0]), "the new one was not started again");
+    let second = rolled;
+    up(json!({"a": service("green")})).await.expect("one is gone");
     assert_eq!(ids().await.keys().collect::<Vec<_>>(), ["a"], "what is no longer in the stack is removed");
     let mut unknown = service("red");
     unknown["image"] = json!("preview.invalid/never:1");
-    up(json!({"a": service("red"), "b": unknown})).await.expect_err("never pulls");
+    up(json!({"a": service("green"), "b": unknown})).await.expect_err("never pulls");
     assert_eq!(ids().await["a"], second["a"], "a failed start leaves the rest alone");
     engine.remove(&selector, &[]).await.expect("removed");
     assert!(ids().await.is_empty());
