@@ -151,11 +151,11 @@ impl Session {
     /// Names and addresses of a preview.
     pub(crate) fn named(&self, key: &Key) -> Result<Named, Error> {
         let named = self.config.naming(&self.app).map_err(invalid)?.resolve(key).map_err(invalid)?;
-        match named.urls.iter().find(|url| !self.config.proxy.may_lead(url)) {
+        match named.urls.iter().find(|url| !self.config.proxy.may_lead(&named.name.to_string(), url)) {
             None => Ok(named),
             Some(url) => {
                 let domains = self.config.proxy.domains.join(", ");
-                let message = format!("the host of {url} is none of those that previews may have here: {domains}");
+                let message = format!("{url} is none of the addresses that {} may have here: {domains}", named.name);
                 Err(invalid(self.config.error("proxy.domains", message)))
             }
         }

@@ -167,7 +167,8 @@ pub struct Proxy {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "Option<String>", extend("pattern" = "^/.")))]
     pub certificate_key: Option<HostPath>,
-    /// Hosts that addresses of previews may have, `*.` standing for one name in front: `*.preview.example.com`. Default: any.
+    /// Hosts that addresses of previews may have: `{name}.preview.example.com`, with `{name}` for the preview's own name, and `*` for a part of a label.
+    /// On a host with neither the path has to begin with the preview's name. Default: any.
     pub domains: Vec<String>,
     /// Who may come in: addresses and networks, `203.0.113.0/24`. Default: everybody.
     pub allow_ips: Vec<String>,

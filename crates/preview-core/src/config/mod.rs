@@ -136,10 +136,10 @@ pub struct Route {
 }
 
 impl Proxy {
-    /// Whether an address may have this host.
+    /// Whether the preview of this name may have this address.
     #[must_use]
-    pub fn may_lead(&self, url: &Url) -> bool {
-        self.kind == ProxyKind::None || domains::allowed(url.host(), &self.domains)
+    pub fn may_lead(&self, name: &str, url: &Url) -> bool {
+        self.kind == ProxyKind::None || domains::allowed(name, url.host(), url.path(), &self.domains)
     }
 
     /// Whether the proxy speaks TLS for this address.
