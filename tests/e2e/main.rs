@@ -3,6 +3,7 @@
 mod action;
 mod bad_host;
 mod bad_input;
+mod capacity;
 mod ci;
 mod crowd;
 mod embed;

@@ -1,5 +1,6 @@
 //! The commands: a session, a call of the library, a report.
 
+mod capacity;
 mod inspect;
 mod sweep;
 mod tunnel;
@@ -78,6 +79,7 @@ pub(crate) async fn run(cli: Cli) -> u8 {
             Command::Pin(which) => context.wish(&which, lifecycle::Wish::Pin).await,
             Command::Unpin(which) => context.wish(&which, lifecycle::Wish::Unpin).await,
             Command::Ci => context.ci().await,
+            Command::Capacity(capacity) => context.capacity(&capacity).await,
         }
     };
     let done = tracing::Instrument::instrument(work, tracing::info_span!("run", command = name)).await;

@@ -1,14 +1,15 @@
 //! From flags, environment and files to what the library wants: configuration, names, project, connection.
 
+mod reach;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use preview_core::admission::{Limits, Weight};
 use preview_core::config::{self, Config, ConfigFile, Environment, Overrides, Settings};
 use preview_core::engine::docker::DockerEngine;
-use preview_core::host::ssh::{Destination, KnownHosts, SshOptions};
+use preview_core::host::ssh::Destination;
 use preview_core::host::{Host, guardian::Guardian, local, ssh};
 use preview_core::lifecycle::{Client, Error};
 use preview_core::lock::Lock;
@@ -379,18 +380,7 @@ impl Session {
                 .client(host, lock, guardian, self.local_socket().to_string_lossy().as_ref(), base, compose)
                 .await;
         }
-        let options = SshOptions {
-            identity_file: vm.identity_file.as_ref().map(|file| self.directory.join(file)),
-            identity_key: self.identity_key.clone(),
-            known_hosts: match (&vm.known_hosts, &vm.known_hosts_file) {
-                (Some(lines), _) => KnownHosts::Lines(lines.clone()),
-                (None, Some(file)) => KnownHosts::File(self.directory.join(file)),
-                (None, None) => KnownHosts::UserDefault,
-            },
-            connect_timeout: Duration::from_secs(20),
-            ..SshOptions::new(Destination::parse(wish)?)
-        };
-        let host = ssh::connect(options).await?;
+        let host = ssh::connect(self.ssh_options(Destination::parse(wish)?)).await?;
         let base = vm.base_dir.as_ref().map_or_else(|| config::BASE_DIR.to_owned(), ToString::to_string);
         let guardian = host.guardian().clone();
         let lock = Arc::new(ShellLock::new(Arc::clone(&host)));

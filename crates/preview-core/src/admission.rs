@@ -30,6 +30,12 @@ impl Weight {
         Self(if number > 1000 { 1_000_000 } else { number as u32 * 1000 })
     }
 
+    /// How many times this is in it, whole.
+    #[must_use]
+    pub const fn times(self, other: Self) -> u64 {
+        if other.0 == 0 { 0 } else { (self.0 / other.0) as u64 }
+    }
+
     fn saturating_sub(self, other: Self) -> Self {
         Self(self.0.saturating_sub(other.0))
     }

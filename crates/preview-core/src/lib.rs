@@ -9,6 +9,7 @@
 //! ```
 
 pub mod admission;
+pub mod capacity;
 pub mod config;
 pub mod engine;
 pub mod failure;

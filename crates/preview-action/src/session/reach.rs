@@ -1,0 +1,58 @@
+//! Ways to the host and its engine that not every command needs.
+
+use std::path::Path;
+use std::time::Duration;
+
+use preview_core::engine::docker::DockerEngine;
+use preview_core::host::ssh::{Destination, KnownHosts, SshOptions};
+use preview_core::lifecycle::{Client, Error};
+use preview_core::name::Key;
+
+use super::{Session, invalid};
+
+impl Session {
+    /// The project directory.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// How to connect to the VM.
+    pub(super) fn ssh_options(&self, destination: Destination) -> SshOptions {
+        let vm = &self.config.vm;
+        SshOptions {
+            identity_file: vm.identity_file.as_ref().map(|file| self.directory.join(file)),
+            identity_key: self.identity_key.clone(),
+            known_hosts: match (&vm.known_hosts, &vm.known_hosts_file) {
+                (Some(lines), _) => KnownHosts::Lines(lines.clone()),
+                (None, Some(file)) => KnownHosts::File(self.directory.join(file)),
+                (None, None) => KnownHosts::UserDefault,
+            },
+            connect_timeout: Duration::from_secs(20),
+            ..SshOptions::new(destination)
+        }
+    }
+
+    /// The engine's socket on the host.
+    pub(crate) fn docker_socket(&self) -> String {
+        match self.config.vm.host.as_deref() {
+            None | Some("local") => self.local_socket().to_string_lossy().into_owned(),
+            Some(_) => self.config.vm.docker_socket.to_string(),
+        }
+    }
+
+    /// The engine of a host that was reached, for questions that only Docker can answer.
+    pub(crate) async fn engine(&self, client: &Client) -> Result<DockerEngine, Error> {
+        let socket = client.host.socket(&self.docker_socket()).await?;
+        Ok(DockerEngine::connect(&socket)?)
+    }
+
+    /// Names a preview that nobody deploys: `preview-doctor-probe`, or the last pull request there can be where the templates
+    /// are for pull requests alone.
+    pub(crate) fn any_key(&self) -> Result<Key, Error> {
+        let branch = Key::branch("doctor-probe").map_err(invalid)?;
+        if self.named(&branch).is_ok() {
+            return Ok(branch);
+        }
+        Key::pull(9_999_999_999).map_err(invalid)
+    }
+}
