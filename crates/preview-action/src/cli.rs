@@ -26,11 +26,13 @@ Examples:
   preview plan --pr 7                         what a deploy would do; changes nothing
   preview logs --pr 7 api --follow
   preview destroy --pr 7
+  preview doctor                              what is wrong, and what to do about it
   preview capacity                            how many previews fit on the VM
 
 Exit codes:
   0 done   1 internal   2 usage or configuration   3 refused   4 deploy failed
   5 timed out or interrupted   6 VM or engine unreachable (wrong host key included)   7 locked
+  8 `preview doctor` found something that does not work
 
 Every setting: flag over environment (PREVIEW_…) over preview.toml over default.";
 
@@ -213,6 +215,9 @@ pub(crate) enum Command {
     /// Say how many previews fit on the VM and what binds first, or which VM so many need
     #[command(after_help = CAPACITY)]
     Capacity(Capacity),
+    /// Look for everything that can be wrong, here, on the VM and on the way in, and say what to do about it; changes nothing
+    #[command(after_help = DOCTOR)]
+    Doctor(Doctor),
 }
 
 impl Command {
@@ -233,6 +238,7 @@ impl Command {
             Self::Unpin(_) => "unpin",
             Self::Ci => "ci",
             Self::Capacity(_) => "capacity",
+            Self::Doctor(_) => "doctor",
         }
     }
 }
@@ -260,6 +266,24 @@ pub(crate) struct Sweep {
     /// What was deployed so shortly ago may be missing in these lists; `10m` without it
     #[arg(long, value_name = "TIME")]
     pub(crate) grace: Option<String>,
+}
+
+const DOCTOR: &str = "\
+Examples:
+  preview doctor
+  preview doctor --strict --format json        for a pipeline: warnings count too
+  preview doctor --ca ca.pem                   where a private authority issues the certificates
+
+Ends with 0 if nothing failed, with 8 otherwise. Every check, with what to do about it: docs/doctor.md.";
+
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Doctor {
+    /// Warnings fail as well
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// A file (PEM) with the authorities that may vouch for certificates, instead of those that this machine trusts
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
 }
 
 const CAPACITY: &str = "\

@@ -339,7 +339,7 @@ impl Session {
     }
 
     /// The Docker CLI's configuration directory.
-    fn docker_config(&self) -> Option<PathBuf> {
+    pub(crate) fn docker_config(&self) -> Option<PathBuf> {
         let named = self.environment.get("DOCKER_CONFIG").map(PathBuf::from);
         named.or_else(|| Some(Path::new(self.environment.get("HOME")?).join(".docker")))
     }
@@ -370,10 +370,7 @@ impl Session {
         let compose = self.compose();
         if wish == "local" {
             let host = local::connect()?;
-            let base = match &vm.base_dir {
-                Some(base) => base.to_string(),
-                None => self.local_base()?,
-            };
+            let base = self.base_dir()?;
             let guardian = host.guardian().clone();
             let lock = Arc::new(ShellLock::new(Arc::clone(&host)));
             return self
@@ -381,7 +378,7 @@ impl Session {
                 .await;
         }
         let host = ssh::connect(self.ssh_options(Destination::parse(wish)?)).await?;
-        let base = vm.base_dir.as_ref().map_or_else(|| config::BASE_DIR.to_owned(), ToString::to_string);
+        let base = self.base_dir()?;
         let guardian = host.guardian().clone();
         let lock = Arc::new(ShellLock::new(Arc::clone(&host)));
         self.client(host, lock, guardian, vm.docker_socket.as_str(), base, compose).await

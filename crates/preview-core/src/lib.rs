@@ -11,6 +11,7 @@
 pub mod admission;
 pub mod capacity;
 pub mod config;
+pub mod doctor;
 pub mod engine;
 pub mod failure;
 pub mod fault;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use preview_core::config;
 use preview_core::engine::docker::DockerEngine;
 use preview_core::host::ssh::{Destination, KnownHosts, SshOptions};
 use preview_core::lifecycle::{Client, Error};
@@ -17,7 +18,7 @@ impl Session {
     }
 
     /// How to connect to the VM.
-    pub(super) fn ssh_options(&self, destination: Destination) -> SshOptions {
+    pub(crate) fn ssh_options(&self, destination: Destination) -> SshOptions {
         let vm = &self.config.vm;
         SshOptions {
             identity_file: vm.identity_file.as_ref().map(|file| self.directory.join(file)),
@@ -29,6 +30,16 @@ impl Session {
             },
             connect_timeout: Duration::from_secs(20),
             ..SshOptions::new(destination)
+        }
+    }
+
+    /// The directory of the previews on the host.
+    pub(crate) fn base_dir(&self) -> Result<String, Error> {
+        let vm = &self.config.vm;
+        match (&vm.base_dir, vm.host.as_deref()) {
+            (Some(base), _) => Ok(base.to_string()),
+            (None, None | Some("local")) => self.local_base(),
+            (None, Some(_)) => Ok(config::BASE_DIR.to_owned()),
         }
     }
 

@@ -106,18 +106,22 @@ impl<T: Transport> ShellHost<T> {
         Ok(found)
     }
 
-    /// How many programs can run at the same time over this connection, up to `wanted`: as many sessions as `sshd` gives it. Two are open
-    /// already, the shell that stays and its spare. Opened really, and closed again.
-    pub async fn sessions(&self, wanted: usize) -> usize {
-        const OPEN: usize = 2;
-        let mut held: Vec<Process> = Vec::new();
-        while held.len() + OPEN < wanted {
+    /// How many programs can run at the same time over this connection, up to `wanted`: as many sessions as `sshd` gives it. Opened really,
+    /// and closed again. The shell that stays is one of them; nobody else may be at work on the host meanwhile.
+    ///
+    /// # Errors
+    /// As [`examine`](Self::examine), where not even the shell can be had.
+    pub async fn sessions(&self, wanted: usize) -> Result<usize, Fault> {
+        const OPERATION: &str = "open sessions on the VM";
+        self.exchange(OPERATION, LIMIT, |_| Ok(":".to_owned())).await?;
+        let mut held: Vec<Process> = self.take_spare().await.into_iter().collect();
+        while held.len() + 1 < wanted {
             match tokio::time::timeout(LIMIT, self.session()).await {
                 Ok(Some(process)) => held.push(process),
                 Ok(None) | Err(_) => break,
             }
         }
-        held.len() + OPEN
+        Ok(held.len() + 1)
     }
 
     /// One more program; `None` if it does not answer.
@@ -160,7 +164,7 @@ mod tests {
         let deeper = host.examine(&format!("{base}/it's/new"), "/nonexistent").await.expect("a look");
         assert!(deeper.base_writable && deeper.base.is_none(), "{deeper:?}");
         assert!((found.now - jiff::Timestamp::now().as_second()).abs() < 60);
-        assert_eq!(host.sessions(6).await, 6);
+        assert_eq!(host.sessions(6).await.expect("sessions"), 6);
         crate::host::Host::close(&*host).await.expect("closed");
     }
 }

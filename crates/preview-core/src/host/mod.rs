@@ -29,6 +29,7 @@ pub use examine::Examination;
 pub(crate) use script::is_guard;
 pub(crate) use script::{apply as apply_script, checked, describe, guard_in, kind_of, quote, trace_unnoted};
 pub(crate) use shell::random_token;
+pub(crate) use ssh_errors::key_changed;
 
 use crate::fault::Fault;
 
