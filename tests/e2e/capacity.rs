@@ -25,12 +25,17 @@ fn a_stack_on_this_machine_on_another_one_and_the_other_way_round() {
     let document = site.run(&["capacity", "--format", "json"]).expect(0).json();
     // Half of the limit, which is for peaks, and twice what each worker reserves.
     assert_eq!(document["preview"]["cpus"], json!({"each": 750, "base": 0, "source": "declared"}));
-    assert_eq!(document["preview"]["memory"], json!({"each": 512_u64 << 20, "base": 1_u64 << 30, "source": "declared"}));
+    assert_eq!(
+        document["preview"]["memory"],
+        json!({"each": 512_u64 << 20, "base": 1_u64 << 30, "source": "declared"})
+    );
     let rows = document["fits"]["resources"].as_array().expect("rows");
-    let of = |name: &str| rows.iter().find(|row| row["resource"] == name).unwrap_or_else(|| panic!("{document}")).clone();
+    let of =
+        |name: &str| rows.iter().find(|row| row["resource"] == name).unwrap_or_else(|| panic!("{document}")).clone();
     let cpus: u64 = site.shell("nproc").parse().expect("a number");
     assert_eq!(of("cpus")["previews"], cpus * 1000 / 750);
-    let memory = site.shell("sed -n 's/^MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo").parse::<u64>().expect("kB") * 1024;
+    let memory =
+        site.shell("sed -n 's/^MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo").parse::<u64>().expect("kB") * 1024;
     assert_eq!(of("memory")["previews"], memory.saturating_sub(1 << 30) / (512 << 20));
     assert_eq!(of("places")["previews"], 2);
     assert!(of("networks")["has"].as_u64().expect("a number") <= 31, "{document}");
@@ -63,7 +68,9 @@ fn without_limits_the_formula_or_the_guardrails_count_and_without_files_no_machi
     }
     let table = site.run(&["capacity", "--table"]).expect(0).out;
     assert!(table.contains("16 vCPU, 32 GB, 250 GB disk"), "{table}");
-    for bad in [&["capacity", "--vcpus", "0"][..], &["capacity", "--memory", "16"], &["capacity", "--cpu-overcommit", "0"]] {
+    for bad in
+        [&["capacity", "--vcpus", "0"][..], &["capacity", "--memory", "16"], &["capacity", "--cpu-overcommit", "0"]]
+    {
         site.run(bad).expect(2);
     }
     site.run(&["capacity"]).expect(6);

@@ -116,8 +116,7 @@ impl Need {
     /// Of a preview of which nothing is known.
     #[must_use]
     pub fn formula() -> Self {
-        let [cpus, memory, disk] =
-            FORMULA.map(|(_, base, each)| Amount { each, base, source: Source::Formula });
+        let [cpus, memory, disk] = FORMULA.map(|(_, base, each)| Amount { each, base, source: Source::Formula });
         Self { cpus, memory, disk, networks: 1 }
     }
 
@@ -126,7 +125,9 @@ impl Need {
     pub fn of(shares: &[Share], networks: u64, terms: &Terms) -> Self {
         let formula = Self::formula();
         let sum = |each: &dyn Fn(&Share) -> u64| {
-            shares.iter().fold(0_u64, |sum, share| sum.saturating_add(each(share).saturating_mul(share.replicas as u64)))
+            shares
+                .iter()
+                .fold(0_u64, |sum, share| sum.saturating_add(each(share).saturating_mul(share.replicas as u64)))
         };
         let cpus = sum(&|share| match share.cpus_said {
             Said::Reserved => share.cpus,
@@ -296,9 +297,8 @@ pub fn vm_for(need: &Need, previews: u64, terms: &Terms) -> Wanted {
     let memory = u128::from(of(need.memory)) * 100;
     let memory = memory.div_ceil(u128::from(terms.memory_overcommit.max(1)));
     let (cpus, memory, disk) = (of(need.cpus), u64::try_from(memory).unwrap_or(u64::MAX), of(need.disk));
-    let size = SIZES.into_iter().find(|size| {
-        size.cpus * 1000 >= cpus && size.memory * GB >= memory && size.disk * GB >= disk
-    });
+    let size =
+        SIZES.into_iter().find(|size| size.cpus * 1000 >= cpus && size.memory * GB >= memory && size.disk * GB >= disk);
     Wanted { previews, cpus, memory, disk, networks: need.networks.saturating_mul(previews), size }
 }
 

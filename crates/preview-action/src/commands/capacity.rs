@@ -18,7 +18,10 @@ use crate::session::Session;
 impl Context {
     pub(super) async fn capacity(&self, wish: &cli::Capacity) -> Result<u8, Error> {
         if wish.table {
-            self.print(&capacity::table(), &json!({"formula": Need::formula(), "vms": by_previews(), "previews": by_size()}));
+            self.print(
+                &capacity::table(),
+                &json!({"formula": Need::formula(), "vms": by_previews(), "previews": by_size()}),
+            );
             return Ok(0);
         }
         let session = self.session(Some(&wish.deploy()))?;
@@ -85,7 +88,8 @@ impl Context {
         let (engine, survey) = seen?;
         let places = Weight::places(session.config.limits.max_previews.get());
         let weight = Weight::try_from(session.config.limits.weight).unwrap_or_default();
-        let previews: BTreeSet<&str> = survey.paths.iter().filter_map(|path| path.rsplit_once('/')).map(|(dir, _)| dir).collect();
+        let previews: BTreeSet<&str> =
+            survey.paths.iter().filter_map(|path| path.rsplit_once('/')).map(|(dir, _)| dir).collect();
         Ok(Vm {
             cpus: Some(u64::from(survey.facts.cpus) * 1000),
             memory: Some(survey.facts.memory_total),

@@ -23,7 +23,8 @@ impl Context {
         // What the configuration says against itself is a finding, too.
         let session = Session::load(&self.global, None, self.environment.clone());
         let looked = async {
-            let prepared = session.and_then(|session| self.complaint(&session, wish.ca.as_deref()).map(|wish| (session, wish)));
+            let prepared =
+                session.and_then(|session| self.complaint(&session, wish.ca.as_deref()).map(|wish| (session, wish)));
             match prepared {
                 Ok((session, wish)) => examine(&session, &wish).await,
                 Err(error) => {
@@ -51,9 +52,7 @@ impl Context {
         Programs {
             path: get("PATH").unwrap_or_default().into(),
             home: get("HOME").map(Into::into),
-            docker_config: session
-                .and_then(Session::docker_config)
-                .or_else(|| get("DOCKER_CONFIG").map(PathBuf::from)),
+            docker_config: session.and_then(Session::docker_config).or_else(|| get("DOCKER_CONFIG").map(PathBuf::from)),
         }
     }
 

@@ -17,7 +17,11 @@ fn the_formulas_and_the_sizes_for_three_six_and_ten_previews() {
     });
     assert_eq!(
         rows,
-        [(3, 6500, 135, 144, (8, 16, 150)), (6, 11_000, 210, 168, (16, 32, 250)), (10, 17_000, 310, 200, (24, 64, 400))]
+        [
+            (3, 6500, 135, 144, (8, 16, 150)),
+            (6, 11_000, 210, 168, (16, 32, 250)),
+            (10, 17_000, 310, 200, (24, 64, 400))
+        ]
     );
 }
 
@@ -46,7 +50,11 @@ fn what_is_declared_counts_and_what_is_not_comes_from_the_formula_or_the_guardra
     let terms = Terms::default();
     let declared = [share(500, Said::Limited, 256, Said::Limited), share(250, Said::Reserved, 256, Said::Limited)];
     let need = Need::of(&declared, 2, &terms);
-    assert_eq!((need.cpus.each, need.cpus.source), (500, Source::Declared), "half of the limit, all of what is reserved");
+    assert_eq!(
+        (need.cpus.each, need.cpus.source),
+        (500, Source::Declared),
+        "half of the limit, all of what is reserved"
+    );
     assert_eq!((need.memory.each, need.memory.base, need.memory.source), (512 << 20, GB, Source::Declared));
     let some = [declared[0].clone(), share(1000, Said::Guardrail, 512, Said::Guardrail)];
     assert_eq!(Need::of(&some, 1, &terms).memory.source, Source::DeclaredAndGuardrails);

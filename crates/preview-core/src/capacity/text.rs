@@ -61,9 +61,10 @@ pub fn wanted(wanted: &Wanted, need: &Need) -> String {
 #[must_use]
 pub fn table() -> String {
     let (need, terms) = (Need::formula(), Terms::default());
-    let mut text = "Where a Compose file declares no limits: vCPU = 2 + 1.5 n, RAM GB = 6 + 2.5 n, disk GB = 120 + 8 n\n\n\
+    let mut text =
+        "Where a Compose file declares no limits: vCPU = 2 + 1.5 n, RAM GB = 6 + 2.5 n, disk GB = 120 + 8 n\n\n\
         Which VM for so many previews\n"
-        .to_owned();
+            .to_owned();
     let rows = TABLE.map(|previews| {
         let wanted = vm_for(&need, previews, &terms);
         let sold = wanted.size.map_or_else(|| "more than one VM".to_owned(), spelled);

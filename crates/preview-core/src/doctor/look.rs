@@ -106,9 +106,8 @@ pub(super) async fn front(
     let own = url.port().unwrap_or(if url.is_https() { 443 } else { 80 });
     // Who names a port has no use for another one.
     let plain = url.is_https() && url.port().is_none();
-    let (own_stream, plain_stream) = futures_util::join!(connect(&to, own), async {
-        if plain { Some(connect(&to, 80).await) } else { None }
-    });
+    let (own_stream, plain_stream) =
+        futures_util::join!(connect(&to, own), async { if plain { Some(connect(&to, 80).await) } else { None } });
     let mut ports = vec![(own, own_stream.as_ref().map(drop).map_err(Clone::clone))];
     ports.extend(plain_stream.as_ref().map(|stream| (80, stream.as_ref().map(drop).map_err(Clone::clone))));
     let certificate = async {

@@ -23,7 +23,8 @@ pub(super) fn network(engine: &Examined, network: &str) -> Finding {
 pub(super) fn container(engine: &Examined, network: &str, listening: &std::collections::BTreeSet<u16>) -> Finding {
     const ID: Check = Check::ProxyContainer;
     let open = |container: &Container| {
-        let mut ports: Vec<u16> = container.ports.iter().filter(|port| PORTS.contains(&port.host_port)).map(|port| port.host_port).collect();
+        let mut ports: Vec<u16> =
+            container.ports.iter().filter(|port| PORTS.contains(&port.host_port)).map(|port| port.host_port).collect();
         ports.sort_unstable();
         ports.dedup();
         ports
@@ -43,7 +44,10 @@ pub(super) fn container(engine: &Examined, network: &str, listening: &std::colle
         return Finding::failed(
             ID,
             format!("{} ({}) has the ports, and is not in the network `{network}`", apart.name, apart.image),
-            format!("on the VM: `docker network connect {network} {}`, and in the proxy's Compose file for good", apart.name),
+            format!(
+                "on the VM: `docker network connect {network} {}`, and in the proxy's Compose file for good",
+                apart.name
+            ),
         );
     }
     if let Some(behind) = others().find(inside) {

@@ -191,9 +191,9 @@ async fn host_seen<T: Transport>(wish: &Wish, host: &ShellHost<T>) -> Seen {
     let files = limited("look at the host", LOOK, host.survey(base, &query));
     let ((examination, before, after), facts, files) = futures_util::join!(examination, facts, files);
     // Its answer was made somewhere between the two.
-    let skew = examination.as_ref().map_or(0, |seen| {
-        (seen.now - after.as_second()).max(0) - (before.as_second() - seen.now).max(0)
-    });
+    let skew = examination
+        .as_ref()
+        .map_or(0, |seen| (seen.now - after.as_second()).max(0) - (before.as_second() - seen.now).max(0));
     let usable = examination.as_ref().is_ok_and(|seen| seen.socket_usable);
     let engine = async {
         if !usable {
@@ -225,7 +225,9 @@ fn states(seen: &Seen) -> Vec<State> {
 }
 
 fn of_host(wish: &Wish, reached: bool, seen: &Seen) -> Vec<Finding> {
-    use Check::{BaseDir, Clock, Disk, DockerSocket, DockerVersion, LogRotation, Memory, Networks, SshSessions, Swap, Sweep};
+    use Check::{
+        BaseDir, Clock, Disk, DockerSocket, DockerVersion, LogRotation, Memory, Networks, SshSessions, Swap, Sweep,
+    };
     let unreached = if reached { "the host gave no answer" } else { "the VM was not reached" };
     let mut findings = Vec::new();
     let examination = seen.examination.as_ref().and_then(|seen| seen.as_ref().ok());
@@ -260,11 +262,12 @@ fn of_host(wish: &Wish, reached: bool, seen: &Seen) -> Vec<Finding> {
             findings.push(vm::docker_version(engine.as_ref()));
             match engine {
                 Ok(engine) => {
-                    findings.push(vm::networks(engine, previews, wish.max_previews));
+                    findings.push(vm::networks(engine, &examination.routes, previews, wish.max_previews));
                     findings.push(vm::log_rotation(engine, examination));
                 }
                 Err(_) => {
-                    findings.extend([Networks, LogRotation].map(|id| Finding::skipped(id, "the engine does not answer")));
+                    findings
+                        .extend([Networks, LogRotation].map(|id| Finding::skipped(id, "the engine does not answer")));
                 }
             }
         }
@@ -279,7 +282,9 @@ fn of_host(wish: &Wish, reached: bool, seen: &Seen) -> Vec<Finding> {
             let last = entries.filter(|entry| entry.command == Command::Sweep).map(|entry| entry.ended_at).max();
             vm::sweep(last, Timestamp::now(), previews, wish.ttl)
         }
-        Some(Err(fault)) => Finding::skipped(Sweep, format!("the base directory cannot be read: {}", vm::without_operation(fault))),
+        Some(Err(fault)) => {
+            Finding::skipped(Sweep, format!("the base directory cannot be read: {}", vm::without_operation(fault)))
+        }
         None => Finding::skipped(Sweep, unreached),
     });
     findings
@@ -294,7 +299,7 @@ fn unseen<const N: usize, T>(ids: [Check; N], result: Option<&Result<T, Fault>>,
     ids.into_iter().map(|id| Finding::skipped(id, why.clone())).collect()
 }
 
-const NO_PROXY: &str = "no proxy is configured (`[proxy] kind`): previews publish ports on the host's loopback address";
+const NO_PROXY: &str = "no proxy is configured (`[proxy] kind`)";
 
 fn of_proxy(wish: &Wish, seen: &Seen) -> [Finding; 2] {
     let both = |why: &str| [Check::ProxyNetwork, Check::ProxyContainer].map(|id| Finding::skipped(id, why));
@@ -305,7 +310,8 @@ fn of_proxy(wish: &Wish, seen: &Seen) -> [Finding; 2] {
         return [found, Finding::skipped(Check::ProxyContainer, "its network is missing")];
     }
     let nothing = BTreeSet::new();
-    let listening = seen.facts.as_ref().and_then(|facts| facts.as_ref().ok()).map_or(&nothing, |facts| &facts.listening);
+    let listening =
+        seen.facts.as_ref().and_then(|facts| facts.as_ref().ok()).map_or(&nothing, |facts| &facts.listening);
     [found, proxy::container(engine, network, listening)]
 }
 

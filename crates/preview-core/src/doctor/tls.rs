@@ -53,7 +53,9 @@ pub(super) fn roots(file: Option<&Path>) -> Result<Arc<RootCertStore>, Trouble> 
     }
     if store.is_empty() {
         let none = "there is no certificate authority to compare with".to_owned();
-        return Err(Trouble::Roots(file.map_or(none, |file| format!("--ca {}: it holds no certificate", file.display()))));
+        return Err(Trouble::Roots(
+            file.map_or(none, |file| format!("--ca {}: it holds no certificate", file.display())),
+        ));
     }
     Ok(Arc::new(store))
 }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use super::{Check, Finding, Place};
 use crate::engine::docker::Examined;
+use crate::engine::pools::{self, Subnet};
 use crate::fault::{Fault, FaultKind};
 use crate::host::{Examination, Facts, key_changed};
 use crate::units::{about, age};
@@ -30,7 +31,8 @@ pub(super) fn reached(place: &Place, pinned: bool, fault: Option<&Fault>) -> [Fi
     };
     let answers = || Finding::ok(Check::SshReach, format!("an sshd answers at {destination}"));
     let key = || {
-        let where_ = if pinned { "it is pinned" } else { "it is in this user's known_hosts, and not in `[vm] known_hosts`" };
+        let where_ =
+            if pinned { "it is pinned" } else { "it is in this user's known_hosts, and not in `[vm] known_hosts`" };
         Finding::ok(Check::HostKey, format!("the VM shows the key that is expected; {where_}"))
     };
     let Some(fault) = fault else {
@@ -48,13 +50,13 @@ pub(super) fn reached(place: &Place, pinned: bool, fault: Option<&Fault>) -> [Fi
                 (true, _) => Finding::failed(
                     Check::HostKey,
                     format!("{destination} shows another key than the one that is expected"),
-                    format!("if the VM was installed anew, {pin}; else do not connect: somebody may stand between you and the VM"),
+                    format!(
+                        "if the VM was installed anew, {pin}; else do not connect: somebody may stand between you and the VM"
+                    ),
                 ),
-                (false, true) => Finding::failed(
-                    Check::HostKey,
-                    format!("the keys that are pinned are not for {destination}"),
-                    pin,
-                ),
+                (false, true) => {
+                    Finding::failed(Check::HostKey, format!("the keys that are pinned are not for {destination}"), pin)
+                }
                 (false, false) => Finding::failed(Check::HostKey, "no key is pinned for the VM", pin),
             };
             [answers(), finding, Finding::skipped(Check::Login, "the VM's key is not trusted")]
@@ -72,7 +74,9 @@ pub(super) fn reached(place: &Place, pinned: bool, fault: Option<&Fault>) -> [Fi
             Finding::failed(
                 Check::SshReach,
                 said,
-                format!("check the address in `[vm] host`, that the VM runs, and that its firewall lets port {port} through: `ssh -v -p {port} {host}`"),
+                format!(
+                    "check the address in `[vm] host`, that the VM runs, and that its firewall lets port {port} through: `ssh -v -p {port} {host}`"
+                ),
             ),
             Finding::skipped(Check::HostKey, "the VM does not answer"),
             Finding::skipped(Check::Login, "the VM does not answer"),
@@ -127,7 +131,9 @@ pub(super) fn docker_socket(path: &str, seen: &Examination) -> Finding {
         ),
         Some((mode, owner, group)) if !seen.socket_usable => {
             let next = if group == "root" || !mode.get(1..2).is_some_and(|digit| matches!(digit, "6" | "7")) {
-                format!("on the VM: `sudo chgrp docker {path} && sudo chmod 0660 {path} && sudo usermod -aG docker {user}`, then a new login")
+                format!(
+                    "on the VM: `sudo chgrp docker {path} && sudo chmod 0660 {path} && sudo usermod -aG docker {user}`, then a new login"
+                )
             } else {
                 format!("on the VM: `sudo usermod -aG {group} {user}`, then a new login")
             };
@@ -216,9 +222,11 @@ pub(super) fn sessions(open: usize) -> Finding {
     )
 }
 
-pub(super) fn networks(engine: &Examined, previews: u64, max_previews: u64) -> Finding {
+/// Docker hands out no addresses to which the machine has a route already.
+pub(super) fn networks(engine: &Examined, routes: &[Subnet], previews: u64, max_previews: u64) -> Finding {
     const ID: Check = Check::Networks;
-    let (all, left) = engine.networks_left();
+    let taken: Vec<Subnet> = engine.subnets.iter().chain(routes).copied().collect();
+    let (all, left) = pools::left(&engine.pools, &taken);
     let found = format!("Docker can make {left} of {all} networks more");
     let next = "give Docker more in /etc/docker/daemon.json: `{\"default-address-pools\": [{\"base\": \"10.200.0.0/16\", \"size\": 24}]}`, then restart it; \
                 or remove networks that nobody uses: `docker network prune`";
@@ -226,7 +234,8 @@ pub(super) fn networks(engine: &Examined, previews: u64, max_previews: u64) -> F
     if left == 0 {
         Finding::failed(ID, format!("{found}: no new preview can start"), next)
     } else if left < more {
-        let found = format!("{found}; each preview takes at least one, and {more} more may come (`[limits] max_previews`)");
+        let found =
+            format!("{found}; each preview takes at least one, and {more} more may come (`[limits] max_previews`)");
         Finding::warning(ID, found, next)
     } else {
         Finding::ok(ID, found)
@@ -239,7 +248,8 @@ pub(super) fn log_rotation(engine: &Examined, seen: &Examination) -> Finding {
     if driver != "json-file" {
         return Finding::ok(ID, format!("containers log with `{driver}`"));
     }
-    let daemon: serde_json::Value = seen.daemon.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let daemon: serde_json::Value =
+        seen.daemon.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
     match daemon.pointer("/log-opts/max-size").and_then(serde_json::Value::as_str) {
         Some(size) => Finding::ok(ID, format!("containers log with `json-file`, rotated at {size}")),
         None => Finding::warning(
@@ -270,7 +280,9 @@ pub(super) fn sweep(last: Option<Timestamp>, now: Timestamp, previews: u64, ttl:
         Some(last) if now.as_second().saturating_sub(last.as_second()) <= i64::try_from(STALE).unwrap_or(i64::MAX) => {
             Finding::ok(ID, format!("last swept {} ago", age(last, now)))
         }
-        Some(last) => Finding::warning(ID, format!("last swept {} ago: nothing expires meanwhile", age(last, now)), next),
+        Some(last) => {
+            Finding::warning(ID, format!("last swept {} ago: nothing expires meanwhile", age(last, now)), next)
+        }
         None if previews == 0 => Finding::ok(ID, "never swept, and there is nothing to sweep"),
         None if ttl.is_none() => Finding::ok(ID, "never swept; previews of this application do not expire"),
         None => Finding::warning(ID, "never swept: nothing expires, and what failures leave stays", next),

@@ -20,21 +20,36 @@ pub(super) fn provider(checked: Option<Result<String, Fault>>) -> Finding {
     match checked {
         None => Finding::skipped(ID, "no DNS provider is configured; a wildcard record leads to the VM, or should"),
         Some(Ok(found)) => Finding::ok(ID, found),
-        Some(Err(fault)) => {
-            Finding::failed(ID, super::vm::without_operation(&fault), "give the token the rights that the provider's page in docs/ lists, for this zone")
-        }
+        Some(Err(fault)) => Finding::failed(
+            ID,
+            super::vm::without_operation(&fault),
+            "give the token the rights that the provider's page in docs/ lists, for this zone",
+        ),
     }
 }
 
 /// `name` stands for a preview that is not there.
 pub(super) fn dns(name: &str, resolved: Result<&[IpAddr], &str>, vm: &BTreeSet<IpAddr>) -> Finding {
     const ID: Check = Check::Dns;
-    let record = name.split_once('.').filter(|(label, _)| label.contains("probe")).map_or(name.to_owned(), |(_, zone)| format!("*.{zone}"));
-    let list = |addresses: &mut dyn Iterator<Item = &IpAddr>| addresses.map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let to = if vm.is_empty() { "the VM's address".to_owned() } else { list(&mut vm.iter().filter(|address| !address.is_loopback()).take(1)) };
+    let record = name
+        .split_once('.')
+        .filter(|(label, _)| label.contains("probe"))
+        .map_or(name.to_owned(), |(_, zone)| format!("*.{zone}"));
+    let list = |addresses: &mut dyn Iterator<Item = &IpAddr>| {
+        addresses.map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    let to = if vm.is_empty() {
+        "the VM's address".to_owned()
+    } else {
+        list(&mut vm.iter().filter(|address| !address.is_loopback()).take(1))
+    };
     let to = if to.is_empty() { "the VM's address".to_owned() } else { to };
     let finding = match resolved {
-        Err(why) => Finding::failed(ID, format!("{name} leads nowhere: {why}"), format!("make a record `{record}` that leads to {to}")),
+        Err(why) => Finding::failed(
+            ID,
+            format!("{name} leads nowhere: {why}"),
+            format!("make a record `{record}` that leads to {to}"),
+        ),
         Ok(addresses) => {
             let found = format!("{name} leads to {}", list(&mut addresses.iter()));
             if vm.is_empty() || addresses.iter().any(|address| vm.contains(address)) {
@@ -43,7 +58,9 @@ pub(super) fn dns(name: &str, resolved: Result<&[IpAddr], &str>, vm: &BTreeSet<I
                 Finding::warning(
                     ID,
                     format!("{found}, which is none of the VM's addresses"),
-                    format!("behind a tunnel or a proxying DNS provider that is right; else let `{record}` lead to {to}"),
+                    format!(
+                        "behind a tunnel or a proxying DNS provider that is right; else let `{record}` lead to {to}"
+                    ),
                 )
             }
         }
@@ -66,7 +83,11 @@ pub(super) fn ports(name: &str, https: bool, tried: &[(u16, Result<(), String>)]
         ),
         [(port, tried), ..] => {
             let why = tried.as_ref().err().map(String::as_str).unwrap_or_default();
-            Finding::failed(ID, format!("port {port} cannot be reached from here: {why}"), next.replace("PORT", &port.to_string()))
+            Finding::failed(
+                ID,
+                format!("port {port} cannot be reached from here: {why}"),
+                next.replace("PORT", &port.to_string()),
+            )
         }
     };
     finding.about(name)
@@ -92,7 +113,11 @@ pub(super) fn certificate(name: &str, seen: Result<Timestamp, &Trouble>, now: Ti
             let when = end.map_or_else(String::new, |end| format!(" on {}", end.strftime("%Y-%m-%d %H:%M UTC")));
             Finding::failed(ID, format!("it expired{when}"), renew)
         }
-        Err(Trouble::NotYet) => Finding::failed(ID, "it is not valid yet", "are both clocks right? else wait, or put the right one in place"),
+        Err(Trouble::NotYet) => Finding::failed(
+            ID,
+            "it is not valid yet",
+            "are both clocks right? else wait, or put the right one in place",
+        ),
         Err(Trouble::Name(names)) => Finding::failed(
             ID,
             format!("it is for other names: {}", if names.is_empty() { "none".to_owned() } else { names.join(", ") }),
@@ -103,10 +128,14 @@ pub(super) fn certificate(name: &str, seen: Result<Timestamp, &Trouble>, now: Ti
             "its issuer is not trusted by this machine, or a certificate in between is missing",
             "serve the whole chain; is it a private authority's, give that with `--ca FILE`; a proxy that has none of its own shows one of this kind",
         ),
-        Err(Trouble::Roots(why)) => Finding::failed(ID, why, "install ca-certificates on this machine, or give a file with `--ca`"),
-        Err(Trouble::Handshake(why)) => {
-            Finding::failed(ID, format!("no TLS connection: {why}"), "does the proxy speak TLS on that port? its log says more")
+        Err(Trouble::Roots(why)) => {
+            Finding::failed(ID, why, "install ca-certificates on this machine, or give a file with `--ca`")
         }
+        Err(Trouble::Handshake(why)) => Finding::failed(
+            ID,
+            format!("no TLS connection: {why}"),
+            "does the proxy speak TLS on that port? its log says more",
+        ),
         Err(Trouble::Other(why)) => Finding::failed(ID, why, renew),
     };
     finding.about(name)
@@ -117,7 +146,9 @@ pub(super) fn redirect(name: &str, answer: Result<(u16, Option<&str>), &str>) ->
     const ID: Check = Check::Redirect;
     let next = "let the proxy redirect HTTP to HTTPS: passwords and cookies would go in clear text";
     let finding = match answer {
-        Ok((301 | 302 | 303 | 307 | 308, Some(to))) if to.starts_with("https://") => Finding::ok(ID, "HTTP leads to HTTPS"),
+        Ok((301 | 302 | 303 | 307 | 308, Some(to))) if to.starts_with("https://") => {
+            Finding::ok(ID, "HTTP leads to HTTPS")
+        }
         Ok((status, Some(to))) => Finding::warning(ID, format!("HTTP answers {status} and leads to {to}"), next),
         Ok((status, None)) => Finding::warning(ID, format!("HTTP answers {status} and does not lead to HTTPS"), next),
         Err(why) => Finding::warning(ID, format!("HTTP gives no answer: {why}"), next),
@@ -130,8 +161,14 @@ pub(super) fn answer(preview: &str, url: &str, answer: Result<u16, &str>) -> Fin
     const ID: Check = Check::Answer;
     let logs = format!("`preview status` and `preview logs` of {preview}, then the proxy's log");
     let finding = match answer {
-        Ok(status @ (502..=504)) => Finding::failed(ID, format!("{url} answers {status}: the proxy does not reach the preview"), logs),
-        Ok(404) => Finding::warning(ID, format!("{url} answers 404: the application's word, or the proxy's who knows no such route"), logs),
+        Ok(status @ (502..=504)) => {
+            Finding::failed(ID, format!("{url} answers {status}: the proxy does not reach the preview"), logs)
+        }
+        Ok(404) => Finding::warning(
+            ID,
+            format!("{url} answers 404: the application's word, or the proxy's who knows no such route"),
+            logs,
+        ),
         Ok(status @ 500..) => Finding::warning(ID, format!("{url} answers {status}"), logs),
         Ok(status) => Finding::ok(ID, format!("{url} answers {status}")),
         Err(why) => Finding::failed(ID, format!("{url} gives no answer: {why}"), logs),

@@ -28,6 +28,16 @@ impl Subnet {
         (prefix <= 32).then(|| Self { address: u32::from(address) & mask(prefix), prefix })
     }
 
+    /// A line of `/proc/net/route`: where its destination and mask stand, in the byte order of the machine; `None` for its head and for the default route.
+    #[must_use]
+    pub fn of_route(line: &str) -> Option<Self> {
+        let mut columns = line.split_whitespace();
+        // Every machine that Docker runs on keeps its low byte first.
+        let mut hex = |skip| u32::from_str_radix(columns.nth(skip)?, 16).ok().map(u32::swap_bytes);
+        let (address, mask) = (hex(1)?, hex(5)?);
+        (mask != 0).then(|| Self { address, prefix: u8::try_from(mask.leading_ones()).unwrap_or(32) })
+    }
+
     fn holds(self, address: u32) -> bool {
         address & mask(self.prefix) == self.address
     }
@@ -66,9 +76,12 @@ pub fn left(pools: &[Pool], taken: &[Subnet]) -> (u64, u64) {
         for subnet in taken.iter().filter(|subnet| subnet.overlaps(pool.range)) {
             // A larger network takes several pieces, a smaller one part of one.
             let wide = subnet.prefix.clamp(pool.range.prefix, pool.size);
-            let first = if subnet.prefix < pool.range.prefix { pool.range.address } else { subnet.address & mask(wide) };
+            let first =
+                if subnet.prefix < pool.range.prefix { pool.range.address } else { subnet.address & mask(wide) };
             let step = 1_u64 << (32 - u32::from(pool.size));
-            used.extend((0..1_u64 << (pool.size - wide)).map(|piece| u64::from(first & mask(pool.size)) + piece * step));
+            used.extend(
+                (0..1_u64 << (pool.size - wide)).map(|piece| u64::from(first & mask(pool.size)) + piece * step),
+            );
         }
         gone += used.len() as u64;
     }
@@ -99,6 +112,15 @@ mod tests {
         assert_eq!(left(&pool, &subnets(&["0.0.0.0/0"])), (4, 0));
         let odd = [Pool { range: Subnet::parse("10.0.0.0/24").expect("sound"), size: 16 }];
         assert_eq!(left(&odd, &[]), (0, 0), "pieces larger than the pool");
+    }
+
+    #[test]
+    fn routes() {
+        let table = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+            eth0\t00000000\t010011AC\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
+            eth0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n";
+        let found: Vec<Subnet> = table.lines().filter_map(Subnet::of_route).collect();
+        assert_eq!(found, subnets(&["172.17.0.0/16"]));
     }
 
     #[test]

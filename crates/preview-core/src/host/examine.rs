@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::script::{kind_of, quote};
 use super::shell::{Process, ShellHost, Transport};
+use crate::engine::pools::Subnet;
 use crate::fault::Fault;
 
 /// A healthy machine answers at once.
@@ -34,6 +35,8 @@ pub struct Examination {
     pub daemon: Option<String>,
     /// Its addresses, as it knows them.
     pub addresses: Vec<String>,
+    /// Where it has routes to, the default route left out.
+    pub routes: Vec<Subnet>,
 }
 
 /// One line each, `key value`; the file comes last, as it is.
@@ -53,6 +56,7 @@ fn script(base: &str, socket: &str) -> String {
          printf 'swap %s\\n' \"$(sed -n 's/^SwapTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo)\"\n\
          printf 'swappiness %s\\n' \"$(cat /proc/sys/vm/swappiness 2>/dev/null)\"\n\
          printf 'addresses %s\\n' \"$(hostname -I 2>/dev/null)\"\n\
+         sed 's/^/route /' /proc/net/route 2>/dev/null\n\
          [ ! -r /etc/docker/daemon.json ] || {{ echo daemon; cat /etc/docker/daemon.json; }}\n",
         quote(base),
         quote(socket)
@@ -83,6 +87,7 @@ fn parse(text: &str) -> Examination {
             "usable" => found.socket_usable = true,
             "swap" => found.swap = value.parse::<u64>().unwrap_or_default() * 1024,
             "swappiness" => found.swappiness = value.parse().ok(),
+            "route" => found.routes.extend(Subnet::of_route(value)),
             "addresses" => found.addresses = words.collect(),
             _ => {}
         }
