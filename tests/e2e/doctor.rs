@@ -225,6 +225,10 @@ fn way_in(ward: &Ward) {
         ward.certificate(name, from, to);
         ward.broken(code, "certificate", status, &[words], &[]);
     }
+    // It is the chain that ends first that counts.
+    ward.certificate("*.preview.test", "-1 day", "+90 days");
+    ward.certificate_by_another();
+    ward.broken(0, "certificate", "warning", &["(9 days)"], &[]);
     ward.certificate("*.preview.test", "-1 day", "+90 days");
     // Without the authority's file this machine knows nobody who vouches.
     let (code, report) = ward.run_without_ca();

@@ -32,8 +32,8 @@ impl Weight {
 
     /// How many times this is in it, whole.
     #[must_use]
-    pub const fn times(self, other: Self) -> u64 {
-        if other.0 == 0 { 0 } else { (self.0 / other.0) as u64 }
+    pub fn times(self, other: Self) -> u64 {
+        self.0.checked_div(other.0).map_or(0, u64::from)
     }
 
     fn saturating_sub(self, other: Self) -> Self {

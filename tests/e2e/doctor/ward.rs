@@ -258,14 +258,43 @@ impl Ward {
             .args(["-keyout", "own.key", "-out", "own.csr"])
             .current_dir(dir)
             .stderr(Stdio::null()));
-        run(Command::new("openssl")
-            .args(["ca", "-batch", "-notext", "-config", "ca.conf", "-in", "own.csr", "-out", "own.pem"])
-            .args(["-startdate", &time(from), "-enddate", &time(to)])
-            .current_dir(dir)
-            .stderr(Stdio::null()));
+        self.sign("own", &["-startdate", &time(from), "-enddate", &time(to)]);
         for file in ["own.pem", "own.key"] {
             self.put(&format!("/etc/proxy/{file}"), &std::fs::read_to_string(dir.join(file)).expect("a file"));
         }
+    }
+
+    fn sign(&self, name: &str, more: &[&str]) {
+        let (request, certificate) = (format!("{name}.csr"), format!("{name}.pem"));
+        run(Command::new("openssl")
+            .args(["ca", "-batch", "-notext", "-config", "ca.conf", "-in", &request, "-out", &certificate])
+            .args(more)
+            .current_dir(self.dir())
+            .stderr(Stdio::null()));
+    }
+
+    /// A certificate that holds for 90 days, by an authority in between that holds for 10.
+    pub(super) fn certificate_by_another(&self) {
+        let dir = self.dir();
+        run(Command::new("openssl")
+            .args([
+                "req",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+                "-nodes",
+                "-subj",
+                "/CN=In between",
+            ])
+            .args(["-addext", "basicConstraints=critical,CA:true", "-keyout", "between.key", "-out", "between.csr"])
+            .current_dir(dir)
+            .stderr(Stdio::null()));
+        self.sign("between", &["-days", "10"]);
+        self.sign("own", &["-days", "90", "-cert", "between.pem", "-keyfile", "between.key"]);
+        let read = |name: &str| std::fs::read_to_string(dir.join(name)).expect("a file");
+        self.put("/etc/proxy/own.pem", &(read("own.pem") + &read("between.pem")));
+        self.reload();
     }
 
     pub(super) fn certificate(&self, name: &str, from: &str, to: &str) {

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use preview_core::config::ProxyKind;
 use preview_core::doctor::{self, Place, Programs, Report, Wish};
+use preview_core::failure::FailureCode;
+use preview_core::fault::{Fault, FaultKind};
 use preview_core::host::ssh::Destination;
 use preview_core::host::{local, ssh};
 use preview_core::lifecycle::Error;
@@ -35,7 +37,10 @@ impl Context {
         };
         let report = tokio::select! {
             report = looked => report?,
-            () = self.interrupt.fired() => return Ok(130),
+            () = self.interrupt.fired() => {
+                let fault = Fault::new(FaultKind::TimedOut, "look for what is wrong", "interrupted");
+                return Err(fault.coded(FailureCode::Interrupted).into());
+            }
         };
         let text = if self.json() {
             output::json(&report)

@@ -113,6 +113,22 @@ fn the_words_say_what_binds_and_where_each_number_is_from() {
     insta::assert_snapshot!(table());
 }
 
+#[test]
+fn the_tables_in_the_documentation_are_what_the_code_says() {
+    let page = include_str!("../../../../docs/capacity.md");
+    let plain = |cell: &str| cell.trim().replace(" disk", "");
+    let table = table();
+    let rows = table.lines().filter(|line| line.starts_with(|first: char| first.is_ascii_digit()));
+    let mut number = 0;
+    for row in rows {
+        let cells: Vec<String> = row.split("  ").filter(|cell| !cell.trim().is_empty()).map(plain).collect();
+        let row = format!("| {} |", cells.join(" | "));
+        assert!(page.contains(&row), "docs/capacity.md has no {row}");
+        number += 1;
+    }
+    assert_eq!(number, TABLE.len() + SIZES.len());
+}
+
 fn needs() -> impl Strategy<Value = Need> {
     let said = prop_oneof![Just(Said::Reserved), Just(Said::Limited), Just(Said::Guardrail)];
     let share = (0_u64..4000, said.clone(), 0_u64..4096, said).prop_map(|(c, a, m, b)| share(c, a, m, b));
