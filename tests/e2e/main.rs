@@ -20,6 +20,7 @@ mod metrics;
 mod neighbours;
 mod order;
 mod places;
+mod proxies;
 mod queue;
 mod reliability;
 mod rollback;

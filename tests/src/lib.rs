@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+pub mod lane;
 mod run;
 
 pub use run::Run;
@@ -312,7 +313,7 @@ impl Site {
         ] {
             found.extend(self.docker(args).lines().map(|id| format!("{kind} {id}")));
         }
-        let files = self.shell(&format!("[ ! -d '{0}' ] || find '{0}' -mindepth 1 ! -path '{0}/.places' ! -path '{0}/.freed' ! -path '{0}/.history.jsonl' ! -path '{0}/.metrics' ! -path '{0}/.images*'", self.base));
+        let files = self.shell(&format!("[ ! -d '{0}' ] || find '{0}' -mindepth 1 ! -path '{0}/.places' ! -path '{0}/.freed' ! -path '{0}/.history.jsonl' ! -path '{0}/.metrics' ! -path '{0}/.images*' ! -path '{0}/.pages' ! -path '{0}/.pages/gone.html'", self.base));
         let closed = self.tombstones();
         let kept = |path: &str| closed.iter().any(|file| file == path || file.starts_with(&format!("{path}/")));
         found.extend(files.lines().filter(|path| !kept(path)).map(|path| format!("file {path}")));

@@ -9,7 +9,7 @@ mod test;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use xtask::lab::{Lab, Needs, Stopped};
+use xtask::lab::{Extra, Lab, Needs, Stopped};
 
 const USAGE: &str = "\
 usage: cargo xtask <command>
@@ -20,6 +20,7 @@ usage: cargo xtask <command>
   test [-- ARGS]          every check and every test, on a real engine and real VMs; ARGS go to `cargo test`
   lab up|down|env         the lab alone: make it ready, remove it, print its environment for a shell
   lab load IMAGE VM       copy an image of this machine's engine into a running VM
+  lab extra NAME          make an image that only some tests need: nginx, caddy, ways, traefik, pebble
 ";
 
 fn main() -> ExitCode {
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         ["lab", "up"] => lab_up(),
         ["lab", "down"] => lab_down(),
         ["lab", "env"] => lab_env(),
+        ["lab", "extra", name] => lab_extra(name),
         ["lab", "load", image, vm] => lab_load(image, vm),
         [] | ["help" | "--help" | "-h"] => {
             eprint!("{USAGE}");
@@ -87,6 +89,15 @@ fn lab_env() -> Result<()> {
         println!("export DOCKER_CONFIG='{}'", config.display());
     }
     println!("export PREVIEW_LAB=1");
+    Ok(())
+}
+
+fn lab_extra(name: &str) -> Result<()> {
+    let all = [Extra::Nginx, Extra::Caddy, Extra::Ways, Extra::Traefik, Extra::Pebble];
+    let Some(extra) = all.into_iter().find(|extra| extra.image().ends_with(&format!("/{name}"))) else {
+        bail!("there is no image `{name}`: nginx, caddy, ways, traefik, pebble");
+    };
+    println!("{}", Lab::up(Needs::Basics)?.extra(extra)?);
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use preview_core::lock::shell::ShellLock;
 use preview_core::name::{AppName, Key, Named, PreviewName, project_name};
 use preview_core::project::{self, Project, Target};
 use preview_core::registry;
-use preview_core::route::Traefik;
+use preview_core::proxy::{FileKind, FileProxy, Proxy, Traefik};
 use preview_core::runtime::compose::{Compose, ComposeOptions};
 use preview_core::secret::Secret;
 use preview_core::secrets;
@@ -151,7 +151,15 @@ impl Session {
 
     /// Names and addresses of a preview.
     pub(crate) fn named(&self, key: &Key) -> Result<Named, Error> {
-        self.config.naming(&self.app).map_err(invalid)?.resolve(key).map_err(invalid)
+        let named = self.config.naming(&self.app).map_err(invalid)?.resolve(key).map_err(invalid)?;
+        match named.urls.iter().find(|url| !self.config.proxy.may_lead(url)) {
+            None => Ok(named),
+            Some(url) => {
+                let domains = self.config.proxy.domains.join(", ");
+                let message = format!("the host of {url} is none of those that previews may have here: {domains}");
+                Err(invalid(self.config.error("proxy.domains", message)))
+            }
+        }
     }
 
     /// The preview of a pull request or branch.
@@ -210,6 +218,11 @@ impl Session {
                 port: route.port.get(),
                 url: route.url.as_ref().and(named.urls.get(index)).map(ToString::to_string),
                 strip_prefix: route.strip_prefix,
+                protocol: route.protocol,
+                rolling: route.update == config::Update::Rolling,
+                priority: route.priority.map(std::num::NonZeroU32::get),
+                entrypoint: route.entrypoint.clone(),
+                tls_options: route.tls_options.clone(),
                 place: place(&format!("route[{index}].service")),
             })
             .collect();
@@ -232,14 +245,12 @@ impl Session {
             logins: self.logins(),
             url: if routes.is_empty() { named.urls.first().map(ToString::to_string) } else { None },
             routes: (!routes.is_empty()).then_some(routes),
-            proxy: match config.proxy.kind {
-                config::ProxyKind::None => project::Proxy::None,
-                config::ProxyKind::Traefik => project::Proxy::Traefik(Traefik {
-                    network: config.proxy.network.clone(),
-                    entrypoint: config.proxy.entrypoint.clone(),
-                    tls: config.proxy.tls,
-                    cert_resolver: config.proxy.cert_resolver.clone(),
-                }),
+            proxy: self.proxy(),
+            access: project::AccessSpec {
+                basic_auth: config.proxy.basic_auth.as_ref().map(|auth| (auth.user.clone(), auth.password.to_string())),
+                place: place("proxy.basic_auth.password"),
+                allow_ips: config.proxy.allow_ips.clone(),
+                noindex: config.proxy.noindex,
             },
             limits: Limits {
                 places: Weight::places(config.limits.max_previews.get()),
@@ -315,6 +326,34 @@ impl Session {
                 })
                 .collect(),
         })
+    }
+
+    /// The proxy on the host.
+    pub(crate) fn proxy(&self) -> Proxy {
+        let proxy = &self.config.proxy;
+        let files = |kind| {
+            let certificate = proxy.certificate.as_ref().zip(proxy.certificate_key.as_ref());
+            Proxy::Files(FileProxy {
+                kind,
+                network: proxy.network.clone(),
+                container: proxy.container.clone(),
+                routes: proxy.routes_dir.to_string(),
+                certificate: certificate.map(|(certificate, key)| (certificate.to_string(), key.to_string())),
+                tls: proxy.tls,
+                pages: proxy.pages_dir.as_ref().map(ToString::to_string),
+            })
+        };
+        match proxy.kind {
+            config::ProxyKind::None => Proxy::None,
+            config::ProxyKind::Traefik => Proxy::Traefik(Traefik {
+                network: proxy.network.clone(),
+                entrypoint: proxy.entrypoint.clone(),
+                tls: proxy.tls,
+                cert_resolver: proxy.cert_resolver.clone(),
+            }),
+            config::ProxyKind::Nginx => files(FileKind::Nginx),
+            config::ProxyKind::Caddy => files(FileKind::Caddy),
+        }
     }
 
     /// Files that the configuration names, relative to the project directory; each must exist.
@@ -397,7 +436,7 @@ impl Session {
         let engine = DockerEngine::connect(&socket)?;
         engine.warm(AT_FIRST).await;
         let runtime = compose.with_socket(socket, Some(guardian));
-        Ok(Client { host, engine: Arc::new(engine), lock, runtime: Arc::new(runtime), base_dir })
+        Ok(Client { host, engine: Arc::new(engine), lock, runtime: Arc::new(runtime), base_dir, proxy: self.proxy() })
     }
 
     /// The engine's socket of this machine: `DOCKER_HOST` says where, as it does for the Docker CLI.

@@ -83,6 +83,8 @@ codes! {
     Unhealthy = "unhealthy",
     /// A service that has to answer does not, or not well.
     ProbeFailed = "probe_failed",
+    /// The proxy does not take its routes, or does not run.
+    ProxyFailed = "proxy_failed",
     /// A step failed.
     StepFailed = "step_failed",
     /// A limit of time ran out; the phase says where.

@@ -28,6 +28,7 @@ pub mod ownership;
 pub mod plan;
 pub mod ports;
 pub mod project;
+pub mod proxy;
 pub mod queue;
 pub mod registry;
 pub mod report;

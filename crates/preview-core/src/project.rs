@@ -9,7 +9,8 @@ use jiff::Timestamp;
 
 use crate::admission::{Limits, Weight};
 use crate::registry::Logins;
-use crate::route::Traefik;
+use crate::proxy::Proxy;
+use crate::route::Protocol;
 use crate::secrets::SecretSource;
 use crate::stack::{Allowance, Guardrails, Isolation};
 use crate::state::Subject;
@@ -48,7 +49,7 @@ impl Target {
 }
 
 /// A wish for a route.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RouteSpec {
     /// The service.
     pub service: String,
@@ -58,18 +59,37 @@ pub struct RouteSpec {
     pub url: Option<String>,
     /// Whether the service sees paths without the prefix.
     pub strip_prefix: bool,
+    /// What the service speaks.
+    pub protocol: Protocol,
+    /// Whether the new container is healthy before the old one goes.
+    pub rolling: bool,
+    /// Which of two routes wins that fit both.
+    pub priority: Option<u32>,
+    /// The proxy's entry point, where it is not the usual one.
+    pub entrypoint: Option<String>,
+    /// The name of TLS options.
+    pub tls_options: Option<String>,
     /// Where the wish was written: `preview.toml:12: [[route]]`.
     pub place: String,
 }
 
-/// The reverse proxy on the host.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub enum Proxy {
-    /// None: ports are published on the host's loopback address.
-    #[default]
-    None,
-    /// Traefik, told by labels.
-    Traefik(Traefik),
+/// Who may come in through the proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessSpec {
+    /// A user, and the variable with the password.
+    pub basic_auth: Option<(String, String)>,
+    /// Where that was written.
+    pub place: String,
+    /// Addresses and networks; empty: all.
+    pub allow_ips: Vec<String>,
+    /// Whether search engines are asked to stay away.
+    pub noindex: bool,
+}
+
+impl Default for AccessSpec {
+    fn default() -> Self {
+        Self { basic_auth: None, place: String::new(), allow_ips: Vec::new(), noindex: true }
+    }
 }
 
 /// Limits of time.
@@ -191,6 +211,8 @@ pub struct Project {
     pub url: Option<String>,
     /// The reverse proxy.
     pub proxy: Proxy,
+    /// Who may come in through it.
+    pub access: AccessSpec,
     /// What the host may hold.
     pub limits: Limits,
     /// What happens where there is no place.
@@ -243,6 +265,7 @@ impl Project {
             routes: None,
             url: None,
             proxy: Proxy::default(),
+            access: AccessSpec::default(),
             limits: Limits::default(),
             on_full: OnFull::default(),
             heavy: None,

@@ -14,6 +14,7 @@ use crate::host::Survey;
 use crate::name::{AppName, PreviewName, project_name};
 use crate::ownership;
 use crate::project::Target;
+use crate::proxy::pages;
 use crate::queue::TICKET;
 use crate::state::{Phase, State, Subject};
 use crate::units::age;
@@ -153,6 +154,41 @@ pub fn mendable(state: &State) -> bool {
 
 fn signed(duration: Duration) -> SignedDuration {
     SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
+}
+
+/// Projects that the proxy is told of, and that are nobody's: neither a state, of whatever phase, nor anything on the engine has them.
+#[must_use]
+pub fn stray_routes(led: Vec<String>, survey: &Survey, inventory: &Inventory) -> Vec<String> {
+    let states = survey.files.iter().filter(|(path, _)| path.ends_with("/state.json"));
+    // One that cannot be read may be of any project, so nobody's routes are touched then.
+    let Ok(states) = states.map(|(path, text)| State::parse(path, text)).collect::<Result<Vec<_>, _>>() else {
+        return Vec::new();
+    };
+    let running = inventory.containers.iter().filter_map(|container| container.labels.get(ownership::COMPOSE_PROJECT));
+    let known: BTreeSet<&String> = states.iter().map(|state| &state.project).chain(running).collect();
+    led.into_iter().filter(|project| !known.contains(project)).collect()
+}
+
+/// A page of a preview that is not there any more tells of its failure for so long.
+const PAGE_LIFE: SignedDuration = SignedDuration::from_hours(24);
+
+/// Status pages that are nobody's any more.
+#[must_use]
+pub fn old_pages(base: &str, survey: &Survey) -> Vec<String> {
+    let directory = format!("{base}/{}/", pages::DIRECTORY);
+    let states = survey.files.iter().filter(|(path, _)| path.ends_with("/state.json"));
+    let Ok(states) = states.map(|(path, text)| State::parse(path, text)).collect::<Result<Vec<_>, _>>() else {
+        return Vec::new();
+    };
+    let addresses = states.iter().flat_map(|state| &state.addresses);
+    let known: BTreeSet<String> = addresses.filter_map(|address| pages::file(&address.url)).collect();
+    let long_ago = survey.facts.now - PAGE_LIFE.as_secs();
+    let stale = survey.files.iter().filter(|(path, text)| {
+        path.strip_prefix(&directory).is_some_and(|file| {
+            file != pages::GONE && !known.contains(file) && pages::written(text).is_none_or(|at| at < long_ago)
+        })
+    });
+    stale.map(|(path, _)| path.clone()).collect()
 }
 
 /// What the engine has of one preview.

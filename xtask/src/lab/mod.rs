@@ -8,6 +8,7 @@ mod engine;
 mod images;
 mod install;
 mod packages;
+mod proxies;
 mod vm;
 mod vm_host;
 mod vm_image;
@@ -22,6 +23,7 @@ use anyhow::{Context, Result, bail};
 use crate::sh;
 
 pub use engine::Stopped;
+pub use proxies::Extra;
 pub use vm::{Vm, VmEngine, VmOptions};
 
 /// The label of everything that the lab puts into an engine.

@@ -1,6 +1,7 @@
 //! What types alone cannot check.
 
 use super::decode::suggestion;
+use super::domains;
 use super::error::ConfigError;
 use super::file::ConfigFile;
 use super::origin::element;
@@ -10,6 +11,11 @@ use crate::units::{ByteSize, TimeSpan};
 
 /// Docker's own minimum.
 const LEAST_MEMORY: ByteSize = ByteSize::from_mb(6);
+
+/// A path that needs no quotes in a proxy's configuration.
+fn plain_path(path: &str) -> bool {
+    path.chars().all(|c| c.is_ascii_alphanumeric() || "/_.-".contains(c))
+}
 
 /// Checks the tables of a file, whatever flags and environment say.
 pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
@@ -48,6 +54,7 @@ pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
     let proxy = &file.proxy;
     for (key, word) in [
         ("proxy.network", Some(&proxy.network)),
+        ("proxy.container", Some(&proxy.container)),
         ("proxy.entrypoint", proxy.entrypoint.as_ref()),
         ("proxy.cert_resolver", proxy.cert_resolver.as_ref()),
     ] {
@@ -63,9 +70,47 @@ pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
         }
     }
 
+    let files = [&proxy.pages_dir, &proxy.certificate, &proxy.certificate_key];
+    for (key, path) in ["proxy.pages_dir", "proxy.certificate", "proxy.certificate_key"].into_iter().zip(files) {
+        if !path.as_ref().is_none_or(|path| plain_path(path.as_str())) {
+            return wrong(key, "holds something else than letters, digits and / _ . -");
+        }
+    }
+    if !plain_path(proxy.routes_dir.as_str()) {
+        return wrong("proxy.routes_dir", "holds something else than letters, digits and / _ . -");
+    }
+    match (&proxy.certificate, &proxy.certificate_key) {
+        (Some(_), None) => return wrong("proxy.certificate", "needs `certificate_key`"),
+        (None, Some(_)) => return wrong("proxy.certificate_key", "needs `certificate`"),
+        _ => {}
+    }
+    for (index, domain) in proxy.domains.iter().enumerate() {
+        if let Some(message) = domains::wrong(domain) {
+            return wrong(&element("proxy.domains", index), message);
+        }
+    }
+    for (index, network) in proxy.allow_ips.iter().enumerate() {
+        if let Some(message) = domains::wrong_network(network) {
+            return wrong(&element("proxy.allow_ips", index), message);
+        }
+    }
+    if let Some(auth) = &proxy.basic_auth
+        && (auth.user.is_empty() || !auth.user.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)))
+    {
+        return wrong("proxy.basic_auth.user", "holds something else than letters, digits and . _ -");
+    }
+
     for (index, route) in file.route.iter().enumerate() {
+        let key = |key: &str| format!("{}.{key}", element("route", index));
         if route.service.is_empty() {
-            return wrong(&format!("{}.service", element("route", index)), "is empty");
+            return wrong(&key("service"), "is empty");
+        }
+        // These become parts of the proxy's labels.
+        for (name, word) in [("entrypoint", &route.entrypoint), ("tls_options", &route.tls_options)] {
+            let legal = |c: char| c.is_ascii_alphanumeric() || "_.@-".contains(c);
+            if word.as_ref().is_some_and(|word| word.is_empty() || !word.chars().all(legal)) {
+                return wrong(&key(name), "holds something else than letters, digits and _ . @ -");
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! The tables of `preview.toml` as they are written. Doc comments here are the descriptions in its JSON Schema.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use super::bounds::{Guardrails, Isolation, Limits, Metrics, Sweep, Timeouts};
 use super::origin::Origin;
 use super::values::{HostPath, OneOrMany, VariableName};
 use crate::name::{AppName, NameTemplate, UrlTemplate};
+use crate::route::Protocol;
 use crate::units::{TimeSpan, Ttl};
 
 /// The configuration of `preview`: one file in the repository. Every key has a default; an empty file is valid.
@@ -135,7 +136,8 @@ pub struct Vm {
 #[serde(deny_unknown_fields, default)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Proxy {
-    /// `none` (ports are published on the host) or `traefik` (labels tell a running Traefik what to route). Default: `none`.
+    /// `none` (ports are published on the host), `traefik` (labels tell a running Traefik what to route), `nginx` or `caddy` (files are put into the
+    /// proxy's container, and it is reloaded). Default: `none`.
     pub kind: ProxyKind,
     /// Docker network that the proxy is in; routed services join it. Default: `preview-proxy`.
     pub network: String,
@@ -148,6 +150,50 @@ pub struct Proxy {
     /// Whether the proxy itself speaks TLS. Default: as the address says; `false` behind a tunnel that ends TLS.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<bool>,
+    /// nginx, Caddy: the name of the proxy's container. Default: `preview-proxy`.
+    pub container: String,
+    /// nginx, Caddy: the directory in that container for routes, on a volume; the proxy's own configuration includes `live/*.conf` of it. Default: `/etc/preview/routes`.
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
+    pub routes_dir: HostPath,
+    /// nginx, Caddy: the directory in that container where the status pages are, `.pages` of the base directory. Default: none; there are no status pages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>", extend("pattern" = "^/.")))]
+    pub pages_dir: Option<HostPath>,
+    /// nginx, Caddy: the certificate's file in that container. Default: none; Caddy gets certificates by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>", extend("pattern" = "^/.")))]
+    pub certificate: Option<HostPath>,
+    /// nginx, Caddy: the certificate's private key in that container. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>", extend("pattern" = "^/.")))]
+    pub certificate_key: Option<HostPath>,
+    /// Hosts that addresses of previews may have, `*.` standing for one name in front: `*.preview.example.com`. Default: any.
+    pub domains: Vec<String>,
+    /// Who may come in: addresses and networks, `203.0.113.0/24`. Default: everybody.
+    pub allow_ips: Vec<String>,
+    /// A password that is asked for. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub basic_auth: Option<BasicAuth>,
+    /// Whether search engines are asked to stay away, by the header `X-Robots-Tag`. Default: `true`.
+    pub noindex: bool,
+}
+
+/// A password that the proxy asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct BasicAuth {
+    /// The user's name. Default: `preview`.
+    #[serde(default = "usual_user")]
+    #[cfg_attr(feature = "schema", schemars(regex(pattern = "^[A-Za-z0-9._-]+$")))]
+    pub user: String,
+    /// The variable that holds the password, from `secrets` or `generate`; at most 72 bytes.
+    #[cfg_attr(feature = "schema", schemars(with = "String", regex(pattern = "^[A-Za-z_][A-Za-z0-9_]*$")))]
+    pub password: VariableName,
+}
+
+fn usual_user() -> String {
+    "preview".to_owned()
 }
 
 /// Kinds of proxies.
@@ -160,6 +206,22 @@ pub enum ProxyKind {
     None,
     /// Traefik, by labels.
     Traefik,
+    /// nginx, by files.
+    Nginx,
+    /// Caddy, by files.
+    Caddy,
+}
+
+/// What happens to a routed service at an update.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum Update {
+    /// Its container is replaced: the old one goes first.
+    #[default]
+    Recreate,
+    /// The new container is healthy before the old one goes. For services that keep nothing of their own.
+    Rolling,
 }
 
 /// A service that is reachable from outside.
@@ -178,6 +240,22 @@ pub struct RouteTable {
     /// Whether the address's path is taken off before the service sees the request. Default: `false`.
     #[serde(default)]
     pub strip_prefix: bool,
+    /// What the service speaks: `http` (web sockets included), `h2c` (HTTP/2 without TLS, as gRPC servers do) or `tcp` (anything, behind TLS; the
+    /// address begins with `tcp://`). Default: `http`.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// What happens to the service at an update: `recreate`, or `rolling`, with the new container healthy before the old one goes. Default: `recreate`.
+    #[serde(default)]
+    pub update: Update,
+    /// Traefik: which of two routes wins that fit both; the higher. Default: the one with the longer rule.
+    #[serde(default)]
+    pub priority: Option<NonZeroU32>,
+    /// Traefik: the entry point. Default: that of `[proxy]`.
+    #[serde(default)]
+    pub entrypoint: Option<String>,
+    /// Traefik: the name of TLS options, `postgres@file`. Default: none.
+    #[serde(default)]
+    pub tls_options: Option<String>,
 }
 
 /// What the base branch allows to pull requests.
@@ -282,6 +360,15 @@ impl Default for Proxy {
             entrypoint: None,
             cert_resolver: None,
             tls: None,
+            container: "preview-proxy".to_owned(),
+            routes_dir: HostPath::proxy_routes(),
+            pages_dir: None,
+            certificate: None,
+            certificate_key: None,
+            domains: Vec::new(),
+            allow_ips: Vec::new(),
+            basic_auth: None,
+            noindex: true,
         }
     }
 }

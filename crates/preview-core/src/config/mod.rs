@@ -19,6 +19,7 @@
 mod bounds;
 mod check;
 mod decode;
+mod domains;
 mod error;
 mod file;
 mod origin;
@@ -31,13 +32,15 @@ mod trusted;
 mod values;
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use bounds::{Guardrails, Heavy, Isolation, Limits, Metrics, OnFull, Restart, Sweep, Timeouts};
 pub use error::ConfigError;
-pub use file::{After, Allow, ConfigFile, Generate, Health, Policy, Proxy, ProxyKind, Pull, RouteTable, Step, Vm};
+pub use file::{
+    After, Allow, BasicAuth, ConfigFile, Generate, Health, Policy, Proxy, ProxyKind, Pull, RouteTable, Step, Update, Vm,
+};
 #[cfg(feature = "schema")]
 pub use schema::schema;
 pub use settings::{Overrides, Settings};
@@ -45,6 +48,7 @@ pub use table::{AdapterTable, Environment};
 pub use values::{HostPath, OneOrMany, VariableName};
 
 use crate::name::{AppName, NameTemplate, Url, UrlTemplate};
+use crate::route::Protocol;
 use crate::units::Ttl;
 
 /// The configuration's file where nothing else is said, relative to the project's directory.
@@ -119,9 +123,25 @@ pub struct Route {
     pub url: Option<UrlTemplate>,
     /// Whether the address's path is taken off.
     pub strip_prefix: bool,
+    /// What the service speaks.
+    pub protocol: Protocol,
+    /// What happens to the service at an update.
+    pub update: Update,
+    /// Which of two routes wins.
+    pub priority: Option<NonZeroU32>,
+    /// The entry point, where it is not the proxy's usual one.
+    pub entrypoint: Option<String>,
+    /// The name of TLS options.
+    pub tls_options: Option<String>,
 }
 
 impl Proxy {
+    /// Whether an address may have this host.
+    #[must_use]
+    pub fn may_lead(&self, url: &Url) -> bool {
+        self.kind == ProxyKind::None || domains::allowed(url.host(), &self.domains)
+    }
+
     /// Whether the proxy speaks TLS for this address.
     #[must_use]
     pub fn speaks_tls(&self, url: &Url) -> bool {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use super::error::ConfigError;
 use super::file::{ConfigFile, ProxyKind};
 use super::origin::element;
-use super::{Config, Route, table};
+use super::{Config, Route, Update, table};
 use crate::name::{AppName, NameError, Naming, UrlTemplate};
+use crate::route::Protocol;
 
 /// Fills in what follows from other keys.
 pub(super) fn resolve(file: ConfigFile) -> Result<Config, ConfigError> {
@@ -68,7 +69,27 @@ pub(super) fn resolve(file: ConfigFile) -> Result<Config, ConfigError> {
             };
             return Err(config.error(&key, message));
         }
-        routes.push(Route { service: route.service.clone(), port: route.port, url, strip_prefix: route.strip_prefix });
+        let tcp = url.as_ref().is_some_and(UrlTemplate::is_tcp);
+        if url.is_some() && tcp != (route.protocol == Protocol::Tcp) {
+            let key = element("route", index);
+            let message = if tcp {
+                format!("`{key}`: an address with `tcp://` needs `protocol = \"tcp\"`")
+            } else {
+                format!("`{key}`: `protocol = \"tcp\"` needs an address of its own that begins with `tcp://`")
+            };
+            return Err(config.error(&key, message));
+        }
+        routes.push(Route {
+            service: route.service.clone(),
+            port: route.port,
+            url,
+            strip_prefix: route.strip_prefix,
+            protocol: route.protocol,
+            update: route.update,
+            priority: route.priority,
+            entrypoint: route.entrypoint.clone(),
+            tls_options: route.tls_options.clone(),
+        });
     }
     config.routes = routes;
 
@@ -99,7 +120,17 @@ impl Config {
         if url.is_none() && self.proxy.kind != ProxyKind::None {
             return Err(self.error("url", "`url` is missing: the proxy has to know the address"));
         }
-        self.routes.push(Route { service: service.to_owned(), port, url, strip_prefix: false });
+        self.routes.push(Route {
+            service: service.to_owned(),
+            port,
+            url,
+            strip_prefix: false,
+            protocol: Protocol::Http,
+            update: Update::Recreate,
+            priority: None,
+            entrypoint: None,
+            tls_options: None,
+        });
         Ok(())
     }
 

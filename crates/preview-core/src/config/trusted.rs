@@ -29,7 +29,7 @@ macro_rules! governed {
 const TABLES: [Governed; 10] =
     governed!(limits, guardrails, isolation, policy, vm, proxy, timeouts, sweep, metrics, ttl);
 /// Keys that come from it if it gives them.
-const NAMES: [Governed; 2] = governed!(app, name);
+const NAMES: [Governed; 4] = governed!(app, name, url, route);
 
 impl ConfigFile {
     /// For a command that deploys nothing: `[policy]` does not concern it, so it may stand in the pull request's own file, and says nothing.

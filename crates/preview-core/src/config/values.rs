@@ -111,6 +111,11 @@ impl HostPath {
         Self("/var/run/docker.sock".to_owned())
     }
 
+    /// Where a proxy that `preview vm setup` made has its routes.
+    pub(super) fn proxy_routes() -> Self {
+        Self("/etc/preview/routes".to_owned())
+    }
+
     /// The path as text.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -172,6 +172,7 @@ impl Flight<'_> {
             failure,
             files: seen.survey.paths.iter().cloned().chain(uploaded).collect(),
             variables: &prepared.variables,
+            pages: self.pages,
         })
         .await;
         let nothing_left = restored == super::Restored::Removed;

@@ -129,6 +129,7 @@ pub async fn deploy(
         begun,
         watch: None,
         asking: Asking::default(),
+        pages: false,
     };
     let done = flight.fly(prepared).await;
     if flight.asking.ticket && flight.lease.check().is_ok() {

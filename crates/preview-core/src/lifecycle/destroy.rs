@@ -10,6 +10,7 @@ use tracing::{Instrument as _, info_span};
 
 use super::deploy::{directories, release};
 use super::fence::{bury, unbury};
+use super::leading;
 use super::note::{Story, note};
 use super::place::freed;
 use super::run::{Halt, acquire, guarded, interrupted};
@@ -296,6 +297,13 @@ pub(super) async fn destroy_if(
             Ok(marked) => marked,
             Err(kept) => return Ok((Err(kept), false)),
         };
+        // Beside what it is for, a proxy that cannot be told keeps nobody from removing: what it leads to is gone.
+        if let Err(fault) = leading::mislead(client, &target.project).await {
+            if fault.kind == FaultKind::Unreachable {
+                return Err(fault);
+            }
+            observer.event(&Event::Warning(&format!("{}; the next sweep tries again", fault.chain())));
+        }
         if died {
             // The engine may still be at work for the run that died; otherwise one look is enough.
             removed += remove_all(&*client.engine, &selector).await?;
@@ -303,6 +311,9 @@ pub(super) async fn destroy_if(
         let (own, others): (Vec<&String>, Vec<&String>) =
             survey.paths.iter().partition(|path| path.starts_with(&target.directory(&client.base_dir)));
         let mut last = contents(target, &client.base_dir, own.iter().copied());
+        let text = survey.files.get(&target.file(&client.base_dir, "state.json"));
+        let state = text.and_then(|text| State::parse("state.json", text).ok());
+        last.extend(leading::hide(&client.base_dir, state.as_ref().map_or(&[], |state| &state.addresses)));
         // Only where somebody waits: else nothing of a preview that is gone stays.
         if others.iter().any(|path| path.ends_with(TICKET)) {
             last.push(freed(&client.base_dir)?);

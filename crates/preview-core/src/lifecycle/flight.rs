@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::crash::{Landing, grounded, halt_error};
 use super::deploy::Deployed;
 use super::fence::{self as watch, Watch};
+use super::leading;
 use super::observe::{Seen, draw, observe, want, with_generated};
 use super::place::{Asking, Reserved};
 use super::prepare::{Prepared, Wanted};
@@ -52,6 +53,8 @@ pub(super) struct Flight<'a> {
     pub(super) watch: Option<Watch>,
     /// How far it has come with asking for a place.
     pub(super) asking: Asking,
+    /// Whether the host keeps status pages.
+    pub(super) pages: bool,
 }
 
 impl Flight<'_> {
@@ -93,6 +96,11 @@ impl Flight<'_> {
         stage.min(self.deadline.saturating_duration_since(Instant::now()))
     }
 
+    /// The preview's status pages, where the host keeps any.
+    pub(super) fn show(&self, state: &State) -> Vec<Change> {
+        if self.pages { leading::show(&self.client.base_dir, state) } else { Vec::new() }
+    }
+
     pub(super) fn save(&self, state: &State) -> Change {
         Change::Write { path: self.path("state.json"), content: Secret::new(state.to_json()), mode: 0o600 }
     }
@@ -108,6 +116,7 @@ impl Flight<'_> {
 
     pub(super) async fn fly(&mut self, prepared: Prepared) -> Result<Deployed, Landing> {
         let mut seen = self.look(&prepared, false).await?;
+        self.pages = seen.pages;
         let exists = seen.state.is_some() || !seen.containers.is_empty() || seen.good.is_some();
         if self.deploy.update_only && !exists {
             return Ok(self.deployed(None, vec![], BTreeMap::new()));
@@ -171,6 +180,12 @@ impl Flight<'_> {
             }
         }
         let begun = Instant::now();
+        // A proxy that has lost what it was told gets it back.
+        if let Some(bundle) = &wanted.bundle {
+            let led = leading::lead(self.client, &self.deploy.target.project, bundle);
+            let led = self.guarded(self.limit(self.project.timeouts.start), led).await;
+            led.map_err(|halt| grounded(self.halt_error(halt), true))?;
+        }
         state.weight = self.project.weight;
         state.memory = stack::declared_memory(&wanted.model);
         state.phase = Phase::Ready;

@@ -11,6 +11,7 @@ mod flight;
 mod footprint;
 mod keep;
 mod metrics;
+mod leading;
 mod note;
 mod observe;
 mod place;
@@ -44,6 +45,7 @@ use std::sync::Arc;
 use crate::engine::Engine;
 use crate::host::Host;
 use crate::lock::Lock;
+use crate::proxy::Proxy;
 use crate::runtime::Runtime;
 
 /// A host that was reached: everything that changes things.
@@ -59,4 +61,6 @@ pub struct Client {
     pub runtime: Arc<dyn Runtime>,
     /// The directory of all previews on it.
     pub base_dir: String,
+    /// The proxy that leads to them.
+    pub proxy: Proxy,
 }

@@ -15,7 +15,8 @@ use crate::fence::{self, Tombstone};
 use crate::host::{Query, Survey};
 use crate::ownership::Selector;
 use crate::plan::{self, Action, Kind, Plan, Running};
-use crate::project::{Deploy, Project, Proxy, PullPolicy};
+use crate::project::{Deploy, Project, PullPolicy};
+use crate::proxy::{Proxy, pages};
 use crate::runtime::Runtime;
 use crate::secret::{Redactor, Secret};
 use crate::state::State;
@@ -26,7 +27,10 @@ pub(super) const PLACES: &str = ".places";
 
 /// What is on the host.
 pub(super) struct Seen {
+    /// The paths are the preview's own.
     pub(super) survey: Survey,
+    /// Whether the host keeps status pages.
+    pub(super) pages: bool,
     pub(super) state: Option<State>,
     pub(super) tombstones: Vec<Tombstone>,
     pub(super) good: Option<Value>,
@@ -53,7 +57,7 @@ pub(super) async fn observe(
             format!("{own}/.env"),
             fence::pattern(&target.app, &target.name),
         ],
-        list: vec![format!("{own}/files/*"), format!("{own}/stack-*.json")],
+        list: vec![format!("{own}/files/*"), format!("{own}/stack-*.json"), pages::DIRECTORY.to_owned()],
         joined: vec![queue::pattern()],
         ..Query::default()
     };
@@ -63,15 +67,17 @@ pub(super) async fn observe(
     let published = async {
         match project.proxy {
             Proxy::None => client.engine.published_ports().await,
-            Proxy::Traefik(_) => Ok(BTreeSet::new()),
+            Proxy::Traefik(_) | Proxy::Files(_) => Ok(BTreeSet::new()),
         }
     };
-    let (survey, containers, images, published) = futures_util::try_join!(
+    let (mut survey, containers, images, published) = futures_util::try_join!(
         client.host.survey(&client.base_dir, &query),
         client.engine.containers(&selector),
         client.engine.image_ids(&names),
         published,
     )?;
+    // Taken out: the other paths are the preview's own, and go when it does not need them any more.
+    let pages = survey.paths.remove(&format!("{}/{}", client.base_dir, pages::DIRECTORY));
     let state_path = target.file(&client.base_dir, "state.json");
     let state = match survey.files.get(&state_path) {
         Some(text) => Some(State::parse(&state_path, text).map_err(|error| {
@@ -86,7 +92,7 @@ pub(super) async fn observe(
     let good_text = good_file.and_then(|path| survey.files.get(&path)).cloned();
     let good = good_text.as_deref().and_then(|text| serde_json::from_str(text).ok());
     let tombstones = fence::tombstones(&survey.files, &target.app, &target.name);
-    Ok(Seen { survey, tombstones, state, good, good_text, containers, images, published })
+    Ok(Seen { survey, pages, tombstones, state, good, good_text, containers, images, published })
 }
 
 impl Seen {
@@ -139,7 +145,7 @@ pub(super) fn want(
         }
     }
     let ports = match project.proxy {
-        Proxy::Traefik(_) => BTreeMap::new(),
+        Proxy::Traefik(_) | Proxy::Files(_) => BTreeMap::new(),
         Proxy::None => {
             let remembered = seen.state.as_ref().map(|state| state.ports.clone()).unwrap_or_default();
             let mut taken: BTreeSet<u16> = seen.published.union(&seen.survey.facts.listening).copied().collect();

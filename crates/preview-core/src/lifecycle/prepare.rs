@@ -6,8 +6,9 @@ use serde_json::Value;
 
 use super::files::{self, Upload};
 use super::{Error, Event, Observer, Refusal};
-use crate::project::{Deploy, Project, Proxy, RouteSpec};
-use crate::route::{self, Route};
+use crate::project::{Deploy, Project, RouteSpec};
+use crate::proxy::{self, Bundle, Owner, Proxy};
+use crate::route::{Access, Route};
 use crate::runtime::{Runtime, Source, Variables, reads};
 use crate::secret::{Redactor, Secret};
 use crate::stack::{self, Difference, FileUse, Input, Port};
@@ -22,6 +23,7 @@ pub(super) struct Prepared {
     pub(super) routes: Vec<RouteSpec>,
     pub(super) wanted: BTreeSet<Port>,
     pub(super) built: Vec<String>,
+    pub(super) access: Access,
     pub(super) warnings: Vec<String>,
 }
 
@@ -32,6 +34,8 @@ pub(super) struct Wanted {
     pub(super) digest: String,
     pub(super) differences: Vec<Difference>,
     pub(super) addresses: Vec<Address>,
+    /// What a proxy that is told by files is told.
+    pub(super) bundle: Option<Bundle>,
 }
 
 /// Fetches secrets, has them masked, and lays the layers: secrets in order, generated, fixed, ours; later wins.
@@ -87,10 +91,7 @@ pub(super) async fn prepare(
     let resolved = runtime.resolve(&source).await?;
     let mut model = resolved.model;
     let allowed = project.allowed.clone();
-    let proxy_network = match &project.proxy {
-        Proxy::None => None,
-        Proxy::Traefik(traefik) => Some(traefik.network.clone()),
-    };
+    let proxy_network = project.proxy.network().map(str::to_owned);
     let (model, uses) = blocking(move || {
         let of_the_host = stack::host_mounts(&model, &repository, &allowed);
         let uses: Vec<FileUse> = files::canonical(&mut model, &of_the_host)?;
@@ -107,7 +108,8 @@ pub(super) async fn prepare(
     let (routes, wanted) = routes(project, &model)?;
     let mut warnings = resolved.warnings;
     warnings.extend(check_isolation(project, &model, &wanted)?);
-    Ok(Prepared { built: stack::built(&model), variables, uploads, routes, wanted, warnings, model })
+    let access = access(project, deploy, &variables)?;
+    Ok(Prepared { built: stack::built(&model), variables, uploads, routes, wanted, access, warnings, model })
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
@@ -176,8 +178,8 @@ fn routes(project: &Project, model: &Value) -> Result<(Vec<RouteSpec>, BTreeSet<
                 service: port.service.clone(),
                 port: port.target,
                 url: project.url.clone(),
-                strip_prefix: false,
                 place: "ports of the Compose files".to_owned(),
+                ..RouteSpec::default()
             })
             .collect()
     });
@@ -189,7 +191,10 @@ fn routes(project: &Project, model: &Value) -> Result<(Vec<RouteSpec>, BTreeSet<
                 route.place, route.service
             )));
         }
-        if matches!(project.proxy, Proxy::Traefik(_)) && route.url.is_none() {
+        if let Some(why) = project.proxy.objection(&leading(route, route.url.clone().unwrap_or_default())) {
+            return Err(Error::invalid(format!("{}: {why}", route.place)));
+        }
+        if project.proxy != Proxy::None && route.url.is_none() {
             return Err(Error::invalid(format!(
                 "{}: behind a proxy the route to `{}` needs a `url`",
                 route.place, route.service
@@ -203,6 +208,38 @@ fn routes(project: &Project, model: &Value) -> Result<(Vec<RouteSpec>, BTreeSet<
         protocol: "tcp".to_owned(),
     }));
     Ok((routes, wanted))
+}
+
+/// A wish for a route with its address.
+fn leading(spec: &RouteSpec, url: String) -> Route {
+    Route {
+        service: spec.service.clone(),
+        port: spec.port,
+        url,
+        strip_prefix: spec.strip_prefix,
+        protocol: spec.protocol,
+        priority: spec.priority,
+        entrypoint: spec.entrypoint.clone(),
+        tls_options: spec.tls_options.clone(),
+    }
+}
+
+/// Who may come in. The password is one of the variables.
+fn access(project: &Project, deploy: &Deploy, variables: &Variables) -> Result<Access, Error> {
+    let spec = &project.access;
+    let basic_auth = match &spec.basic_auth {
+        Some((user, name)) if project.proxy != Proxy::None => {
+            let wrong = |why: &str| Error::invalid(format!("{}: `{name}` {why}", spec.place));
+            let password = variables.get(name).ok_or_else(|| {
+                wrong("is no variable of this run: it comes from [[secrets]], or from [generate], which makes one up for each preview")
+            })?;
+            let hash = proxy::hash(&deploy.target.project, user, password.expose())
+                .map_err(|why| wrong(&format!("cannot be used for basic_auth: {why}")))?;
+            Some((user.clone(), hash))
+        }
+        _ => None,
+    };
+    Ok(Access { basic_auth, allow_ips: spec.allow_ips.clone(), noindex: spec.noindex })
 }
 
 /// Renders the stack, with these host ports (unused behind a proxy).
@@ -221,17 +258,15 @@ pub(super) fn render(
         let url = match (&project.proxy, host_ports.get(&key)) {
             (Proxy::None, Some(port)) => format!("http://127.0.0.1:{port}"),
             (Proxy::None, None) => continue,
-            (Proxy::Traefik(_), _) => spec.url.clone().unwrap_or_default(),
+            (Proxy::Traefik(_) | Proxy::Files(_), _) => spec.url.clone().unwrap_or_default(),
         };
         addresses.push(Address { service: spec.service.clone(), port: spec.port, url: url.clone() });
-        full.push(Route { service: spec.service.clone(), port: spec.port, url, strip_prefix: spec.strip_prefix });
+        full.push(leading(spec, url));
     }
-    let labels = match &project.proxy {
-        Proxy::None => None,
-        Proxy::Traefik(traefik) => {
-            Some((traefik.network.as_str(), route::traefik(&deploy.target.project, &full, traefik)))
-        }
-    };
+    let target = &deploy.target;
+    let owner = Owner { app: &target.app, name: &target.name, project: &target.project };
+    let services = project.proxy.services(owner, &full, &prepared.access);
+    let routed = project.proxy.network().map(|network| (network, &services));
     let rendered = stack::render(&Input {
         model: &prepared.model,
         base,
@@ -241,8 +276,8 @@ pub(super) fn render(
         isolation: &project.isolation,
         files: &files,
         wanted: &prepared.wanted,
-        host_ports: labels.is_none().then_some(host_ports),
-        proxy: labels.as_ref().map(|(network, labels)| (*network, labels)),
+        host_ports: routed.is_none().then_some(host_ports),
+        proxy: routed,
         inject_into: &project.env_services,
         variables: &prepared.variables,
     });
@@ -250,6 +285,7 @@ pub(super) fn render(
         digest: crate::plan::digest(&rendered.model, &project.steps),
         model: rendered.model,
         differences: rendered.differences,
+        bundle: project.proxy.files(owner, &full, &prepared.access),
         addresses,
     }
 }

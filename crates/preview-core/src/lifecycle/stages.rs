@@ -12,6 +12,7 @@ use tracing::{Instrument as _, info_span};
 use super::crash::{Crash, broken, known, with_output};
 use super::diagnose::Problems;
 use super::flight::{Begin, Flight};
+use super::leading;
 use super::observe::{Seen, missing_uploads, pulls};
 use super::prepare::{Prepared, Wanted};
 use super::run::{Halt, guarded};
@@ -29,7 +30,7 @@ use crate::registry;
 use crate::runtime::Stack;
 use crate::secret::Secret;
 use crate::stack;
-use crate::state::{Good, Phase, State};
+use crate::state::{Address, Good, Phase, State};
 use crate::sweep::Pulled;
 
 /// Again at most so often, for what may go away by itself.
@@ -52,8 +53,8 @@ impl Flight<'_> {
         state
             .advance(phase, Timestamp::now())
             .map_err(|error| Halt::Fault(Fault::new(FaultKind::Failed, "move on", error.to_string())))?;
-        let change = [self.save(state)];
-        let write = self.client.host.apply(&change);
+        let changes: Vec<Change> = [self.save(state)].into_iter().chain(self.show(state)).collect();
+        let write = self.client.host.apply(&changes);
         let both = async { futures_util::try_join!(write, work) }.instrument(info_span!("stage", %phase));
         let ((), done) = self.guarded(self.limit(limit), both).await?;
         self.observer.event(&Event::StageDone(phase, begun.elapsed()));
@@ -156,6 +157,10 @@ impl Flight<'_> {
         };
 
         let verified = self.verified(state, wanted, prepared, &expected, &selector, events).await?;
+        if let Some(bundle) = &wanted.bundle {
+            let led = leading::lead(self.client, &self.deploy.target.project, bundle);
+            self.guarded(self.limit(limits.start), led).await?;
+        }
         let containers = plan::container_ids(&verified);
         let stale_images = images != seen.images;
         self.settle(kind, state, wanted, prepared, seen, containers, images).await?;
@@ -259,6 +264,13 @@ impl Flight<'_> {
         let path = self.path(&file);
         let content = Secret::new(rendered.into_bytes());
         let mut changes = vec![Change::Write { path: path.clone(), content, mode: 0o600 }, self.save(&ready)];
+        if self.pages {
+            let gone = |address: &&Address| !ready.addresses.iter().any(|other| other.url == address.url);
+            let before = seen.state.iter().flat_map(|state| &state.addresses);
+            let gone: Vec<Address> = before.filter(gone).cloned().collect();
+            changes.extend(leading::hide(&self.client.base_dir, &gone));
+            changes.extend(self.show(&ready));
+        }
         if ready.weight < state.weight || ready.memory < state.memory {
             changes.push(self.freed()?);
         }

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::crash::halt_error;
 use super::destroy::{Destroy, Kept, Record, destroy_if};
 use super::error::Restored;
+use super::leading;
 use super::note::{note, of_sweep};
 use super::reclaim::bury_tickets_of;
 use super::run::{acquire, guarded, interrupted as interrupted_while};
@@ -16,15 +17,16 @@ use super::undo::{self, Undo};
 use super::{Client, Error, Event, Interrupt, Observer, Quiet};
 use crate::engine::{DiskUse, Inventory, Prune, Removed};
 use crate::failure::FailureCode;
-use crate::fault::Fault;
+use crate::fault::{Fault, FaultKind};
 use crate::fence;
 use crate::host::{Change, Facts, Query, Survey};
 use crate::ownership::Selector;
 use crate::project::{Target, Timeouts};
+use crate::proxy::pages;
 use crate::runtime::Variables;
 use crate::secret::Redactor;
 use crate::state::{Failure, Phase, State};
-use crate::sweep::{self as rules, Decision, Open, Suspect, Why};
+use crate::sweep::{self as rules, Decision, Left, Open, Suspect, Why};
 
 /// So many previews are removed at the same time.
 const AT_ONCE: usize = 4;
@@ -65,6 +67,7 @@ async fn look(client: &Client) -> Result<Seen, Error> {
             "*/*/state.json".to_owned(),
             format!("{}/*/*.json", fence::TOMBSTONES),
             format!("{}/*.json", rules::IMAGES),
+            format!("{}/*.html", pages::DIRECTORY),
         ],
         list: vec!["*".to_owned(), "*/*".to_owned(), "*/*/*".to_owned(), "*/*/.*".to_owned()],
         ..Query::default()
@@ -126,6 +129,17 @@ async fn sweep_all(
     let images = if disk > wish.images_above { rules::old_images(&seen.survey, wish.images_older) } else { Vec::new() };
     let cache = before.map_or(0, |account| account.build_cache);
     let mut swept = Swept { dry_run: wish.dry_run, left, disk, now, ..Swept::empty(now) };
+    swept.routes = match leading::led(client).await {
+        Ok(led) => rules::stray_routes(led, &seen.survey, &seen.inventory),
+        Err(fault) if fault.kind == FaultKind::Unreachable => return Err(fault.into()),
+        Err(fault) => {
+            let why = "routes of previews that are gone cannot be looked for".to_owned();
+            swept.left.push(Left { what: fault.chain(), why });
+            Vec::new()
+        }
+    };
+    let stale_pages = rules::old_pages(&client.base_dir, &seen.survey);
+    swept.pages = stale_pages.len();
 
     if wish.dry_run {
         return plan(
@@ -165,7 +179,11 @@ async fn sweep_all(
     let gone = |target: &Target| swept.removed.iter().any(|gone| gone.app == target.app && gone.name == target.name);
     let tickets: Vec<Target> = tickets.into_iter().filter(|target| !gone(target)).collect();
     swept.tickets = bury_tickets_of(client, &tickets, &wish.who, interrupt).await?;
-    let mut changes: Vec<Change> = tombstones.iter().map(|path| Change::Remove { path: path.clone() }).collect();
+    for project in &swept.routes {
+        leading::mislead(client, project).await?;
+    }
+    let stale = tombstones.iter().chain(&stale_pages);
+    let mut changes: Vec<Change> = stale.map(|path| Change::Remove { path: path.clone() }).collect();
     changes.extend(empty.into_iter().map(|path| Change::RemoveEmpty { path }));
     if !changes.is_empty() {
         client.host.apply(&changes).await?;
@@ -407,6 +425,7 @@ impl Work<'_> {
                     files: survey.paths.iter().cloned().collect(),
                     // The values of this run's environment are not those of the run that died.
                     variables: &Variables::new(),
+                    pages: leading::keeps_pages(&self.client.base_dir, &self.seen.survey),
                 })
                 .await
             }

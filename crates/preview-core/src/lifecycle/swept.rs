@@ -64,6 +64,10 @@ pub struct Swept {
     pub tickets: usize,
     /// Tombstones past their time.
     pub tombstones: usize,
+    /// Projects whose routes the proxy still had.
+    pub routes: Vec<String>,
+    /// Status pages that went.
+    pub pages: usize,
     /// Images that went.
     pub images: Vec<String>,
     /// Bytes of build cache that went.
@@ -99,6 +103,8 @@ impl Swept {
             stayed: Vec::new(),
             tickets: 0,
             tombstones: 0,
+            routes: Vec::new(),
+            pages: 0,
             images: Vec::new(),
             build_cache: 0,
             left: Vec::new(),

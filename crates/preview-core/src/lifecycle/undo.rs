@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::error::Restored;
+use super::leading;
 use super::run::{Halt, guarded};
 use super::up::up;
 use super::wait::{self, Expected, Restarts, Verdict};
@@ -46,6 +47,8 @@ pub(super) struct Undo<'a> {
     pub(super) files: Vec<String>,
     /// What secrets and configs of the stack may name by `environment:`.
     pub(super) variables: &'a Variables,
+    /// Whether the host keeps status pages.
+    pub(super) pages: bool,
 }
 
 /// Goes back.
@@ -77,7 +80,13 @@ pub(super) async fn undo(undo: &Undo<'_>) -> Restored {
 async fn clear(undo: &Undo<'_>) -> Result<Restored, Fault> {
     let selector = Selector::preview(&undo.target.app, &undo.target.name);
     remove_all(&*undo.client.engine, &selector).await?;
+    leading::mislead(undo.client, &undo.target.project).await?;
     let mut last = contents(undo.target, &undo.client.base_dir, &undo.files);
+    if undo.pages {
+        // Who has the address learns that it failed; for a while, until the next deploy or sweep.
+        let failed = State { phase: undo.end, failure: Some(undo.failure.clone()), ..undo.state.clone() };
+        last.extend(leading::show(&undo.client.base_dir, &failed));
+    }
     last.push(super::place::freed(&undo.client.base_dir)?);
     undo.client.host.apply(&last).await?;
     Ok(Restored::Removed)
@@ -205,6 +214,10 @@ async fn record(
         vec![write(path, rendered.into_bytes()), write(undo.target.file(base, "state.json"), state.to_json())];
     let stale = undo.files.iter().filter(|path| !kept.contains(path));
     changes.extend(stale.map(|path| Change::Remove { path: path.clone() }));
+    if undo.pages {
+        let up = State { phase: Phase::Ready, ..undo.state.clone() };
+        changes.extend(leading::show(base, &up));
+    }
     undo.client.host.apply(&changes).await
 }
 

@@ -81,7 +81,7 @@ impl Naming {
             }
             let labels: Vec<_> = template.labels.iter().map(|label| self.fill(label, hole, &value)).collect();
             urls.push(Url {
-                https: template.https,
+                scheme: template.scheme,
                 host: labels.join("."),
                 port: template.port,
                 path: self.fill(&template.path, hole, &value),

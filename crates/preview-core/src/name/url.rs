@@ -5,13 +5,31 @@ use std::fmt;
 use super::template::{Hole, Piece, holds, label, pieces};
 use super::{NameError, slug};
 
+/// How an address is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Scheme {
+    Http,
+    Https,
+    Tcp,
+}
+
+impl Scheme {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
 /// The public address of a route: `https://pr-7.example.com`, `https://example.com/pr-7`.
 ///
 /// No user, query or fragment; the host is in lower case; the path is empty or starts with `/`, and does not end with one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(into = "String")]
 pub struct Url {
-    pub(super) https: bool,
+    pub(super) scheme: Scheme,
     pub(super) host: String,
     pub(super) port: Option<u16>,
     pub(super) path: String,
@@ -21,7 +39,7 @@ impl Url {
     /// Whether the scheme is `https`.
     #[must_use]
     pub const fn is_https(&self) -> bool {
-        self.https
+        matches!(self.scheme, Scheme::Https)
     }
 
     /// The host, without the port.
@@ -45,7 +63,7 @@ impl Url {
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}", if self.https { "https" } else { "http" }, self.host)?;
+        write!(f, "{}://{}", self.scheme.as_str(), self.host)?;
         if let Some(port) = self.port {
             write!(f, ":{port}")?;
         }
@@ -66,7 +84,7 @@ impl From<Url> for String {
 #[serde(try_from = "String")]
 pub struct UrlTemplate {
     text: String,
-    pub(super) https: bool,
+    pub(super) scheme: Scheme,
     pub(super) labels: Vec<Vec<Piece>>,
     pub(super) port: Option<u16>,
     pub(super) path: Vec<Piece>,
@@ -98,6 +116,12 @@ impl UrlTemplate {
         self.holds(Hole::Service)
     }
 
+    /// Whether it is for connections that are not HTTP.
+    #[must_use]
+    pub fn is_tcp(&self) -> bool {
+        self.scheme == Scheme::Tcp
+    }
+
     pub(super) fn holds(&self, hole: Hole) -> bool {
         self.labels.iter().chain([&self.path]).any(|part| holds(part, hole))
     }
@@ -106,10 +130,11 @@ impl UrlTemplate {
 /// The error is the reason alone.
 fn parse(template: &str) -> Result<UrlTemplate, String> {
     let (scheme, rest) = template.split_once("://").ok_or("an address starts with `https://` or `http://`")?;
-    let https = match scheme.to_ascii_lowercase().as_str() {
-        "https" => true,
-        "http" => false,
-        _ => return Err(format!("the scheme is `https` or `http`, not `{scheme}`")),
+    let scheme = match scheme.to_ascii_lowercase().as_str() {
+        "https" => Scheme::Https,
+        "http" => Scheme::Http,
+        "tcp" => Scheme::Tcp,
+        _ => return Err(format!("the scheme is `https`, `http` or `tcp`, not `{scheme}`")),
     };
     let (authority, path) = match rest.find('/') {
         Some(slash) => rest.split_at(slash),
@@ -133,6 +158,9 @@ fn parse(template: &str) -> Result<UrlTemplate, String> {
     }
     let labels = host.to_ascii_lowercase().split('.').map(label).collect::<Result<Vec<_>, _>>()?;
     let path = path.trim_end_matches('/');
+    if scheme == Scheme::Tcp && !path.is_empty() {
+        return Err("an address with `tcp://` has no path: the name alone leads there".to_owned());
+    }
     for segment in path.split('/').skip(1) {
         if matches!(segment, "" | "." | "..") {
             return Err("the path holds `//` or a part that is only dots".to_owned());
@@ -147,7 +175,7 @@ fn parse(template: &str) -> Result<UrlTemplate, String> {
             return Err(format!("the path holds `{}`; a-z, A-Z, 0-9 and / - . _ ~ are allowed", odd.escape_debug()));
         }
     }
-    let parsed = UrlTemplate { text: template.to_owned(), https, labels, port, path };
+    let parsed = UrlTemplate { text: template.to_owned(), scheme, labels, port, path };
     if [Hole::Name, Hole::Number, Hole::Slug].into_iter().any(|hole| parsed.holds(hole)) {
         Ok(parsed)
     } else {

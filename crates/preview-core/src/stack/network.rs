@@ -132,11 +132,18 @@ pub(super) fn ports(
     }
 }
 
-/// Attaches a routed service to the proxy's network, and only there: with no alias, which would be seen by all previews.
-pub(super) fn join_proxy(service: &str, table: &mut Map<String, Value>, key: &str, differences: &mut Vec<Difference>) {
+/// Attaches a routed service to the proxy's network, and only there: with no alias that another preview could have too.
+pub(super) fn join_proxy(
+    service: &str,
+    table: &mut Map<String, Value>,
+    key: &str,
+    alias: Option<&str>,
+    differences: &mut Vec<Difference>,
+) {
     let networks = table.entry("networks").or_insert_with(|| json!({ "default": null }));
     if let Some(networks) = networks.as_object_mut() {
-        networks.insert(key.to_owned(), json!({}));
+        let attachment = alias.map_or_else(|| json!({}), |alias| json!({ "aliases": [alias] }));
+        networks.insert(key.to_owned(), attachment);
         differences.push(Difference {
             key: format!("services.{service}.networks"),
             what: "joins the proxy's network".to_owned(),

@@ -1,0 +1,93 @@
+//! Which proxy leads to previews, and what it has to be told: the one place that knows. Pure renderers; nothing is sent here.
+//!
+//! Two ways of telling: by labels on the containers (Traefik, which watches the engine), or by files that the proxy includes
+//! (nginx, Caddy), put into its container and reloaded there ([`files`]).
+
+mod auth;
+mod caddy;
+pub mod files;
+mod nginx;
+pub mod pages;
+mod traefik;
+
+use crate::route::{Access, Route, Routed, RoutedServices};
+
+pub use auth::hash;
+pub use files::{Bundle, FileKind, FileProxy, status_server};
+pub use traefik::Traefik;
+
+/// The reverse proxy on the host.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum Proxy {
+    /// None: ports are published on the host's loopback address.
+    #[default]
+    None,
+    /// Traefik, told by labels.
+    Traefik(Traefik),
+    /// A proxy that is told by files.
+    Files(FileProxy),
+}
+
+/// Whose routes they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner<'a> {
+    /// The application.
+    pub app: &'a str,
+    /// The preview's name.
+    pub name: &'a str,
+    /// The Compose project.
+    pub project: &'a str,
+}
+
+impl Owner<'_> {
+    /// The name of a service on the proxy's network: one that no other preview has.
+    fn alias(&self, service: &str) -> String {
+        format!("{service}.{}.{}.preview", self.name, self.app)
+    }
+}
+
+impl Proxy {
+    /// The network that it shares with the services it leads to.
+    #[must_use]
+    pub fn network(&self) -> Option<&str> {
+        match self {
+            Self::None => None,
+            Self::Traefik(traefik) => Some(&traefik.network),
+            Self::Files(proxy) => Some(&proxy.network),
+        }
+    }
+
+    /// What a proxy of this kind cannot do of what is asked.
+    #[must_use]
+    pub fn objection(&self, route: &Route) -> Option<&'static str> {
+        match self {
+            Self::None | Self::Traefik(_) => None,
+            Self::Files(proxy) => proxy.objection(route),
+        }
+    }
+
+    /// What the routed services need.
+    #[must_use]
+    pub fn services(&self, owner: Owner<'_>, routes: &[Route], access: &Access) -> RoutedServices {
+        match self {
+            Self::None => RoutedServices::new(),
+            Self::Traefik(traefik) => traefik.services(owner.project, routes, access),
+            Self::Files(_) => routes
+                .iter()
+                .map(|route| {
+                    let alias = Some(owner.alias(&route.service));
+                    (route.service.clone(), Routed { alias, ..Routed::default() })
+                })
+                .collect(),
+        }
+    }
+
+    /// The files that tell it of these routes, if it is told by files.
+    #[must_use]
+    pub fn files(&self, owner: Owner<'_>, routes: &[Route], access: &Access) -> Option<Bundle> {
+        match self {
+            Self::None | Self::Traefik(_) => None,
+            Self::Files(proxy) => Some(proxy.bundle(owner, routes, access)),
+        }
+    }
+}
