@@ -118,7 +118,11 @@ fn pages(lane: &Lane) {
     let mut failing = site.start(&["deploy", "--pr", "9"]);
     failing.until("verifying");
     let page = lane.until("https://pr-9.preview.test/", 503);
-    assert!(page.body.contains("pr-9 is being deployed") && page.body.contains("http-equiv=\"refresh\""), "{}", page.body);
+    assert!(
+        page.body.contains("pr-9 is being deployed") && page.body.contains("http-equiv=\"refresh\""),
+        "{}",
+        page.body
+    );
     let by_path = lane.until("https://preview.test/pr-9/some/where", 503);
     assert!(by_path.body.contains("pr-9 is being deployed"), "{}", by_path.body);
     failing.end().expect(4);
@@ -140,7 +144,10 @@ fn pages(lane: &Lane) {
     assert!(left.len() > 1 && left.iter().all(|path| path.contains("pr-9")), "{left:?}");
     site.run(&["sweep"]).expect(0);
     assert!(site.remains().contains(&format!("file {page}")));
-    site.shell(&format!("cd '{}/.pages' && sed -i 's/^<!-- preview, at [0-9]*/<!-- preview, at 1000/' *pr-9*.html", site.base()));
+    site.shell(&format!(
+        "cd '{}/.pages' && sed -i 's/^<!-- preview, at [0-9]*/<!-- preview, at 1000/' *pr-9*.html",
+        site.base()
+    ));
     site.run(&["sweep"]).expect(0);
     assert_eq!(site.remains(), Vec::<String>::new());
 }

@@ -16,9 +16,9 @@ use preview_core::lock::Lock;
 use preview_core::lock::shell::ShellLock;
 use preview_core::name::{AppName, Key, Named, PreviewName, project_name};
 use preview_core::project::{self, Project, Target};
-use preview_core::registry;
 use preview_core::proxy::{FileKind, FileProxy, Proxy, Traefik};
-use preview_core::runtime::compose::{Compose, ComposeOptions};
+use preview_core::registry;
+use preview_core::runtime::compose::Compose;
 use preview_core::secret::Secret;
 use preview_core::secrets;
 use preview_core::stack::{Allowance, Guardrails, Isolation, normal};
@@ -390,18 +390,6 @@ impl Session {
         registry::logins(&text)
     }
 
-    /// The Compose CLI, without an engine.
-    pub(crate) fn compose(&self) -> Compose {
-        let docker_config = self.docker_config();
-        Compose::new(ComposeOptions {
-            docker: PathBuf::from("docker"),
-            path: self.environment.get("PATH").cloned().unwrap_or_default().into(),
-            docker_config,
-            socket: None,
-            guardian: None,
-        })
-    }
-
     /// Reaches the host: one connection, over which the engine's socket is forwarded too.
     pub(crate) async fn connect(&self) -> Result<Client, Error> {
         let vm = &self.config.vm;
@@ -437,23 +425,6 @@ impl Session {
         engine.warm(AT_FIRST).await;
         let runtime = compose.with_socket(socket, Some(guardian));
         Ok(Client { host, engine: Arc::new(engine), lock, runtime: Arc::new(runtime), base_dir, proxy: self.proxy() })
-    }
-
-    /// The engine's socket of this machine: `DOCKER_HOST` says where, as it does for the Docker CLI.
-    fn local_socket(&self) -> PathBuf {
-        let of_docker = self.environment.get("DOCKER_HOST").and_then(|host| host.strip_prefix("unix://"));
-        of_docker.map_or_else(|| PathBuf::from(self.config.vm.docker_socket.as_str()), PathBuf::from)
-    }
-
-    /// Previews of this machine are kept beside the state of the user's other programs.
-    fn local_base(&self) -> Result<String, Error> {
-        let absolute = |name: &str| self.environment.get(name).filter(|path| path.starts_with('/'));
-        absolute("XDG_STATE_HOME")
-            .map(|state| format!("{state}/preview"))
-            .or_else(|| absolute("HOME").map(|home| format!("{home}/.local/state/preview")))
-            .ok_or_else(|| {
-                invalid("neither HOME nor XDG_STATE_HOME is set: say with --base-dir where previews are kept")
-            })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Ways to the host and its engine that not every command needs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use preview_core::config;
@@ -8,6 +8,7 @@ use preview_core::engine::docker::DockerEngine;
 use preview_core::host::ssh::{Destination, KnownHosts, SshOptions};
 use preview_core::lifecycle::{Client, Error};
 use preview_core::name::Key;
+use preview_core::runtime::compose::{Compose, ComposeOptions};
 
 use super::{Session, invalid};
 
@@ -15,6 +16,18 @@ impl Session {
     /// The project directory.
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// The Compose CLI, without an engine.
+    pub(crate) fn compose(&self) -> Compose {
+        let docker_config = self.docker_config();
+        Compose::new(ComposeOptions {
+            docker: PathBuf::from("docker"),
+            path: self.environment.get("PATH").cloned().unwrap_or_default().into(),
+            docker_config,
+            socket: None,
+            guardian: None,
+        })
     }
 
     /// How to connect to the VM.
@@ -65,5 +78,22 @@ impl Session {
             return Ok(branch);
         }
         Key::pull(9_999_999_999).map_err(invalid)
+    }
+
+    /// The engine's socket of this machine: `DOCKER_HOST` says where, as it does for the Docker CLI.
+    pub(super) fn local_socket(&self) -> PathBuf {
+        let of_docker = self.environment.get("DOCKER_HOST").and_then(|host| host.strip_prefix("unix://"));
+        of_docker.map_or_else(|| PathBuf::from(self.config.vm.docker_socket.as_str()), PathBuf::from)
+    }
+
+    /// Previews of this machine are kept beside the state of the user's other programs.
+    pub(super) fn local_base(&self) -> Result<String, Error> {
+        let absolute = |name: &str| self.environment.get(name).filter(|path| path.starts_with('/'));
+        absolute("XDG_STATE_HOME")
+            .map(|state| format!("{state}/preview"))
+            .or_else(|| absolute("HOME").map(|home| format!("{home}/.local/state/preview")))
+            .ok_or_else(|| {
+                invalid("neither HOME nor XDG_STATE_HOME is set: say with --base-dir where previews are kept")
+            })
     }
 }

@@ -12,7 +12,8 @@ pub(super) fn wrong(pattern: &str) -> Option<&'static str> {
             && !label.ends_with('-')
             && label.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
     };
-    (!host.split('.').all(legal)).then_some("is not a host: `preview.example.com`, or `*.preview.example.com` for all names one level below")
+    (!host.split('.').all(legal))
+        .then_some("is not a host: `preview.example.com`, or `*.preview.example.com` for all names one level below")
 }
 
 /// Whether a host fits one of the patterns; without any, all do.

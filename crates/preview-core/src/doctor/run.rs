@@ -340,7 +340,7 @@ fn of_fronts(wish: &Wish, fronts: &[Front], vm: &BTreeSet<IpAddr>) -> Vec<Findin
     let mut findings = Vec::new();
     for (url, front) in wish.urls.iter().zip(fronts) {
         let name = url.host();
-        findings.push(way_in::dns(name, front.addresses.as_deref().map_err(String::as_str), vm));
+        findings.push(way_in::dns(name, url.path().is_empty(), front.addresses.as_deref().map_err(String::as_str), vm));
         findings.push(way_in::ports(name, url.is_https(), &front.ports));
         findings.push(match &front.certificate {
             Some(seen) => way_in::certificate(name, seen.as_ref().map(|end| *end), Timestamp::now()),

@@ -203,13 +203,15 @@ fn every_kind_of_trouble_with_a_certificate_says_what_to_do() {
 fn names_ports_redirects_and_answers() {
     let own = BTreeSet::from([IpAddr::from([127, 0, 0, 1]), IpAddr::from([203, 0, 113, 7])]);
     let name = "preview-doctor-probe.example.com";
-    assert_eq!(status(&way_in::dns(name, Ok(&[IpAddr::from([203, 0, 113, 7])]), &own)), Status::Ok);
-    assert_eq!(status(&way_in::dns(name, Ok(&[IpAddr::from([203, 0, 113, 8])]), &own)), Status::Warning);
-    let none = way_in::dns(name, Err("no such name"), &own);
+    assert_eq!(status(&way_in::dns(name, true, Ok(&[IpAddr::from([203, 0, 113, 7])]), &own)), Status::Ok);
+    assert_eq!(status(&way_in::dns(name, true, Ok(&[IpAddr::from([203, 0, 113, 8])]), &own)), Status::Warning);
+    let none = way_in::dns(name, true, Err("no such name"), &own);
     assert_eq!(status(&none), Status::Failed);
     assert_eq!(none.next.as_deref(), Some("make a record `*.example.com` that leads to 203.0.113.7"));
     // A host that all previews share, with their names in the path.
-    assert!(way_in::dns("vm.example.com", Err("x"), &own).next.is_some_and(|next| next.contains("`vm.example.com`")));
+    assert!(
+        way_in::dns("vm.example.com", false, Err("x"), &own).next.is_some_and(|next| next.contains("`vm.example.com`"))
+    );
 
     let closed = || Err::<(), _>("refused".to_owned());
     assert_eq!(status(&way_in::ports(name, true, &[(443, Ok(())), (80, Ok(()))])), Status::Ok);

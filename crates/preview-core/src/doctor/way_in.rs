@@ -28,13 +28,11 @@ pub(super) fn provider(checked: Option<Result<String, Fault>>) -> Finding {
     }
 }
 
-/// `name` stands for a preview that is not there.
-pub(super) fn dns(name: &str, resolved: Result<&[IpAddr], &str>, vm: &BTreeSet<IpAddr>) -> Finding {
+/// `name` stands for a preview that is not there; `each`: each preview has a name of its own, so a wildcard record is wanted.
+pub(super) fn dns(name: &str, each: bool, resolved: Result<&[IpAddr], &str>, vm: &BTreeSet<IpAddr>) -> Finding {
     const ID: Check = Check::Dns;
-    let record = name
-        .split_once('.')
-        .filter(|(label, _)| label.contains("probe"))
-        .map_or(name.to_owned(), |(_, zone)| format!("*.{zone}"));
+    let zone = name.split_once('.').filter(|_| each).map(|(_, zone)| zone);
+    let record = zone.map_or(name.to_owned(), |zone| format!("*.{zone}"));
     let list = |addresses: &mut dyn Iterator<Item = &IpAddr>| {
         addresses.map(ToString::to_string).collect::<Vec<_>>().join(", ")
     };
