@@ -3,8 +3,10 @@
 mod action;
 mod bad_host;
 mod bad_input;
+mod capacity;
 mod ci;
 mod crowd;
+mod doctor;
 mod embed;
 mod faults;
 mod history;

@@ -118,7 +118,11 @@ fn pages(lane: &Lane) {
     let mut failing = site.start(&["deploy", "--pr", "9"]);
     failing.until("verifying");
     let page = lane.until("https://pr-9.preview.test/", 503);
-    assert!(page.body.contains("pr-9 is being deployed") && page.body.contains("http-equiv=\"refresh\""), "{}", page.body);
+    assert!(
+        page.body.contains("pr-9 is being deployed") && page.body.contains("http-equiv=\"refresh\""),
+        "{}",
+        page.body
+    );
     let by_path = lane.until("https://preview.test/pr-9/some/where", 503);
     assert!(by_path.body.contains("pr-9 is being deployed"), "{}", by_path.body);
     failing.end().expect(4);
@@ -140,7 +144,10 @@ fn pages(lane: &Lane) {
     assert!(left.len() > 1 && left.iter().all(|path| path.contains("pr-9")), "{left:?}");
     site.run(&["sweep"]).expect(0);
     assert!(site.remains().contains(&format!("file {page}")));
-    site.shell(&format!("cd '{}/.pages' && sed -i 's/^<!-- preview, at [0-9]*/<!-- preview, at 1000/' *pr-9*.html", site.base()));
+    site.shell(&format!(
+        "cd '{}/.pages' && sed -i 's/^<!-- preview, at [0-9]*/<!-- preview, at 1000/' *pr-9*.html",
+        site.base()
+    ));
     site.run(&["sweep"]).expect(0);
     assert_eq!(site.remains(), Vec::<String>::new());
 }
@@ -199,7 +206,10 @@ fn access(kind: Kind) {
     site.write("preview.toml", &format!("{URL}{table}allow_ips = [\"192.0.2.0/24\"]\nnoindex = false\n"));
     site.deploy("7").expect(0);
     lane.until("https://pr-7.preview.test/", 403);
-    site.write("preview.toml", &format!("{URL}{table}allow_ips = [\"192.0.2.0/24\", \"0.0.0.0/0\"]\nnoindex = false\n"));
+    site.write(
+        "preview.toml",
+        &format!("{URL}{table}allow_ips = [\"192.0.2.0/24\", \"0.0.0.0/0\"]\nnoindex = false\n"),
+    );
     site.deploy("7").expect(0);
     let open = lane.until("https://pr-7.preview.test/", 200);
     assert!(!open.head.contains("x-robots-tag"), "{}", open.head);
@@ -342,7 +352,11 @@ fn postgres_through_traefik() {
         let at = format!("host={host} port={} user=postgres sslmode=verify-full sslrootcert=/certs/ca.pem", lane.https);
         let psql = |sql: &str| lane.client(&[&host], &["psql", "-XAtq", "-d", &at, "-c", sql]);
         psql(&format!("create table whose as select {pr} as pr"));
-        assert_eq!(psql("select pr, (select ssl from pg_stat_ssl where pid = pg_backend_pid()) from whose"), format!("{pr}|f"), "TLS ends at the proxy");
+        assert_eq!(
+            psql("select pr, (select ssl from pg_stat_ssl where pid = pg_backend_pid()) from whose"),
+            format!("{pr}|f"),
+            "TLS ends at the proxy"
+        );
     }
     // libpq 17 and later names the protocol; without the TLS options Traefik would end the connection.
     let host = "pr-7-db.preview.test";
@@ -359,7 +373,14 @@ fn postgres_through_traefik() {
         let routers = routers.as_array().expect("a list").iter().filter(|r| r["provider"] == "docker");
         let mut rules: Vec<String> = routers
             .filter(|router| router["name"] != "preview-status@docker")
-            .map(|router| format!("{} {} {}", router["name"].as_str().unwrap(), router["status"].as_str().unwrap(), router["rule"].as_str().unwrap()))
+            .map(|router| {
+                format!(
+                    "{} {} {}",
+                    router["name"].as_str().unwrap(),
+                    router["status"].as_str().unwrap(),
+                    router["rule"].as_str().unwrap()
+                )
+            })
             .collect();
         rules.sort();
         rules
@@ -370,7 +391,9 @@ fn postgres_through_traefik() {
     assert_eq!(rules("/api/tcp/routers"), tcp);
 
     site.run(&["destroy", "--pr", "7"]).expect(0);
-    eventually("its routers are gone", || rules("/api/tcp/routers") == tcp[1..] && rules("/api/http/routers") == http[1..]);
+    eventually("its routers are gone", || {
+        rules("/api/tcp/routers") == tcp[1..] && rules("/api/http/routers") == http[1..]
+    });
     site.run(&["destroy", "--pr", "8"]).expect(0);
     assert_eq!(site.remains(), Vec::<String>::new());
 }
@@ -402,9 +425,8 @@ fn update_under_load(lane: &Lane, update: &str, seconds: u32) -> (u32, u32, u32,
     let url = format!("https://pr-7.preview.test:{}/", lane.https);
     let said = std::thread::scope(|scope| {
         let seconds = seconds.to_string();
-        let client = scope.spawn(move || {
-            lane.client(&["pr-7.preview.test"], &["ways", "hammer", &url, "/certs/ca.pem", &seconds])
-        });
+        let client = scope
+            .spawn(move || lane.client(&["pr-7.preview.test"], &["ways", "hammer", &url, "/certs/ca.pem", &seconds]));
         std::thread::sleep(std::time::Duration::from_secs(3));
         site.write("compose.yml", &BUSY.replace("\"one\"", "\"two\""));
         let done = site.deploy("7").expect(0).json();

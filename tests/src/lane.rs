@@ -200,16 +200,25 @@ impl Lane {
         run.extend(["-p", "127.0.0.1::80", "-p", "127.0.0.1::443", "-p", "127.0.0.1::8080"]);
         run.extend(["-v", "/var/run/docker.sock:/var/run/docker.sock", "-v", &certs, "-v", &dynamic]);
         run.push(self.extra(Extra::Traefik));
-        run.extend(["--api.insecure=true", "--providers.docker=true", "--providers.docker.exposedbydefault=false", &only]);
+        run.extend([
+            "--api.insecure=true",
+            "--providers.docker=true",
+            "--providers.docker.exposedbydefault=false",
+            &only,
+        ]);
         run.extend(["--providers.file.filename=/etc/traefik/dynamic.yml", "--entrypoints.web.address=:80"]);
-        run.extend(["--entrypoints.websecure.address=:443", "--entrypoints.web.http.redirections.entrypoint.to=websecure"]);
+        run.extend([
+            "--entrypoints.websecure.address=:443",
+            "--entrypoints.web.http.redirections.entrypoint.to=websecure",
+        ]);
         run.push("--providers.providersthrottleduration=250ms");
         run.push("--serverstransport.forwardingtimeouts.dialtimeout=500ms");
         self.site.docker(&run);
         let status = format!("{container}-status");
         let conf = format!("{}/status.conf:/etc/nginx/nginx.conf:ro", self.home);
         let pages = format!("{}/{}:/etc/preview/pages:ro", self.site.base(), pages::DIRECTORY);
-        let mut run = vec!["run", "-d", "--name", &status, "--network", &network, "--label", lane, "-v", &conf, "-v", &pages];
+        let mut run =
+            vec!["run", "-d", "--name", &status, "--network", &network, "--label", lane, "-v", &conf, "-v", &pages];
         for label in [
             "traefik.enable=true",
             "traefik.http.routers.preview-status.rule=HostRegexp(`.+`)",
@@ -275,7 +284,11 @@ impl Lane {
                 Ok(answer) if answer.status == status => return answer,
                 _ => {}
             }
-            assert!(begun.elapsed() < Duration::from_secs(60), "{url}: not {status} within 60 s, but {answer:?}\n{}", self.log());
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "{url}: not {status} within 60 s, but {answer:?}\n{}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -318,7 +331,11 @@ impl Lane {
             None => lab.docker(["logs", "--tail", "40", &container]).output(),
             Some(vm) => vm.command(&["docker", "logs", "--tail", "40", &container]).output(),
         };
-        output.map(|output| String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)).unwrap_or_default()
+        output
+            .map(|output| {
+                String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
+            })
+            .unwrap_or_default()
     }
 
     /// A little time for what Traefik hears of the engine.

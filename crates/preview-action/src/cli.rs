@@ -26,10 +26,13 @@ Examples:
   preview plan --pr 7                         what a deploy would do; changes nothing
   preview logs --pr 7 api --follow
   preview destroy --pr 7
+  preview doctor                              what is wrong, and what to do about it
+  preview capacity                            how many previews fit on the VM
 
 Exit codes:
   0 done   1 internal   2 usage or configuration   3 refused   4 deploy failed
   5 timed out or interrupted   6 VM or engine unreachable (wrong host key included)   7 locked
+  8 `preview doctor` found something that does not work
 
 Every setting: flag over environment (PREVIEW_…) over preview.toml over default.";
 
@@ -209,6 +212,12 @@ pub(crate) enum Command {
     Unpin(Which),
     /// Read the CI event, and deploy, update or destroy as it says
     Ci,
+    /// Say how many previews fit on the VM and what binds first, or which VM so many need
+    #[command(after_help = CAPACITY)]
+    Capacity(Capacity),
+    /// Look for everything that can be wrong, here, on the VM and on the way in, and say what to do about it; changes nothing
+    #[command(after_help = DOCTOR)]
+    Doctor(Doctor),
 }
 
 impl Command {
@@ -228,6 +237,8 @@ impl Command {
             Self::Pin(_) => "pin",
             Self::Unpin(_) => "unpin",
             Self::Ci => "ci",
+            Self::Capacity(_) => "capacity",
+            Self::Doctor(_) => "doctor",
         }
     }
 }
@@ -255,6 +266,89 @@ pub(crate) struct Sweep {
     /// What was deployed so shortly ago may be missing in these lists; `10m` without it
     #[arg(long, value_name = "TIME")]
     pub(crate) grace: Option<String>,
+}
+
+const DOCTOR: &str = "\
+Examples:
+  preview doctor
+  preview doctor --strict --format json        for a pipeline: warnings count too
+  preview doctor --ca ca.pem                   where a private authority issues the certificates
+
+Ends with 0 if nothing failed, with 8 otherwise. Every check, with what to do about it: docs/doctor.md.";
+
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Doctor {
+    /// Warnings fail as well
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// A file (PEM) with the authorities that may vouch for certificates, instead of those that this machine trusts
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+}
+
+const CAPACITY: &str = "\
+Examples:
+  preview capacity                                       how many fit on the configured VM
+  preview capacity --vcpus 8 --memory 16GB --disk 150GB  how many would fit on such a one; no VM is asked
+  preview capacity --previews 6                          which VM six previews need; no VM is asked
+  preview capacity --table                               the usual sizes at a glance
+
+What a preview takes is what its Compose files declare: limits of memory, limits or reservations of processors. Where they declare
+nothing, a formula holds: vCPU = 2 + 1.5 n, RAM GB = 6 + 2.5 n, disk GB = 120 + 8 n; or the guardrails, where these allow less.
+The last column says which it was. More in docs/capacity.md.";
+
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Capacity {
+    /// Say which VM so many previews need
+    #[arg(long, value_name = "N", conflicts_with_all = ["vcpus", "memory", "disk", "table"])]
+    pub(crate) previews: Option<u64>,
+    /// Processors of the VM that is thought of
+    #[arg(long, value_name = "N")]
+    pub(crate) vcpus: Option<f64>,
+    /// Memory of the VM that is thought of, for example `16GB`
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+    /// Disk of the VM that is thought of, for example `150GB`
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) disk: Option<String>,
+    /// So many times its processors a VM may promise as limits, which are for peaks
+    #[arg(long, value_name = "TIMES", default_value_t = 2.0)]
+    pub(crate) cpu_overcommit: f64,
+    /// Print the sizes for 3, 6 and 10 previews, and how many fit on which VM, by the formula alone
+    #[arg(long, conflicts_with_all = ["vcpus", "memory", "disk"])]
+    pub(crate) table: bool,
+    /// A Compose file, relative to the project directory; may be repeated, later ones override
+    #[arg(long, value_name = "FILE")]
+    pub(crate) compose: Vec<String>,
+    /// A file with variables for interpolation; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<String>,
+    /// An active profile; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub(crate) profile: Vec<String>,
+}
+
+impl Capacity {
+    /// Whether a VM is described that need not exist.
+    pub(crate) const fn of_no_vm(&self) -> bool {
+        self.vcpus.is_some() || self.memory.is_some() || self.disk.is_some()
+    }
+
+    /// The part of it that a deploy has too.
+    pub(crate) fn deploy(&self) -> Deploy {
+        Deploy {
+            subject: Subject::default(),
+            commit: None,
+            owner: None,
+            event_time: None,
+            update_only: false,
+            compose: self.compose.clone(),
+            env_file: self.env_file.clone(),
+            profile: self.profile.clone(),
+            url: vec![],
+            pull: None,
+        }
+    }
 }
 
 /// Which preview.

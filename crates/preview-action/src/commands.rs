@@ -1,5 +1,7 @@
 //! The commands: a session, a call of the library, a report.
 
+mod capacity;
+mod doctor;
 mod inspect;
 mod sweep;
 mod tunnel;
@@ -78,6 +80,8 @@ pub(crate) async fn run(cli: Cli) -> u8 {
             Command::Pin(which) => context.wish(&which, lifecycle::Wish::Pin).await,
             Command::Unpin(which) => context.wish(&which, lifecycle::Wish::Unpin).await,
             Command::Ci => context.ci().await,
+            Command::Capacity(capacity) => context.capacity(&capacity).await,
+            Command::Doctor(doctor) => context.doctor(&doctor).await,
         }
     };
     let done = tracing::Instrument::instrument(work, tracing::info_span!("run", command = name)).await;

@@ -1,23 +1,24 @@
 //! From flags, environment and files to what the library wants: configuration, names, project, connection.
 
+mod reach;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use preview_core::admission::{Limits, Weight};
 use preview_core::config::{self, Config, ConfigFile, Environment, Overrides, Settings};
 use preview_core::engine::docker::DockerEngine;
-use preview_core::host::ssh::{Destination, KnownHosts, SshOptions};
+use preview_core::host::ssh::Destination;
 use preview_core::host::{Host, guardian::Guardian, local, ssh};
 use preview_core::lifecycle::{Client, Error};
 use preview_core::lock::Lock;
 use preview_core::lock::shell::ShellLock;
 use preview_core::name::{AppName, Key, Named, PreviewName, project_name};
 use preview_core::project::{self, Project, Target};
-use preview_core::registry;
 use preview_core::proxy::{FileKind, FileProxy, Proxy, Traefik};
-use preview_core::runtime::compose::{Compose, ComposeOptions};
+use preview_core::registry;
+use preview_core::runtime::compose::Compose;
 use preview_core::secret::Secret;
 use preview_core::secrets;
 use preview_core::stack::{Allowance, Guardrails, Isolation, normal};
@@ -377,7 +378,7 @@ impl Session {
     }
 
     /// The Docker CLI's configuration directory.
-    fn docker_config(&self) -> Option<PathBuf> {
+    pub(crate) fn docker_config(&self) -> Option<PathBuf> {
         let named = self.environment.get("DOCKER_CONFIG").map(PathBuf::from);
         named.or_else(|| Some(Path::new(self.environment.get("HOME")?).join(".docker")))
     }
@@ -389,18 +390,6 @@ impl Session {
         registry::logins(&text)
     }
 
-    /// The Compose CLI, without an engine.
-    pub(crate) fn compose(&self) -> Compose {
-        let docker_config = self.docker_config();
-        Compose::new(ComposeOptions {
-            docker: PathBuf::from("docker"),
-            path: self.environment.get("PATH").cloned().unwrap_or_default().into(),
-            docker_config,
-            socket: None,
-            guardian: None,
-        })
-    }
-
     /// Reaches the host: one connection, over which the engine's socket is forwarded too.
     pub(crate) async fn connect(&self) -> Result<Client, Error> {
         let vm = &self.config.vm;
@@ -408,29 +397,15 @@ impl Session {
         let compose = self.compose();
         if wish == "local" {
             let host = local::connect()?;
-            let base = match &vm.base_dir {
-                Some(base) => base.to_string(),
-                None => self.local_base()?,
-            };
+            let base = self.base_dir()?;
             let guardian = host.guardian().clone();
             let lock = Arc::new(ShellLock::new(Arc::clone(&host)));
             return self
                 .client(host, lock, guardian, self.local_socket().to_string_lossy().as_ref(), base, compose)
                 .await;
         }
-        let options = SshOptions {
-            identity_file: vm.identity_file.as_ref().map(|file| self.directory.join(file)),
-            identity_key: self.identity_key.clone(),
-            known_hosts: match (&vm.known_hosts, &vm.known_hosts_file) {
-                (Some(lines), _) => KnownHosts::Lines(lines.clone()),
-                (None, Some(file)) => KnownHosts::File(self.directory.join(file)),
-                (None, None) => KnownHosts::UserDefault,
-            },
-            connect_timeout: Duration::from_secs(20),
-            ..SshOptions::new(Destination::parse(wish)?)
-        };
-        let host = ssh::connect(options).await?;
-        let base = vm.base_dir.as_ref().map_or_else(|| config::BASE_DIR.to_owned(), ToString::to_string);
+        let host = ssh::connect(self.ssh_options(Destination::parse(wish)?)).await?;
+        let base = self.base_dir()?;
         let guardian = host.guardian().clone();
         let lock = Arc::new(ShellLock::new(Arc::clone(&host)));
         self.client(host, lock, guardian, vm.docker_socket.as_str(), base, compose).await
@@ -450,23 +425,6 @@ impl Session {
         engine.warm(AT_FIRST).await;
         let runtime = compose.with_socket(socket, Some(guardian));
         Ok(Client { host, engine: Arc::new(engine), lock, runtime: Arc::new(runtime), base_dir, proxy: self.proxy() })
-    }
-
-    /// The engine's socket of this machine: `DOCKER_HOST` says where, as it does for the Docker CLI.
-    fn local_socket(&self) -> PathBuf {
-        let of_docker = self.environment.get("DOCKER_HOST").and_then(|host| host.strip_prefix("unix://"));
-        of_docker.map_or_else(|| PathBuf::from(self.config.vm.docker_socket.as_str()), PathBuf::from)
-    }
-
-    /// Previews of this machine are kept beside the state of the user's other programs.
-    fn local_base(&self) -> Result<String, Error> {
-        let absolute = |name: &str| self.environment.get(name).filter(|path| path.starts_with('/'));
-        absolute("XDG_STATE_HOME")
-            .map(|state| format!("{state}/preview"))
-            .or_else(|| absolute("HOME").map(|home| format!("{home}/.local/state/preview")))
-            .ok_or_else(|| {
-                invalid("neither HOME nor XDG_STATE_HOME is set: say with --base-dir where previews are kept")
-            })
     }
 }
 

@@ -88,7 +88,8 @@ async fn run(directory: &Path, base_dir: String) -> Result<(), Failure> {
         lock: Arc::new(ShellLock::new(Arc::clone(&host))),
         runtime: Arc::new(compose.clone()),
         host: host.clone(),
-        base_dir, proxy: preview_core::proxy::Proxy::None,
+        base_dir,
+        proxy: preview_core::proxy::Proxy::None,
     };
 
     let (counter, redactor, interrupt) = (Counter::default(), Redactor::default(), Interrupt::default());

@@ -30,6 +30,12 @@ impl Weight {
         Self(if number > 1000 { 1_000_000 } else { number as u32 * 1000 })
     }
 
+    /// How many times this is in it, whole.
+    #[must_use]
+    pub fn times(self, other: Self) -> u64 {
+        self.0.checked_div(other.0).map_or(0, u64::from)
+    }
+
     fn saturating_sub(self, other: Self) -> Self {
         Self(self.0.saturating_sub(other.0))
     }

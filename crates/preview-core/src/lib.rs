@@ -9,7 +9,9 @@
 //! ```
 
 pub mod admission;
+pub mod capacity;
 pub mod config;
+pub mod doctor;
 pub mod engine;
 pub mod failure;
 pub mod fault;

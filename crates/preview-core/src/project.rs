@@ -8,8 +8,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::admission::{Limits, Weight};
-use crate::registry::Logins;
 use crate::proxy::Proxy;
+use crate::registry::Logins;
 use crate::route::Protocol;
 use crate::secrets::SecretSource;
 use crate::stack::{Allowance, Guardrails, Isolation};

@@ -2,6 +2,7 @@
 
 mod convert;
 mod errors;
+mod examine;
 pub(crate) mod reference;
 mod remove;
 mod stream;
@@ -27,6 +28,7 @@ use futures_util::stream::{self as streams, BoxStream, StreamExt as _, TryStream
 use hyper::Method;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
+pub use self::examine::Examined;
 use self::transport::{LIMIT, Transport};
 use crate::engine::{
     Chunk, Container, ContainerDetail, ContainerEvent, ContainerState, DiskUse, Engine, EngineInfo, Exec, ExecRequest,

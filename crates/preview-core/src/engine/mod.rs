@@ -9,6 +9,7 @@
 //! one that times out or answers 5xx is transient; a full disk is `NoSpace`.
 
 pub mod docker;
+pub mod pools;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

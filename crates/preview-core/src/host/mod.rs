@@ -8,6 +8,7 @@
 //! **Errors**: a lost connection is `Unreachable`; a wrong host key is `HostKey`; a full disk is `NoSpace`.
 
 mod destination;
+mod examine;
 mod facts;
 pub mod guardian;
 pub mod local;
@@ -23,10 +24,12 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use examine::Examination;
 #[cfg(any(test, feature = "testkit"))]
 pub(crate) use script::is_guard;
 pub(crate) use script::{apply as apply_script, checked, describe, guard_in, kind_of, quote, trace_unnoted};
 pub(crate) use shell::random_token;
+pub(crate) use ssh_errors::key_changed;
 
 use crate::fault::Fault;
 

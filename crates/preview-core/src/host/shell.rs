@@ -115,6 +115,12 @@ impl<T: Transport> ShellHost<T> {
         self.spare.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// The spare shell, for who counts what can be open at once.
+    pub(super) async fn take_spare(&self) -> Option<Process> {
+        let spare = self.spare().take();
+        spare?.await.ok()?.ok()
+    }
+
     fn start_spare(&self) -> JoinHandle<Result<Process, Fault>> {
         let transport = Arc::clone(&self.transport);
         let mut argv = self.shell_argv.clone();

@@ -3,6 +3,14 @@
 use super::destination::Destination;
 use crate::fault::{Fault, FaultKind};
 
+/// How a key that is not the pinned one is told.
+const ANOTHER: &str = "has another host key than the one that was pinned";
+
+/// Whether a fault of the kind `HostKey` is about a key that is not the pinned one, and not about one that nobody knows.
+pub(crate) fn key_changed(fault: &Fault) -> bool {
+    fault.kind == FaultKind::HostKey && fault.context.contains(ANOTHER)
+}
+
 /// The failure to connect that this output of `ssh` describes.
 pub(super) fn classify(stderr: &str, destination: &Destination) -> Fault {
     const OPERATION: &str = "connect to the VM";
@@ -19,7 +27,7 @@ pub(super) fn classify(stderr: &str, destination: &Destination) -> Fault {
             FaultKind::HostKey,
             OPERATION,
             format!(
-                "{destination} has another host key than the one that was pinned. If the VM was installed anew, {}; \
+                "{destination} {ANOTHER}. If the VM was installed anew, {}; \
                      else somebody may stand between you and the VM",
                 how_to_pin(stderr, destination)
             ),
@@ -159,6 +167,7 @@ mod tests {
             let fault = classify(stderr, &destination);
             assert_eq!((fault.kind, fault.transient), (kind, transient), "{stderr}");
             assert!(fault.context.contains("vm"), "{stderr}");
+            assert_eq!(key_changed(&fault), stderr.contains("HAS CHANGED"), "{stderr}");
         }
     }
 

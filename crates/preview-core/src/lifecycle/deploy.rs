@@ -168,7 +168,7 @@ pub(super) fn directories(client: &Client, target: &Target) -> [Change; 2] {
 }
 
 /// Everything that can be found wrong without the host. Generated credentials are not known yet: something stands in for them.
-async fn early(
+pub(super) async fn early(
     resolver: &dyn Runtime,
     project: &Project,
     deploy: &Deploy,

@@ -19,7 +19,8 @@ const WORDS: usize = 16 << 10;
 pub(super) async fn lead(client: &Client, project: &str, bundle: &Bundle) -> Result<(), Fault> {
     const OPERATION: &str = "put the routes into the proxy";
     let Proxy::Files(proxy) = &client.proxy else { return Ok(()) };
-    let tar = bundle.tar().map_err(|error| Fault::new(FaultKind::Invalid, OPERATION, "they do not fit").caused_by(error))?;
+    let tar =
+        bundle.tar().map_err(|error| Fault::new(FaultKind::Invalid, OPERATION, "they do not fit").caused_by(error))?;
     exec(client, proxy, OPERATION, proxy.replace(project), &tar).await.map(|_| ())
 }
 
@@ -87,7 +88,9 @@ async fn exec(
             let said = String::from_utf8_lossy(&err).trim().to_owned();
             let context = match code {
                 3 => format!("`{container}` does not accept them, and goes on with what it had: {said}"),
-                126 | 127 => format!("`{container}` lacks a program that this needs (sh, flock, tar, and the proxy itself): {said}"),
+                126 | 127 => format!(
+                    "`{container}` lacks a program that this needs (sh, flock, tar, and the proxy itself): {said}"
+                ),
                 _ => format!("in `{container}`, exit code {code}: {said}"),
             };
             Err(Fault::new(FaultKind::Failed, operation, context).coded(FailureCode::ProxyFailed))
@@ -102,9 +105,10 @@ pub(super) fn keeps_pages(base: &str, survey: &Survey) -> bool {
 }
 
 fn files<'a>(base: &'a str, addresses: &'a [Address]) -> impl Iterator<Item = String> + 'a {
-    addresses.iter().filter_map(|address| pages::file(&address.url)).map(move |file| {
-        format!("{base}/{}/{file}", pages::DIRECTORY)
-    })
+    addresses
+        .iter()
+        .filter_map(|address| pages::file(&address.url))
+        .map(move |file| format!("{base}/{}/{file}", pages::DIRECTORY))
 }
 
 /// The pages of a preview as they should be in this state, and the one for what is gone.

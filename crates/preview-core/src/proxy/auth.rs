@@ -41,7 +41,11 @@ mod tests {
         assert_eq!(one, hash("shop_pr-7", "team", "correct horse").unwrap());
         assert_ne!(one, hash("shop_pr-8", "team", "correct horse").unwrap());
         let salt = |hash: &str| hash[7..29].to_owned();
-        assert_eq!(salt(&one), salt(&hash("shop_pr-7", "team", "other").unwrap()), "nothing of the password is in the salt");
+        assert_eq!(
+            salt(&one),
+            salt(&hash("shop_pr-7", "team", "other").unwrap()),
+            "nothing of the password is in the salt"
+        );
     }
 
     #[test]

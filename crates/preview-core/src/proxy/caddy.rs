@@ -27,7 +27,8 @@ pub(super) fn server(proxy: &FileProxy, site: &Site<'_>) -> String {
 /// The whole configuration of a Caddy that does nothing but lead to previews.
 pub(super) fn main(proxy: &FileProxy) -> String {
     let fallback = fallback(proxy.pages.as_deref());
-    let mut text = format!("{{\n\tadmin localhost:2019\n}}\nimport {}/live/*.conf\n:80 {{\n{fallback}}}\n", proxy.routes);
+    let mut text =
+        format!("{{\n\tadmin localhost:2019\n}}\nimport {}/live/*.conf\n:80 {{\n{fallback}}}\n", proxy.routes);
     if let Some((certificate, key)) = &proxy.certificate {
         let _ = write!(text, ":443 {{\n\ttls {certificate} {key}\n{fallback}}}\n");
     }
@@ -91,7 +92,8 @@ pub(super) fn locations(owner: Owner<'_>, site: &Site<'_>, access: &Access) -> S
         // In the order in which a request meets them.
         text.push_str("\troute {\n");
         if !access.allow_ips.is_empty() {
-            let _ = writeln!(text, "\t\t@stranger not remote_ip {}\n\t\terror @stranger 403", access.allow_ips.join(" "));
+            let _ =
+                writeln!(text, "\t\t@stranger not remote_ip {}\n\t\terror @stranger 403", access.allow_ips.join(" "));
         }
         if let Some((user, hash)) = &access.basic_auth {
             let _ = writeln!(text, "\t\tbasicauth {{\n\t\t\t{user} {hash}\n\t\t}}\n\t\trequest_header -Authorization");

@@ -78,10 +78,12 @@ pub(super) struct Site<'a> {
 impl FileProxy {
     pub(super) fn objection(&self, route: &Route) -> Option<&'static str> {
         match route.protocol {
-            Protocol::Tcp => Some("nginx and Caddy lead HTTP only; `protocol = \"tcp\"` needs `[proxy] kind = \"traefik\"`"),
-            _ if self.kind == FileKind::Nginx && self.certificate.is_none() && self.secure(route) => {
-                Some("nginx needs `[proxy] certificate` and `certificate_key` for `https://` addresses, or `tls = false` if something in front of it ends TLS")
+            Protocol::Tcp => {
+                Some("nginx and Caddy lead HTTP only; `protocol = \"tcp\"` needs `[proxy] kind = \"traefik\"`")
             }
+            _ if self.kind == FileKind::Nginx && self.certificate.is_none() && self.secure(route) => Some(
+                "nginx needs `[proxy] certificate` and `certificate_key` for `https://` addresses, or `tls = false` if something in front of it ends TLS",
+            ),
             Protocol::H2c if self.kind == FileKind::Nginx && !self.secure(route) => {
                 Some("nginx leads gRPC (`protocol = \"h2c\"`) only behind `https://`")
             }
@@ -102,9 +104,11 @@ impl FileProxy {
         let mut sites: BTreeMap<&str, Site<'_>> = BTreeMap::new();
         for route in routes {
             let at = parts(&route.url);
-            let site = sites
-                .entry(at.host)
-                .or_insert_with(|| Site { host: at.host, secure: self.secure(route), routes: Vec::new() });
+            let site = sites.entry(at.host).or_insert_with(|| Site {
+                host: at.host,
+                secure: self.secure(route),
+                routes: Vec::new(),
+            });
             site.secure |= self.secure(route);
             site.routes.push(route);
         }
@@ -284,7 +288,8 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_said() {
         let nginx = proxy(FileKind::Nginx);
-        let route = |url: &str, protocol| Route { service: "a".into(), port: 1, url: url.into(), protocol, ..Route::default() };
+        let route =
+            |url: &str, protocol| Route { service: "a".into(), port: 1, url: url.into(), protocol, ..Route::default() };
         assert!(nginx.objection(&route("tcp://a.example.com", Protocol::Tcp)).unwrap().contains("traefik"));
         assert!(nginx.objection(&route("http://a.example.com", Protocol::H2c)).unwrap().contains("https"));
         assert_eq!(nginx.objection(&route("https://a.example.com", Protocol::H2c)), None);
@@ -302,7 +307,8 @@ mod tests {
         let bundle = bundle(FileKind::Nginx);
         let bytes = bundle.tar().unwrap();
         let mut tar = tar::Archive::new(bytes.as_slice());
-        let paths: Vec<String> = tar.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
+        let paths: Vec<String> =
+            tar.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
         assert_eq!(paths, bundle.files.keys().cloned().collect::<Vec<_>>());
     }
 }

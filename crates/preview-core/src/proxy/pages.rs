@@ -116,7 +116,8 @@ fn render(words: &Words, facts: &[(&str, String)], mark: &str) -> String {
     }
     let list = if list.is_empty() { String::new() } else { format!("<dl>{list}</dl>\n") };
     let mark = if mark.is_empty() { String::new() } else { format!("<!-- {mark} -->\n") };
-    let again = words.again.map_or_else(String::new, |again| format!("<meta http-equiv=\"refresh\" content=\"{again}\">\n"));
+    let again =
+        words.again.map_or_else(String::new, |again| format!("<meta http-equiv=\"refresh\" content=\"{again}\">\n"));
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
@@ -188,7 +189,9 @@ mod tests {
     #[test]
     fn each_phase_has_its_page() {
         let page = |phase| page(&State { phase, ..crate::state::tests::state() });
-        for phase in [Phase::Queued, Phase::Preparing, Phase::Building, Phase::Pulling, Phase::Starting, Phase::Verifying] {
+        for phase in
+            [Phase::Queued, Phase::Preparing, Phase::Building, Phase::Pulling, Phase::Starting, Phase::Verifying]
+        {
             assert!(page(phase).contains("is being deployed") && page(phase).contains("http-equiv=\"refresh\""));
         }
         assert_eq!(written(&page(Phase::Ready)), Some(crate::state::tests::state().updated_at.as_second()));

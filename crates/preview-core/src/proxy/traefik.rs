@@ -39,14 +39,7 @@ impl Traefik {
         services
     }
 
-    fn http(
-        &self,
-        labels: &mut BTreeMap<String, String>,
-        router: &str,
-        project: &str,
-        route: &Route,
-        access: &Access,
-    ) {
+    fn http(&self, labels: &mut BTreeMap<String, String>, router: &str, project: &str, route: &Route, access: &Access) {
         let at = parts(&route.url);
         let http = format!("traefik.http.routers.{router}");
         let mut set = |key: String, value: String| labels.insert(key, value);
@@ -163,7 +156,11 @@ mod tests {
     #[test]
     fn everything_that_a_route_may_have() {
         let routes = [
-            Route { priority: Some(7), entrypoint: Some("internal".into()), ..route("ui", 80, "https://pr-7.example.com") },
+            Route {
+                priority: Some(7),
+                entrypoint: Some("internal".into()),
+                ..route("ui", 80, "https://pr-7.example.com")
+            },
             Route { protocol: Protocol::H2c, ..route("rpc", 50051, "https://pr-7-rpc.example.com") },
             Route {
                 protocol: Protocol::Tcp,

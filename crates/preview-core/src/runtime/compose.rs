@@ -12,14 +12,15 @@ use async_trait::async_trait;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
 
-use words::{classify, name_files, parse_version, warning};
+pub(crate) use words::parse_version;
+use words::{classify, name_files, warning};
 
 use super::{Progress, Resolved, Runtime, Source, Stack, Variables};
 use crate::fault::{Fault, FaultKind};
 use crate::host::guardian::Guardian;
 
 /// The oldest Compose whose `config --format json` has the form that we read.
-const OLDEST: (u64, u64) = (2, 24);
+pub(crate) const OLDEST: (u64, u64) = (2, 24);
 /// Lines of output that are kept for an error message.
 const TAIL: usize = 40;
 
@@ -378,7 +379,12 @@ impl Runtime for Compose {
         self.bring_up(stack, &verb, progress).await
     }
 
-    async fn beside(&self, stack: &Stack, services: &BTreeMap<String, usize>, progress: Progress<'_>) -> Result<(), Fault> {
+    async fn beside(
+        &self,
+        stack: &Stack,
+        services: &BTreeMap<String, usize>,
+        progress: Progress<'_>,
+    ) -> Result<(), Fault> {
         let scales: Vec<String> = services.iter().map(|(service, count)| format!("{service}={count}")).collect();
         let mut verb = vec!["--no-deps", "--no-recreate"];
         verb.extend(scales.iter().flat_map(|scale| ["--scale", scale]));

@@ -75,5 +75,10 @@ pub trait Runtime: Send + Sync {
     async fn up_only(&self, stack: &Stack, services: &[String], progress: Progress<'_>) -> Result<(), Fault>;
 
     /// Starts containers as the stack wants them beside those that run, which stay as they are, until there are so many of each of these services.
-    async fn beside(&self, stack: &Stack, services: &BTreeMap<String, usize>, progress: Progress<'_>) -> Result<(), Fault>;
+    async fn beside(
+        &self,
+        stack: &Stack,
+        services: &BTreeMap<String, usize>,
+        progress: Progress<'_>,
+    ) -> Result<(), Fault>;
 }

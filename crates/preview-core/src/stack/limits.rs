@@ -220,7 +220,7 @@ pub fn declared_memory(model: &Value) -> u64 {
     each.fold(0, u64::saturating_add)
 }
 
-fn number(value: &Value) -> Option<f64> {
+pub(super) fn number(value: &Value) -> Option<f64> {
     value.as_f64().or_else(|| value.as_str()?.parse().ok())
 }
 

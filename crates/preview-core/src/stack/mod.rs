@@ -8,12 +8,14 @@ mod limits;
 mod network;
 mod policy;
 mod render;
+mod shares;
 
 pub use files::{FileUse, Place, file_uses, normal};
 pub use isolation::Isolation;
 pub use limits::{Guardrails, declared_memory};
 pub use policy::{Allowance, Allowing, Violation, allowable_keys, allowing, host_mounts, violations};
 pub use render::{Input, Rendered, render};
+pub use shares::{Said, Share, own_networks, shares};
 
 use std::collections::{BTreeMap, BTreeSet};
 

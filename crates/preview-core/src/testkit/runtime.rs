@@ -146,7 +146,9 @@ impl Runtime for MemoryRuntime {
         for (service, count) in services {
             loop {
                 let running = self.engine.containers(&Selector::Managed).await?;
-                let own = |c: &&Container| c.labels.get(COMPOSE_PROJECT) == Some(&stack.project) && c.service() == Some(service);
+                let own = |c: &&Container| {
+                    c.labels.get(COMPOSE_PROJECT) == Some(&stack.project) && c.service() == Some(service)
+                };
                 let there = running.iter().filter(own).count();
                 if there >= *count {
                     break;
@@ -231,7 +233,8 @@ impl MemoryRuntime {
             let Some(id) = ids.get(image) else {
                 return Err(Fault::new(FaultKind::NotFound, "bring the stack up", format!("no such image: {image}")));
             };
-            let own = |c: &&Container| c.labels.get(COMPOSE_PROJECT) == Some(&stack.project) && c.service() == Some(service);
+            let own =
+                |c: &&Container| c.labels.get(COMPOSE_PROJECT) == Some(&stack.project) && c.service() == Some(service);
             let same = |c: &&Container| &c.image_id == id && c.labels.get(DEFINITION) == Some(&table.to_string());
             let kept = running.iter().filter(own).find(same);
             for container in running.iter().filter(own).filter(|c| kept.is_none_or(|kept| kept.name != c.name)) {

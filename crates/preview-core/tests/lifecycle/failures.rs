@@ -56,7 +56,8 @@ impl World {
             engine: Arc::new(self.engine.clone()),
             lock: Arc::new(MemoryLock::default()),
             runtime: Arc::new(self.runtime.clone()),
-            base_dir: "/base".to_owned(), proxy: preview_core::proxy::Proxy::None,
+            base_dir: "/base".to_owned(),
+            proxy: preview_core::proxy::Proxy::None,
         };
         let (connect, redactor, interrupt) =
             (std::future::ready(Ok(client)), Redactor::default(), Interrupt::default());

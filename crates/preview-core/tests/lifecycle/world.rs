@@ -206,7 +206,8 @@ impl World {
             engine: Arc::new(self.engine.clone()),
             lock: Arc::new(Mortal { inner: self.lock.clone(), life: life.clone() }),
             runtime: Arc::new(Mortal { inner: self.runtime.clone(), life: life.clone() }),
-            base_dir: BASE.to_owned(), proxy: preview_core::proxy::Proxy::None,
+            base_dir: BASE.to_owned(),
+            proxy: preview_core::proxy::Proxy::None,
         }
     }
 

@@ -6,7 +6,7 @@ use crate::failure::FailureCode;
 use crate::fault::{Fault, FaultKind};
 
 /// `2.40.3-3`, `v2.24.0-desktop.1`, `5.0.1`.
-pub(super) fn parse_version(text: &str) -> Option<(u64, u64)> {
+pub(crate) fn parse_version(text: &str) -> Option<(u64, u64)> {
     let mut parts = text.trim().trim_start_matches('v').split('.');
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }

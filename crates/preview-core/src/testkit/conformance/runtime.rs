@@ -30,11 +30,7 @@ pub async fn suite(
     let service = |colour: &str| json!({"image": image, "command": command, "labels": selector.labels(), "environment": {"COLOUR": colour}, "stop_grace_period": "0s"});
     let stack = |services: Value| {
         let model = json!({"name": source.project, "services": services});
-        Stack {
-            project: source.project.clone(),
-            rendered: Secret::new(model.to_string()),
-            variables: Variables::new(),
-        }
+        Stack { project: source.project.clone(), rendered: Secret::new(model.to_string()), variables: Variables::new() }
     };
     let up = async |services: Value| runtime.up(&stack(services), &|_| {}).await;
     let ids = async || {

@@ -1,0 +1,103 @@
+//! `doctor`: everything that can be wrong, each with what to do.
+
+use std::collections::BTreeSet;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+
+use preview_core::config::ProxyKind;
+use preview_core::doctor::{self, Place, Programs, Report, Wish};
+use preview_core::failure::FailureCode;
+use preview_core::fault::{Fault, FaultKind};
+use preview_core::host::ssh::Destination;
+use preview_core::host::{local, ssh};
+use preview_core::lifecycle::Error;
+
+use super::Context;
+use crate::cli;
+use crate::output;
+use crate::session::Session;
+
+/// Something failed, or with `--strict` was warned of.
+const UNWELL: u8 = 8;
+
+impl Context {
+    pub(super) async fn doctor(&self, wish: &cli::Doctor) -> Result<u8, Error> {
+        // What the configuration says against itself is a finding, too.
+        let session = Session::load(&self.global, None, self.environment.clone());
+        let looked = async {
+            let prepared =
+                session.and_then(|session| self.complaint(&session, wish.ca.as_deref()).map(|wish| (session, wish)));
+            match prepared {
+                Ok((session, wish)) => examine(&session, &wish).await,
+                Err(error) => {
+                    let programs = self.programs(None);
+                    Ok(doctor::without_configuration(&error.chain(), &programs).await)
+                }
+            }
+        };
+        let report = tokio::select! {
+            report = looked => report?,
+            () = self.interrupt.fired() => {
+                let fault = Fault::new(FaultKind::TimedOut, "look for what is wrong", "interrupted");
+                return Err(fault.coded(FailureCode::Interrupted).into());
+            }
+        };
+        let text = if self.json() {
+            output::json(&report)
+        } else {
+            let colors = std::io::stdout().is_terminal() && !self.environment.contains_key("NO_COLOR");
+            doctor::report(&report, colors)
+        };
+        output::to_stdout(&self.redactor.clean(&text));
+        Ok(if report.passes(wish.strict) { 0 } else { UNWELL })
+    }
+
+    fn programs(&self, session: Option<&Session>) -> Programs {
+        let get = |name: &str| self.environment.get(name).cloned();
+        Programs {
+            path: get("PATH").unwrap_or_default().into(),
+            home: get("HOME").map(Into::into),
+            docker_config: session.and_then(Session::docker_config).or_else(|| get("DOCKER_CONFIG").map(PathBuf::from)),
+        }
+    }
+
+    fn complaint(&self, session: &Session, ca: Option<&Path>) -> Result<Wish, Error> {
+        let config = &session.config;
+        let place = match config.vm.host.as_deref() {
+            None | Some("local") => Place::Local,
+            Some(host) => Place::Vm(Destination::parse(host)?),
+        };
+        let named = session.named(&session.any_key()?)?;
+        // Several routes may share a host.
+        let mut hosts = BTreeSet::new();
+        let urls = named.urls.into_iter().filter(|url| hosts.insert((url.host().to_owned(), url.port()))).collect();
+        let limits = &config.limits;
+        let host = config.vm.host.as_deref().unwrap_or("local");
+        Ok(Wish {
+            configuration: format!("application `{}`, host `{host}`", session.app),
+            warnings: session.warnings.clone(),
+            place,
+            pinned: config.vm.known_hosts.is_some() || config.vm.known_hosts_file.is_some(),
+            programs: self.programs(Some(session)),
+            base_dir: session.base_dir()?,
+            docker_socket: session.docker_socket(),
+            proxy_network: (config.proxy.kind != ProxyKind::None).then(|| config.proxy.network.clone()),
+            urls,
+            free_disk: limits.min_free_disk.bytes(),
+            free_memory: limits.min_free_memory.bytes(),
+            max_previews: u64::from(limits.max_previews.get()),
+            ttl: config.ttl.0.map(Into::into),
+            ca: ca.map(Path::to_owned),
+        })
+    }
+}
+
+async fn examine(session: &Session, wish: &Wish) -> Result<Report, Error> {
+    Ok(match &wish.place {
+        Place::Local => doctor::doctor(wish, async { local::connect() }, None).await,
+        Place::Vm(destination) => {
+            let options = session.ssh_options(destination.clone());
+            doctor::doctor(wish, ssh::connect(options), None).await
+        }
+    })
+}
