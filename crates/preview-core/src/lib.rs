@@ -5,11 +5,12 @@
 //! ```text
 //! Request ─▶ observe ─▶ plan (pure) ─▶ apply (effects, undo) ─▶ Outcome ─▶ report
 //!              ▲                          │
-//!        engine · runtime · host · lock · secrets · forge     (traits; one file an adapter)
+//!        engine · runtime · host · lock · dns · secrets · forge   (traits; one file an adapter)
 //! ```
 
 pub mod admission;
 pub mod config;
+pub mod dns;
 pub mod engine;
 pub mod failure;
 pub mod fault;
@@ -18,6 +19,7 @@ pub mod forge;
 pub mod generate;
 pub mod history;
 pub mod host;
+mod http;
 pub mod lifecycle;
 pub mod lock;
 pub mod metrics;
