@@ -1,5 +1,7 @@
 //! From flags, environment and files to what the library wants: configuration, names, project, connection.
 
+mod names;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +45,8 @@ pub(crate) struct Session {
     pub(crate) environment: Environment,
     pub(crate) warnings: Vec<String>,
     identity_key: Option<Secret<String>>,
+    /// What adapters of DNS take from the environment, and nobody else may.
+    dns_secrets: Environment,
     directory: PathBuf,
 }
 
@@ -89,6 +93,7 @@ impl Session {
             flags.pull.clone_from(&deploy.pull);
         }
         let Settings { config, warnings } = Settings::merge(file, &environment, &flags).map_err(invalid)?;
+        let dns_secrets = names::secrets(&config, &mut environment);
         // Found before anything else is looked at, and with its place.
         match config.vm.host.as_deref() {
             None | Some("local") => {
@@ -109,7 +114,7 @@ impl Session {
             }
         }
         let app = config.app.clone().unwrap_or_else(|| AppName::derive(&application(&environment, &directory)));
-        Ok(Self { config, app, environment, warnings, identity_key, directory })
+        Ok(Self { config, app, environment, warnings, identity_key, dns_secrets, directory })
     }
 
     /// The repository's name on its forge, where CI tells.
@@ -229,6 +234,7 @@ impl Session {
                 config::Pull::Always => project::PullPolicy::Always,
             },
             logins: self.logins(),
+            hosts: named.hosts.clone(),
             url: if routes.is_empty() { named.urls.first().map(ToString::to_string) } else { None },
             routes: (!routes.is_empty()).then_some(routes),
             proxy: match config.proxy.kind {
@@ -410,7 +416,7 @@ impl Session {
         let engine = DockerEngine::connect(&socket)?;
         engine.warm(AT_FIRST).await;
         let runtime = compose.with_socket(socket, Some(guardian));
-        Ok(Client { host, engine: Arc::new(engine), lock, runtime: Arc::new(runtime), base_dir })
+        Ok(Client { host, engine: Arc::new(engine), lock, runtime: Arc::new(runtime), dns: None, base_dir })
     }
 
     /// The engine's socket of this machine: `DOCKER_HOST` says where, as it does for the Docker CLI.

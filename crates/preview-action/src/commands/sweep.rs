@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Read as _;
 
-use preview_core::lifecycle::{self, Error, Wish};
+use preview_core::lifecycle::{self, Client, Error, Wish};
 use preview_core::report;
 use preview_core::sweep::Open;
 use preview_core::units::TimeSpan;
@@ -18,7 +18,8 @@ impl Context {
     pub(super) async fn sweep(&self, wish: &cli::Sweep) -> Result<u8, Error> {
         let session = self.session(None)?;
         let wish = request(&session, wish, &self.run)?;
-        let client = session.connect().await?;
+        let dns = session.dns()?;
+        let client = Client { dns, ..session.connect().await? };
         let limit = session.config.timeouts.total.duration();
         let swept = lifecycle::sweep(&client, &wish, &*self.console, &self.interrupt);
         let swept = tokio::time::timeout(limit, swept).await.unwrap_or_else(|_| Err(too_long(limit.as_secs())));

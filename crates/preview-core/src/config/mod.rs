@@ -19,6 +19,7 @@
 mod bounds;
 mod check;
 mod decode;
+mod dns;
 mod error;
 mod file;
 mod origin;
@@ -77,6 +78,8 @@ pub struct Config {
     pub vm: Vm,
     /// The proxy on it.
     pub proxy: Proxy,
+    /// Who writes DNS records, if anybody does.
+    pub dns: Option<AdapterTable>,
     /// Services that are reachable from outside; empty: the caller chooses one ([`Config::add_route`]). Either all have an address or none has.
     pub routes: Vec<Route>,
     /// How many previews the VM may hold.

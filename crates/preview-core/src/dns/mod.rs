@@ -56,21 +56,12 @@ pub trait Dns: Send + Sync {
 /// For which VM records are written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// How the VM is reached: `vm.example.com`, `192.0.2.7:2222`; `local`.
-    pub host: String,
+    /// The VM's name or address; `None`: this machine.
+    pub host: Option<String>,
+    /// The port of its `sshd`, where one is named: two VMs may stand behind one address.
+    pub port: Option<u16>,
     /// The directory of all previews on it.
     pub base_dir: String,
-}
-
-impl Place {
-    /// What records lead to where the configuration does not say; `None` on this machine, which nobody else may know by that name.
-    fn target(&self) -> Option<&str> {
-        let host = match self.host.rsplit_once(':') {
-            Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !host.contains(':') => host,
-            _ => &self.host,
-        };
-        (host != "local").then(|| host.trim_start_matches('[').trim_end_matches(']'))
-    }
 }
 
 /// Secrets that adapters take from the environment. They are for nobody else: not for `[[secrets]]`, which a pull request may write.
@@ -96,12 +87,16 @@ fn value_and_marks(
     place: &Place,
     target: Option<&str>,
 ) -> Result<(Value, Marks), ConfigError> {
-    let Some(text) = target.or_else(|| place.target()) else {
+    let Some(text) = target.or(place.host.as_deref()) else {
         return Err(table.error("target", "is needed where the VM is this machine: its public address or name"));
     };
     let value = Value::parse(text).map_err(|why| table.error("target", format!("`{}` {why}", text.escape_debug())))?;
-    // Two machines that call themselves `local` are told apart by what leads to them.
-    let host = if place.host == "local" { format!("local {value}") } else { place.host.clone() };
+    let host = match (&place.host, place.port) {
+        (Some(host), Some(port)) => format!("{host}:{port}"),
+        (Some(host), None) => host.clone(),
+        // Two machines that call themselves so are told apart by what leads to them.
+        (None, _) => format!("local {value}"),
+    };
     Ok((value, Marks::new(&host, &place.base_dir)))
 }
 

@@ -244,7 +244,7 @@ mod tests {
     fn adapter(extra: &str, key: Option<&str>) -> Result<Rfc2136, ConfigError> {
         let text = format!("zone = 'Example.com.'\nserver = '127.0.0.1:53'\nkey_name = 'preview'\n{extra}");
         let table = AdapterTable::new("rfc2136", text.parse().unwrap());
-        let place = Place { host: "192.0.2.7".to_owned(), base_dir: "/opt/previews".to_owned() };
+        let place = Place { host: Some("192.0.2.7".to_owned()), port: None, base_dir: "/opt/previews".to_owned() };
         let environment = key.map(|key| (KEY.to_owned(), key.to_owned())).into_iter().collect();
         Rfc2136::from_table(&table, &place, &environment)
     }
