@@ -5,6 +5,7 @@ mod bad_host;
 mod bad_input;
 mod ci;
 mod crowd;
+mod dns;
 mod embed;
 mod faults;
 mod history;

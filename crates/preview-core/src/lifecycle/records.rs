@@ -28,7 +28,16 @@ pub(super) fn wanted(client: &Client, project: &Project) -> Hosts {
 
 /// Whether a refused write is sure to have written nothing.
 pub(super) fn definite(fault: &Fault) -> bool {
-    !fault.transient && !matches!(fault.kind, FaultKind::TimedOut | FaultKind::Unreachable | FaultKind::LeaseLost)
+    // Those two kinds are always transient where a server of names is meant.
+    !fault.transient && fault.kind != FaultKind::LeaseLost
+}
+
+/// A fault of a server of names. What is unreachable or denied there says nothing about the VM, which others decide on.
+fn of_dns(mut fault: Fault) -> Fault {
+    if matches!(fault.kind, FaultKind::Unreachable | FaultKind::Denied | FaultKind::TimedOut) {
+        fault.kind = FaultKind::Failed;
+    }
+    fault.or_code(FailureCode::DnsFailed)
 }
 
 async fn retrying<T, F: Future<Output = Result<T, Fault>>>(
@@ -43,7 +52,7 @@ async fn retrying<T, F: Future<Output = Result<T, Fault>>>(
                 observer.event(&Event::Warning(&format!("{}; trying again", fault.chain())));
                 tokio::time::sleep(Duration::from_millis(500 * u64::from(tried))).await;
             }
-            done => return done.map_err(|fault| fault.or_code(FailureCode::DnsFailed)),
+            done => return done.map_err(of_dns),
         }
     }
 }
