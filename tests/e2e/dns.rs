@@ -106,7 +106,11 @@ fn a_real_name_server_has_the_records_of_living_previews_and_of_nobody_else() {
     assert_eq!(dry["removed"][0]["records"][0], format!("pr-9.{ZONE}"), "{dry}");
     assert_eq!(server.dig("pr-9", "A"), ["192.0.2.7"]);
     let swept = site.run(&["sweep", "--format", "json"]).expect(0).json();
-    assert_eq!((swept["removed"].as_array().map(Vec::len), &swept["left"]), (Some(1), &serde_json::json!([])), "{swept}");
+    assert_eq!(
+        (swept["removed"].as_array().map(Vec::len), &swept["left"]),
+        (Some(1), &serde_json::json!([])),
+        "{swept}"
+    );
     assert_eq!(server.dig("pr-9", "A"), [WILD]);
     assert_eq!(server.dig("pr-8", "A"), ["192.0.2.99"], "somebody's");
     assert_eq!(site.remains(), Vec::<String>::new());

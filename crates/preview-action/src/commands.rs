@@ -303,7 +303,7 @@ impl Context {
         let (who, event_at) = (session.who(), session.event_at(event_time)?);
         let wish = lifecycle::Destroy { target, whose, who, wait, event_at, run: Some(self.run.clone()) };
         let dns = session.dns()?;
-        let client = Client { dns, ..session.connect().await? };
+        let client = named(session.connect().await?, dns);
         let done = lifecycle::destroy(&client, &wish, &*self.console, &self.interrupt).await;
         self.publish(session, Some(&client), done.as_ref().err()).await;
         close(&client).await;
@@ -370,7 +370,7 @@ struct Reached {
 
 impl Reached {
     async fn connect(&self, session: &Session) -> Result<Client, Error> {
-        let client = Client { dns: self.dns.clone(), ..session.connect().await? };
+        let client = named(session.connect().await?, self.dns.clone());
         *self.client.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(client.clone());
         Ok(client)
     }
@@ -385,6 +385,14 @@ impl Reached {
             close(&client).await;
         }
     }
+}
+
+/// With what writes DNS records.
+fn named(client: Client, dns: Option<Arc<dyn Dns>>) -> Client {
+    if let Some(dns) = &dns {
+        dns.under(&client.lock, &client.base_dir);
+    }
+    Client { dns, ..client }
 }
 
 /// Closes the connection. What cannot be closed any more is gone already.

@@ -21,7 +21,8 @@ pub(crate) fn client(operation: &'static str) -> Result<reqwest::Client, Fault> 
         .connect_timeout(CONNECT)
         .build()
         .map_err(|error| {
-            let context = "no TLS on this machine: does it have certificate authorities (Debian's package ca-certificates)?";
+            let context =
+                "no TLS on this machine: does it have certificate authorities (Debian's package ca-certificates)?";
             Fault::new(FaultKind::Unsupported, operation, context).caused_by(error)
         })
 }

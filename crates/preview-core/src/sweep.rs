@@ -262,7 +262,12 @@ pub fn decide(base: &str, survey: &Survey, inventory: &Inventory, open: &Open) -
 
 /// What DNS records of this VM say of previews that there is no state of: those are to go too. `already` is what is known to go.
 #[must_use]
-pub fn orphaned_records(base: &str, survey: &Survey, listed: &[Owned], already: &[Suspect]) -> (Vec<Suspect>, Vec<Left>) {
+pub fn orphaned_records(
+    base: &str,
+    survey: &Survey,
+    listed: &[Owned],
+    already: &[Suspect],
+) -> (Vec<Suspect>, Vec<Left>) {
     let known = |app: &str, name: &str| {
         let state = format!("{base}/{app}/{name}/state.json");
         survey.files.contains_key(&state)
@@ -270,9 +275,10 @@ pub fn orphaned_records(base: &str, survey: &Survey, listed: &[Owned], already: 
     };
     let (mut orphans, mut left) = (BTreeMap::new(), Vec::new());
     for owned in listed {
-        let preview = owned.preview.as_ref().and_then(|(app, name)| {
-            Some((AppName::parse(app).ok()?, PreviewName::parse(name).ok()?))
-        });
+        let preview = owned
+            .preview
+            .as_ref()
+            .and_then(|(app, name)| Some((AppName::parse(app).ok()?, PreviewName::parse(name).ok()?)));
         let Some((app, name)) = preview else {
             let what = format!("the DNS record of {}", owned.host);
             let why = format!("its mark `{}` names no preview", owned.mark.replace(char::is_control, "?"));

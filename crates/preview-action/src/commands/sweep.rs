@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::io::Read as _;
 
-use preview_core::lifecycle::{self, Client, Error, Wish};
+use preview_core::lifecycle::{self, Error, Wish};
 use preview_core::report;
 use preview_core::sweep::Open;
 use preview_core::units::TimeSpan;
 use serde_json::json;
 
-use super::{Context, close};
+use super::{Context, close, named};
 use crate::cli::{self, Which};
 use crate::output;
 use crate::session::Session;
@@ -19,7 +19,7 @@ impl Context {
         let session = self.session(None)?;
         let wish = request(&session, wish, &self.run)?;
         let dns = session.dns()?;
-        let client = Client { dns, ..session.connect().await? };
+        let client = named(session.connect().await?, dns);
         let limit = session.config.timeouts.total.duration();
         let swept = lifecycle::sweep(&client, &wish, &*self.console, &self.interrupt);
         let swept = tokio::time::timeout(limit, swept).await.unwrap_or_else(|_| Err(too_long(limit.as_secs())));

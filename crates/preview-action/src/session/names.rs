@@ -26,13 +26,14 @@ impl Session {
     pub(crate) fn dns(&self) -> Result<Option<Arc<dyn Dns>>, Error> {
         let Some(table) = &self.config.dns else { return Ok(None) };
         let vm = &self.config.vm;
+        let tunnel = self.config.tunnel.clone();
         let base = vm.base_dir.as_ref().map(ToString::to_string);
         let place = match vm.host.as_deref().filter(|host| *host != "local") {
-            None => Place { host: None, port: None, base_dir: base.map_or_else(|| self.local_base(), Ok)? },
+            None => Place { host: None, port: None, base_dir: base.map_or_else(|| self.local_base(), Ok)?, tunnel },
             Some(wish) => {
                 let Destination { host, port, .. } = Destination::parse(wish)?;
                 let base_dir = base.unwrap_or_else(|| config::BASE_DIR.to_owned());
-                Place { host: Some(host), port, base_dir }
+                Place { host: Some(host), port, base_dir, tunnel }
             }
         };
         let environment = self.environment.iter().chain(&self.dns_secrets);

@@ -63,6 +63,8 @@ pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
         }
     }
 
+    super::dns::check(file)?;
+
     for (index, route) in file.route.iter().enumerate() {
         if route.service.is_empty() {
             return wrong(&format!("{}.service", element("route", index)), "is empty");

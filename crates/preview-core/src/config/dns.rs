@@ -2,9 +2,51 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::error::ConfigError;
+use super::file::ConfigFile;
 use super::origin::Origin;
 use super::table::AdapterTable;
+
+/// A Cloudflare Tunnel that requests come through.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Tunnel {
+    /// The account's id at Cloudflare.
+    #[cfg_attr(feature = "schema", schemars(extend("pattern" = "^[0-9A-Za-z-]+$")))]
+    pub account: String,
+    /// The tunnel's id.
+    #[cfg_attr(feature = "schema", schemars(extend("pattern" = "^[0-9A-Za-z-]+$")))]
+    pub id: String,
+    /// Where the tunnel hands requests on: the proxy, as `cloudflared` reaches it. Default: `http://preview-proxy:80`.
+    #[serde(default = "Tunnel::service")]
+    pub service: String,
+}
+
+impl Tunnel {
+    fn service() -> String {
+        "http://preview-proxy:80".to_owned()
+    }
+}
+
+/// What types alone cannot check.
+pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
+    let Some(tunnel) = &file.tunnel else { return Ok(()) };
+    // They become part of an address.
+    for (key, id) in [("tunnel.account", &tunnel.account), ("tunnel.id", &tunnel.id)] {
+        if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+            return Err(file.origin.at(key, "is not an id as the dashboard shows it"));
+        }
+    }
+    if file.dns.get("kind").and_then(toml::Value::as_str) != Some("cloudflare") {
+        return Err(file
+            .origin
+            .at("tunnel", "needs `[dns] kind = \"cloudflare\"`: the hosts' records lead to the tunnel"));
+    }
+    Ok(())
+}
 
 /// The table as an adapter reads it; `None` where there is none.
 pub(super) fn resolve(table: &toml::Table, origin: &Arc<Origin>) -> Result<Option<AdapterTable>, ConfigError> {

@@ -23,6 +23,7 @@ pub(super) fn resolve(file: ConfigFile) -> Result<Config, ConfigError> {
         vm: file.vm,
         proxy: file.proxy,
         dns: super::dns::resolve(&file.dns, &file.origin)?,
+        tunnel: file.tunnel,
         routes: Vec::new(),
         limits: file.limits,
         sweep: file.sweep,

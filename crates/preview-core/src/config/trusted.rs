@@ -26,8 +26,8 @@ macro_rules! governed {
 }
 
 /// Tables, and one key, that come from the trusted file alone.
-const TABLES: [Governed; 11] =
-    governed!(limits, guardrails, isolation, policy, vm, proxy, dns, timeouts, sweep, metrics, ttl);
+const TABLES: [Governed; 12] =
+    governed!(limits, guardrails, isolation, policy, vm, proxy, dns, tunnel, timeouts, sweep, metrics, ttl);
 /// Keys that come from it if it gives them.
 const NAMES: [Governed; 2] = governed!(app, name);
 
@@ -109,7 +109,12 @@ mod tests {
         assert_eq!(config.guardrails, Default::default(), "the base says nothing: the default, not the pull request");
         assert_eq!(config.vm.host.as_deref(), Some("ssh://deploy@vm"));
         assert_eq!(config.timeouts, Default::default());
-        assert!(!config.policy.forks && config.ttl == Default::default() && config.metrics.file.is_none() && config.dns.is_none());
+        assert!(
+            !config.policy.forks
+                && config.ttl == Default::default()
+                && config.metrics.file.is_none()
+                && config.dns.is_none()
+        );
         // The rest is the pull request's.
         assert_eq!(config.profiles, ["x"]);
         assert_eq!(config.env.keys().map(ToString::to_string).collect::<Vec<_>>(), ["A"]);

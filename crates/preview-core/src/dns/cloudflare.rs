@@ -2,8 +2,10 @@
 
 mod api;
 mod change;
+mod tunnel;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use reqwest::Method;
@@ -12,9 +14,11 @@ use tokio::sync::OnceCell;
 
 use self::api::Api;
 use self::change::{Batch, Record, Wanted};
+use self::tunnel::{Tunnel, Wish};
 use super::{Dns, LIST, Marks, Owned, Place, REMOVE, TTL, WRITE};
 use crate::config::{AdapterTable, ConfigError, Environment};
 use crate::fault::{Fault, FaultKind};
+use crate::lock::Lock;
 use crate::project::Target;
 use crate::secret::Secret;
 
@@ -48,6 +52,7 @@ pub struct Cloudflare {
     zone: String,
     wanted: Wanted,
     marks: Marks,
+    tunnel: Option<Tunnel>,
     id: OnceCell<String>,
 }
 
@@ -63,16 +68,25 @@ impl Cloudflare {
         let zone = super::zone(table, &wish.zone)?;
         let get = |name: &str| environment.get(name).map(|text| text.trim()).filter(|text| !text.is_empty());
         let Some(token) = get(OWN_TOKEN).or_else(|| get(TOKEN)) else {
-            return Err(table.error("kind", format!("the token is missing: {TOKEN} (or {OWN_TOKEN}) in the environment")));
+            return Err(
+                table.error("kind", format!("the token is missing: {TOKEN} (or {OWN_TOKEN}) in the environment"))
+            );
         };
         let ttl = wish.ttl.unwrap_or(TTL);
         if ttl != 1 && !(60..=86_400).contains(&ttl) {
             return Err(table.error("ttl", "is neither from 60 to 86400 seconds, nor 1 for Cloudflare's choice"));
         }
-        let (value, marks) = super::value_and_marks(table, place, wish.target.as_deref())?;
+        let through = place.tunnel.as_ref().map(|tunnel| format!("{}.cfargotunnel.com", tunnel.id));
+        if through.is_some() && wish.target.is_some() {
+            return Err(table.error("target", "excludes [tunnel]: with that, records lead to the tunnel"));
+        }
+        let (value, marks) = super::value_and_marks(table, place, through.as_deref().or(wish.target.as_deref()))?;
+        // What leads to a tunnel has to go through Cloudflare's proxy.
+        let proxied = wish.proxied || through.is_some();
+        let tunnel = place.tunnel.as_ref().map(Tunnel::new);
         let api = Api::new(get(API).unwrap_or(BASE), Secret::new(token.to_owned()))
             .map_err(|fault| table.error("kind", fault.chain()))?;
-        Ok(Self { api, zone, wanted: Wanted { value, ttl, proxied: wish.proxied }, marks, id: OnceCell::new() })
+        Ok(Self { api, zone, wanted: Wanted { value, ttl, proxied }, marks, tunnel, id: OnceCell::new() })
     }
 
     /// The path of the zone's records.
@@ -100,6 +114,12 @@ impl Cloudflare {
 impl Dns for Cloudflare {
     fn describe(&self) -> String {
         format!("Cloudflare, zone {}", self.zone)
+    }
+
+    fn under(&self, lock: &Arc<dyn Lock>, base_dir: &str) {
+        if let Some(tunnel) = &self.tunnel {
+            tunnel.under(lock, base_dir);
+        }
     }
 
     fn check(&self, hosts: &BTreeSet<String>) -> Result<Vec<String>, Fault> {
@@ -131,8 +151,19 @@ impl Dns for Cloudflare {
         let found: Vec<Record> = futures_util::future::try_join_all(named).await?.into_iter().flatten().collect();
         let mark = self.marks.of(&preview.app, &preview.name);
         let batch = change::write(hosts, &found, &self.wanted, &mark)?;
+        let ours = change::ours(&found, &mark);
+        let lead = Wish::Lead { hosts, ours: &ours };
+        // Before the records are written, since that cannot be taken back with them.
+        let rules = match &self.tunnel {
+            Some(tunnel) => tunnel.would_change(&self.api, WRITE, lead).await?,
+            None => BTreeSet::new(),
+        };
         self.send(WRITE, &records, &batch).await?;
-        Ok(batch.hosts)
+        if let Some(tunnel) = self.tunnel.as_ref().filter(|_| !rules.is_empty()) {
+            // By now something was changed: whatever goes wrong, the caller has to take that back.
+            tunnel.change(&self.api, WRITE, lead).await.map_err(Fault::transient)?;
+        }
+        Ok(rules.union(&batch.hosts).count())
     }
 
     async fn remove(&self, preview: &Target, hosts: &BTreeSet<String>) -> Result<usize, Fault> {
@@ -143,19 +174,28 @@ impl Dns for Cloudflare {
         let mark = self.marks.of(&preview.app, &preview.name);
         let found = self.api.list::<Record>(REMOVE, &records, &[("comment.exact", &mark)]).await?;
         let batch = change::remove(hosts, &found, &mark);
+        if let Some(tunnel) = &self.tunnel {
+            // The records go last: by them it is known which rules are ours.
+            let gone: BTreeSet<String> = change::ours(&found, &mark).intersection(hosts).cloned().collect();
+            let wish = Wish::Drop { hosts: &gone };
+            if !gone.is_empty() && !tunnel.would_change(&self.api, REMOVE, wish).await?.is_empty() {
+                tunnel.change(&self.api, REMOVE, wish).await?;
+            }
+        }
         // What is gone already needs not go together with the rest.
         for some in batch.deletes.chunks(MOST) {
             let some = Batch { deletes: some.to_vec(), ..Batch::default() };
             self.send(REMOVE, &records, &some).await?;
         }
-        Ok(batch.hosts)
+        Ok(batch.hosts.len())
     }
 
     async fn list(&self) -> Result<Vec<Owned>, Fault> {
         let records = self.records(LIST).await?;
         let found = self.api.list::<Record>(LIST, &records, &[("comment.startswith", self.marks.prefix())]).await?;
-        let owned =
-            found.iter().filter_map(|record| self.marks.owned(&record.name, record.comment.as_deref().unwrap_or_default()));
+        let owned = found
+            .iter()
+            .filter_map(|record| self.marks.owned(&record.name, record.comment.as_deref().unwrap_or_default()));
         Ok(owned.collect())
     }
 }

@@ -24,8 +24,9 @@ use async_trait::async_trait;
 
 pub use record::{Marks, Owned, Value};
 
-use crate::config::{AdapterTable, ConfigError, Environment};
+use crate::config::{AdapterTable, ConfigError, Environment, Tunnel};
 use crate::fault::{Fault, FaultKind};
+use crate::lock::Lock;
 use crate::project::Target;
 
 /// An adapter waits at most so long in all where a server asks it to.
@@ -39,6 +40,12 @@ const TTL: u32 = 120;
 pub trait Dns: Send + Sync {
     /// Who keeps the records, for people: `Cloudflare, zone example.com`.
     fn describe(&self) -> String;
+
+    /// What must not happen twice at once on this VM happens under locks of these, below this directory. Said before anything is written; most adapters
+    /// need none.
+    fn under(&self, lock: &Arc<dyn Lock>, base_dir: &str) {
+        let _ = (lock, base_dir);
+    }
 
     /// Whether records of these hosts can be had at all, as far as that can be told without asking anybody; the warnings are for people.
     fn check(&self, hosts: &BTreeSet<String>) -> Result<Vec<String>, Fault>;
@@ -62,6 +69,8 @@ pub struct Place {
     pub port: Option<u16>,
     /// The directory of all previews on it.
     pub base_dir: String,
+    /// The tunnel that requests come through, if they do.
+    pub tunnel: Option<Tunnel>,
 }
 
 /// Secrets that adapters take from the environment. They are for nobody else: not for `[[secrets]]`, which a pull request may write.
@@ -82,11 +91,7 @@ pub fn from_table(
 }
 
 /// What the records lead to, and by which mark they are known.
-fn value_and_marks(
-    table: &AdapterTable,
-    place: &Place,
-    target: Option<&str>,
-) -> Result<(Value, Marks), ConfigError> {
+fn value_and_marks(table: &AdapterTable, place: &Place, target: Option<&str>) -> Result<(Value, Marks), ConfigError> {
     let Some(text) = target.or(place.host.as_deref()) else {
         return Err(table.error("target", "is needed where the VM is this machine: its public address or name"));
     };
@@ -115,11 +120,9 @@ fn check_zone(zone: &str, hosts: &BTreeSet<String>) -> Result<(), Fault> {
     let inside = |host: &str| host == zone || host.strip_suffix(zone).is_some_and(|rest| rest.ends_with('.'));
     match hosts.iter().find(|host| !inside(host)) {
         None => Ok(()),
-        Some(host) => Err(Fault::new(
-            FaultKind::Invalid,
-            WRITE,
-            format!("{host} does not lie in the zone {zone} ([dns] zone)"),
-        )),
+        Some(host) => {
+            Err(Fault::new(FaultKind::Invalid, WRITE, format!("{host} does not lie in the zone {zone} ([dns] zone)")))
+        }
     }
 }
 

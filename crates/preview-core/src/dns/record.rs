@@ -29,7 +29,9 @@ impl Value {
         }
         let name = text.trim_end_matches('.').to_ascii_lowercase();
         if !name.contains('.') {
-            return Err("is neither an address nor a full name such as vm.example.com: say where records lead with [dns] target");
+            return Err(
+                "is neither an address nor a full name such as vm.example.com: say where records lead with [dns] target",
+            );
         }
         if name.len() > 253 || !name.split('.').all(is_label) {
             return Err("is neither an address nor a name");

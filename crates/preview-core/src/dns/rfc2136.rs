@@ -57,9 +57,15 @@ impl Rfc2136 {
     /// The adapter of a `[dns]` table with this kind.
     pub fn from_table(table: &AdapterTable, place: &Place, environment: &Environment) -> Result<Self, ConfigError> {
         let wish: Table = table.parse()?;
+        if place.tunnel.is_some() {
+            return Err(table.error("kind", "records that lead to a [tunnel] are Cloudflare's: `cloudflare`"));
+        }
         let zone = super::zone(table, &wish.zone)?;
         if wish.server.trim().is_empty() {
-            return Err(table.error("server", "is empty: it is the primary server of the zone, `ns1.example.com` or `192.0.2.53:53`"));
+            return Err(table.error(
+                "server",
+                "is empty: it is the primary server of the zone, `ns1.example.com` or `192.0.2.53:53`",
+            ));
         }
         let algorithm = match wish.algorithm.as_deref().unwrap_or("hmac-sha256") {
             "hmac-sha256" => Algorithm::Sha256,
@@ -75,12 +81,13 @@ impl Rfc2136 {
             table.error("key_name", format!("`{}` is not the name of a key", wish.key_name.escape_debug()))
         })?;
         let Some(secret) = environment.get(KEY).map(|text| text.trim()).filter(|text| !text.is_empty()) else {
-            return Err(table.error("key_name", format!("the secret of the key is missing: {KEY} in the environment, in base64")));
+            return Err(table
+                .error("key_name", format!("the secret of the key is missing: {KEY} in the environment, in base64")));
         };
         // What is wrong with it is not said: that would show parts of it.
-        let secret = base64::engine::general_purpose::STANDARD
-            .decode(secret)
-            .map_err(|_| table.error("key_name", format!("{KEY} is not base64, as `tsig-keygen` and `keymgr -t` print it")))?;
+        let secret = base64::engine::general_purpose::STANDARD.decode(secret).map_err(|_| {
+            table.error("key_name", format!("{KEY} is not base64, as `tsig-keygen` and `keymgr -t` print it"))
+        })?;
         let key = Key::new(algorithm, &secret, key_name, None, None)
             .map_err(|error| table.error("key_name", error.to_string()))?;
         let (value, marks) = super::value_and_marks(table, place, wish.target.as_deref())?;
@@ -125,10 +132,8 @@ impl Rfc2136 {
     fn edits(&self, preview: &Target, host: &str) -> Result<Vec<Edit>, Fault> {
         let (name, (rtype, data)) = (name(host)?, content(&self.value)?);
         let mark = self.marks.of(&preview.app, &preview.name);
-        let add = [
-            Edit::Add(name, rtype, self.ttl, data),
-            Edit::Add(mark_name(host)?, Rtype::TXT, self.ttl, txt(&mark)),
-        ];
+        let add =
+            [Edit::Add(name, rtype, self.ttl, data), Edit::Add(mark_name(host)?, Rtype::TXT, self.ttl, txt(&mark))];
         Ok(clear(host)?.into_iter().chain(add).collect())
     }
 }
@@ -244,7 +249,12 @@ mod tests {
     fn adapter(extra: &str, key: Option<&str>) -> Result<Rfc2136, ConfigError> {
         let text = format!("zone = 'Example.com.'\nserver = '127.0.0.1:53'\nkey_name = 'preview'\n{extra}");
         let table = AdapterTable::new("rfc2136", text.parse().unwrap());
-        let place = Place { host: Some("192.0.2.7".to_owned()), port: None, base_dir: "/opt/previews".to_owned() };
+        let place = Place {
+            host: Some("192.0.2.7".to_owned()),
+            port: None,
+            base_dir: "/opt/previews".to_owned(),
+            tunnel: None,
+        };
         let environment = key.map(|key| (KEY.to_owned(), key.to_owned())).into_iter().collect();
         Rfc2136::from_table(&table, &place, &environment)
     }

@@ -132,24 +132,33 @@ impl Flight<'_> {
         let kind = plan.kind;
         let refused = AtomicBool::new(false);
         let started = self
-            .stage(state, Phase::Starting, limits.start, self.with_hosts(&refused, async {
-                let names = stack::images(&wanted.model).into_values().collect();
-                let ids = async {
-                    if images_changed { self.client.engine.image_ids(&names).await } else { Ok(seen.images.clone()) }
-                };
-                let (images, labels) = futures_util::try_join!(ids, self.client.engine.image_labels(&names))?;
-                let running = Running { images: &images, ..seen.running() };
-                let services = plan::changes(&wanted.model, &running);
-                if plan::unchanged(&wanted.model, &wanted.digest, &running) {
-                    return Ok((images, services, None));
-                }
-                if let Some(why) = stack::router_labels(&labels) {
-                    return Err(failure::of_up(Fault::new(FaultKind::Failed, "start the containers", why)));
-                }
-                let up = || up(self.client, &selector, &seen.containers, &stack, &progress);
-                self.retrying(up).await.map_err(failure::of_up)?;
-                Ok((images, services, Some(events)))
-            }))
+            .stage(
+                state,
+                Phase::Starting,
+                limits.start,
+                self.with_hosts(&refused, async {
+                    let names = stack::images(&wanted.model).into_values().collect();
+                    let ids = async {
+                        if images_changed {
+                            self.client.engine.image_ids(&names).await
+                        } else {
+                            Ok(seen.images.clone())
+                        }
+                    };
+                    let (images, labels) = futures_util::try_join!(ids, self.client.engine.image_labels(&names))?;
+                    let running = Running { images: &images, ..seen.running() };
+                    let services = plan::changes(&wanted.model, &running);
+                    if plan::unchanged(&wanted.model, &wanted.digest, &running) {
+                        return Ok((images, services, None));
+                    }
+                    if let Some(why) = stack::router_labels(&labels) {
+                        return Err(failure::of_up(Fault::new(FaultKind::Failed, "start the containers", why)));
+                    }
+                    let up = || up(self.client, &selector, &seen.containers, &stack, &progress);
+                    self.retrying(up).await.map_err(failure::of_up)?;
+                    Ok((images, services, Some(events)))
+                }),
+            )
             .await;
         if refused.into_inner() {
             // Nothing was written, so nothing is to be taken back, where that would be refused too.
@@ -297,7 +306,11 @@ impl Flight<'_> {
     }
 
     /// Work at whose side the preview's hosts get their records.
-    async fn with_hosts<T>(&self, refused: &AtomicBool, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    async fn with_hosts<T>(
+        &self,
+        refused: &AtomicBool,
+        work: impl Future<Output = Result<T, Fault>>,
+    ) -> Result<T, Fault> {
         let hosts = records::wanted(self.client, self.project);
         let write = records::write(self.client, &self.deploy.target, &hosts, self.observer);
         // Both to their end: the engine goes on with what it was asked for, whoever else fails.

@@ -162,7 +162,8 @@ async fn sweep_all(
         )
         .await;
     }
-    let work = Work { client, wish, seen: &seen, listed: listed.as_deref().unwrap_or_default(), now, observer, interrupt };
+    let work =
+        Work { client, wish, seen: &seen, listed: listed.as_deref().unwrap_or_default(), now, observer, interrupt };
     let jobs =
         remove.into_iter().map(|suspect| (suspect, false)).chain(mend.into_iter().map(|suspect| (suspect, true)));
     let mut done =

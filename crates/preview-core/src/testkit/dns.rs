@@ -144,7 +144,8 @@ mod tests {
             MemoryDns::new(zone.clone(), "example.com", host, Value::parse(address).unwrap())
         };
         let (ours, moved, other) = (vm("one", "192.0.2.7"), vm("one", "192.0.2.8"), vm("two", "192.0.2.9"));
-        let subject = Subject { ours: &ours, moved: &moved, other: &other, address: "192.0.2.7", moved_to: "192.0.2.8" };
+        let subject =
+            Subject { ours: &ours, moved: &moved, other: &other, address: "192.0.2.7", moved_to: "192.0.2.8" };
         suite(&subject, &Memory(zone.clone()), "example.com").await;
     }
 }

@@ -19,7 +19,7 @@ fn adapter(fake: &Fake, host: &str, target: &str, extra: &str) -> Cloudflare {
 fn with_token(fake: &Fake, host: &str, target: &str, extra: &str, token: &str) -> Cloudflare {
     let table = format!("zone = 'example.com'\ntarget = '{target}'\n{extra}");
     let table = AdapterTable::new("cloudflare", table.parse().expect("TOML"));
-    let place = Place { host: Some(host.to_owned()), port: None, base_dir: "/opt/previews".to_owned() };
+    let place = Place { host: Some(host.to_owned()), port: None, base_dir: "/opt/previews".to_owned(), tunnel: None };
     let environment = [("CLOUDFLARE_API_TOKEN", token.to_owned()), ("PREVIEW_CLOUDFLARE_API", fake.url())];
     let environment = environment.map(|(name, value)| (name.to_owned(), value)).into();
     Cloudflare::from_table(&table, &place, &environment).expect("an adapter")
@@ -87,7 +87,7 @@ async fn a_wrong_token_and_a_zone_that_it_does_not_see_are_denied_without_showin
     assert!(!fault.chain().contains("hunter22") && fault.context.contains("9109"), "{fault}");
 
     let table = AdapterTable::new("cloudflare", "zone = 'example.org'\ntarget = '192.0.2.7'".parse().expect("TOML"));
-    let place = Place { host: Some("one".to_owned()), port: None, base_dir: "/opt/previews".to_owned() };
+    let place = Place { host: Some("one".to_owned()), port: None, base_dir: "/opt/previews".to_owned(), tunnel: None };
     let environment = [("PREVIEW_DNS_TOKEN", TOKEN.to_owned()), ("PREVIEW_CLOUDFLARE_API", fake.url())];
     let environment = environment.map(|(name, value)| (name.to_owned(), value)).into();
     let dns = Cloudflare::from_table(&table, &place, &environment).expect("an adapter");
@@ -115,7 +115,7 @@ async fn what_may_pass_is_transient() {
     fake.memory().next.push_back((502, 0, None));
     assert!(dns.list().await.expect_err("a gateway's trouble").transient);
     let table = AdapterTable::new("cloudflare", "zone = 'example.com'\ntarget = '192.0.2.7'".parse().expect("TOML"));
-    let place = Place { host: Some("one".to_owned()), port: None, base_dir: "/opt/previews".to_owned() };
+    let place = Place { host: Some("one".to_owned()), port: None, base_dir: "/opt/previews".to_owned(), tunnel: None };
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
     let environment = [("PREVIEW_DNS_TOKEN", TOKEN.to_owned()), ("PREVIEW_CLOUDFLARE_API", format!("http://{nobody}"))];
     let environment = environment.map(|(name, value)| (name.to_owned(), value)).into();

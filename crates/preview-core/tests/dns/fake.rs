@@ -10,6 +10,11 @@ use wiremock::{Mock, MockServer, Request, Respond, ResponseTemplate};
 pub(crate) const TOKEN: &str = "cloudflare-test-token";
 pub(crate) const ZONE: &str = "023e105f4ecef8ad9ca31a8372d0c353";
 
+pub(crate) const ACCOUNT: &str = "699d98642c564d2e855e9661899b7252";
+pub(crate) const TUNNEL: &str = "f70ff985-a4ef-4643-bbbc-4a0ed4fc8415";
+const CONFIGURATIONS: &str =
+    "/accounts/699d98642c564d2e855e9661899b7252/cfd_tunnel/f70ff985-a4ef-4643-bbbc-4a0ed4fc8415/configurations";
+
 /// What the fake remembers.
 #[derive(Default)]
 pub(crate) struct Memory {
@@ -21,6 +26,8 @@ pub(crate) struct Memory {
     pub(crate) next: VecDeque<(u16, u32, Option<u64>)>,
     /// Method and path of each request.
     pub(crate) calls: Vec<String>,
+    /// The tunnel's configuration.
+    pub(crate) tunnel: Value,
     made: usize,
 }
 
@@ -48,7 +55,9 @@ impl Fake {
     }
 
     pub(crate) fn put(&self, kind: &str, host: &str, content: &str, comment: Option<&str>) {
-        self.memory().add(json!({"type": kind, "name": host, "content": content, "ttl": 300, "proxied": false, "comment": comment}));
+        self.memory().add(
+            json!({"type": kind, "name": host, "content": content, "ttl": 300, "proxied": false, "comment": comment}),
+        );
     }
 
     /// What the address records of a host say.
@@ -64,7 +73,8 @@ fn leads(record: &Value) -> bool {
 }
 
 fn error(status: u16, code: u32, message: &str) -> ResponseTemplate {
-    let body = json!({"success": false, "errors": [{"code": code, "message": message}], "messages": [], "result": null});
+    let body =
+        json!({"success": false, "errors": [{"code": code, "message": message}], "messages": [], "result": null});
     ResponseTemplate::new(status).set_body_json(body)
 }
 
@@ -87,8 +97,7 @@ impl Memory {
         if others.clone().any(|other| other["type"] == record["type"] && other["content"] == record["content"]) {
             return Some(error(400, 81058, "An identical record already exists."));
         }
-        if leads(record)
-            && others.any(|other| leads(other) && (other["type"] == "CNAME" || record["type"] == "CNAME"))
+        if leads(record) && others.any(|other| leads(other) && (other["type"] == "CNAME" || record["type"] == "CNAME"))
         {
             return Some(error(400, 81053, "An A, AAAA, or CNAME record with that host already exists."));
         }
@@ -183,6 +192,21 @@ impl Respond for Responder {
             ("GET", path) if path == records => memory.list(&query),
             ("POST", path) if path == format!("{records}/batch") => {
                 memory.batch(&request.body_json().expect("a JSON body"))
+            }
+            ("GET", path) if path == CONFIGURATIONS => {
+                // Long enough for two that read at once to write at once.
+                let found = json!({"tunnel_id": TUNNEL, "version": 1, "config": memory.tunnel});
+                success(&found).set_delay(std::time::Duration::from_millis(30))
+            }
+            ("PUT", path) if path == CONFIGURATIONS => {
+                let body: Value = request.body_json().expect("a JSON body");
+                let rules = body["config"]["ingress"].as_array().expect("rules");
+                let last = rules.last().expect("a last rule");
+                if last["hostname"].as_str().is_some_and(|name| !name.is_empty()) {
+                    return error(400, 1056, "Bad Configuration: The last ingress rule must match all URLs.");
+                }
+                memory.tunnel = body["config"].clone();
+                success(&json!({"tunnel_id": TUNNEL, "version": 2, "config": memory.tunnel}))
             }
             _ => error(404, 7003, "Could not route to that path, perhaps your object identifier is invalid?"),
         }

@@ -4,3 +4,4 @@ mod cloudflare;
 mod fake;
 mod rfc2136;
 mod server;
+mod tunnel;

@@ -20,11 +20,10 @@ fn adapter(server: &Server, host: &str, target: &str, extra: &str) -> Rfc2136 {
 
 fn with_key(server: &Server, host: &str, target: &str, extra: &str, key: &str, secret: &str) -> Rfc2136 {
     let port = server.port;
-    let table = format!(
-        "zone = '{ZONE}'\nserver = '127.0.0.1:{port}'\nkey_name = '{key}'\ntarget = '{target}'\n{extra}"
-    );
+    let table =
+        format!("zone = '{ZONE}'\nserver = '127.0.0.1:{port}'\nkey_name = '{key}'\ntarget = '{target}'\n{extra}");
     let table = AdapterTable::new("rfc2136", table.parse().expect("TOML"));
-    let place = Place { host: Some(host.to_owned()), port: None, base_dir: "/opt/previews".to_owned() };
+    let place = Place { host: Some(host.to_owned()), port: None, base_dir: "/opt/previews".to_owned(), tunnel: None };
     let environment = [("PREVIEW_DNS_TSIG_KEY".to_owned(), secret.to_owned())].into();
     Rfc2136::from_table(&table, &place, &environment).expect("an adapter")
 }

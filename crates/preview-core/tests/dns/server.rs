@@ -29,7 +29,10 @@ fn there(program: &str) -> bool {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
         || Path::new("/usr/sbin").join(program).is_file();
-    assert!(found || std::env::var_os("PREVIEW_LAB").is_none(), "{program} is not installed; `cargo xtask lab up` does it");
+    assert!(
+        found || std::env::var_os("PREVIEW_LAB").is_none(),
+        "{program} is not installed; `cargo xtask lab up` does it"
+    );
     if !found {
         eprintln!("NOT TESTED: {program} is not installed");
     }

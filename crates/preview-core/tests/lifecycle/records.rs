@@ -141,10 +141,17 @@ async fn a_record_that_is_not_ours_fails_the_deploy_and_stays() {
     let host = format!("pr-7.{ZONE}");
     world.zone.put(&host, "192.0.2.99");
     let report = failed(world.deploy(1, None).await);
-    assert_eq!((report.phase, report.failure, &report.restored), (Phase::Starting, FailureCode::DnsFailed, &Restored::Removed));
+    assert_eq!(
+        (report.phase, report.failure, &report.restored),
+        (Phase::Starting, FailureCode::DnsFailed, &Restored::Removed)
+    );
     assert!(report.message.contains(&host) && report.services.is_empty(), "{}", report.message);
     assert_eq!(world.zone.records()[&host], "192.0.2.99");
-    assert_eq!((world.state(), world.zone_calls("write"), world.zone_calls("remove")), (None, 1, 0), "nothing to take back");
+    assert_eq!(
+        (world.state(), world.zone_calls("write"), world.zone_calls("remove")),
+        (None, 1, 0),
+        "nothing to take back"
+    );
     assert_eq!(world.destroy_for(i64::MAX).await.expect("nothing").records, 0);
     assert_eq!(world.zone.records()[&host], "192.0.2.99");
 }

@@ -208,7 +208,13 @@ impl World {
         let engine = MemoryEngine::new();
         engine.add_image("db:1", &BTreeMap::new());
         let runtime = MemoryRuntime::new(engine.clone());
-        Self { engine, host: Arc::new(MemoryHost::default()), lock: MemoryLock::default(), runtime, zone: MemoryZone::default() }
+        Self {
+            engine,
+            host: Arc::new(MemoryHost::default()),
+            lock: MemoryLock::default(),
+            runtime,
+            zone: MemoryZone::default(),
+        }
     }
 
     /// Adapters that die after so many changes.

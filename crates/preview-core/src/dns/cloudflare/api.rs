@@ -123,9 +123,7 @@ impl Api {
             let text = answer.bytes().await.map_err(|error| http::fault(operation, "Cloudflare", error))?;
             let envelope = serde_json::from_slice::<Envelope>(&text);
             return match envelope {
-                Ok(envelope) if status.is_success() && envelope.success => {
-                    Ok((envelope.result, envelope.result_info))
-                }
+                Ok(envelope) if status.is_success() && envelope.success => Ok((envelope.result, envelope.result_info)),
                 Ok(envelope) => Err(problem(operation, status, &envelope.errors)),
                 // A gateway on the way answers with a page.
                 Err(_) => Err(problem(operation, status, &[])),
@@ -171,8 +169,10 @@ fn busy(operation: &'static str, asked: Duration) -> Fault {
 /// What an error answer means. Decided on status and code, never on words.
 fn problem(operation: &'static str, status: StatusCode, problems: &[Problem]) -> Fault {
     let code = |codes: &[u32]| problems.iter().any(|problem| codes.contains(&problem.code));
-    let said: Vec<String> =
-        problems.iter().map(|problem| format!("{} ({})", problem.message.trim_end_matches('.'), problem.code)).collect();
+    let said: Vec<String> = problems
+        .iter()
+        .map(|problem| format!("{} ({})", problem.message.trim_end_matches('.'), problem.code))
+        .collect();
     let said = if said.is_empty() { format!("HTTP {}", status.as_u16()) } else { said.join("; ") };
     // The record limit.
     if code(&[81_045]) {
@@ -210,7 +210,8 @@ fn problem(operation: &'static str, status: StatusCode, problems: &[Problem]) ->
 /// What is in an envelope.
 pub(super) fn parse<T: DeserializeOwned>(operation: &'static str, result: Value) -> Result<T, Fault> {
     serde_json::from_value(result).map_err(|error| {
-        Fault::new(FaultKind::Failed, operation, "Cloudflare's answer is not what its documentation says").caused_by(error)
+        Fault::new(FaultKind::Failed, operation, "Cloudflare's answer is not what its documentation says")
+            .caused_by(error)
     })
 }
 

@@ -71,7 +71,7 @@ pub(super) struct Batch {
     pub(super) patches: Vec<Json>,
     pub(super) posts: Vec<Json>,
     /// Hosts that this is about.
-    pub(super) hosts: usize,
+    pub(super) hosts: BTreeSet<String>,
 }
 
 impl Batch {
@@ -103,7 +103,7 @@ pub(super) fn write(hosts: &BTreeSet<String>, found: &[Record], wanted: &Wanted,
         if right.is_some() && deletes.is_empty() {
             continue;
         }
-        batch.hosts += 1;
+        batch.hosts.insert(host.clone());
         batch.deletes.extend(deletes);
         match (right, kept) {
             (Some(_), _) => {}
@@ -118,16 +118,18 @@ pub(super) fn write(hosts: &BTreeSet<String>, found: &[Record], wanted: &Wanted,
     Ok(batch)
 }
 
+/// The hosts that have a record with this mark.
+pub(super) fn ours(found: &[Record], mark: &str) -> BTreeSet<String> {
+    let ours = found.iter().filter(|record| record.leads() && record.comment.as_deref() == Some(mark));
+    ours.map(Record::host).collect()
+}
+
 /// What removes the records with this mark of these hosts.
 pub(super) fn remove(hosts: &BTreeSet<String>, found: &[Record], mark: &str) -> Batch {
     let ours = |record: &&Record| record.comment.as_deref() == Some(mark) && hosts.contains(&record.host());
     let ours: Vec<&Record> = found.iter().filter(ours).collect();
     let names: BTreeSet<String> = ours.iter().map(|record| record.host()).collect();
-    Batch {
-        deletes: ours.iter().map(|record| json!({"id": record.id})).collect(),
-        hosts: names.len(),
-        ..Batch::default()
-    }
+    Batch { deletes: ours.iter().map(|record| json!({"id": record.id})).collect(), hosts: names, ..Batch::default() }
 }
 
 #[cfg(test)]
@@ -159,7 +161,9 @@ mod tests {
         let made = plan(&[], "192.0.2.7").unwrap();
         assert_eq!(
             made.posts,
-            [json!({"type": "A", "name": "pr-7.example.com", "content": "192.0.2.7", "ttl": 120, "proxied": false, "comment": MARK})]
+            [
+                json!({"type": "A", "name": "pr-7.example.com", "content": "192.0.2.7", "ttl": 120, "proxied": false, "comment": MARK})
+            ]
         );
         let right = record("1", "A", "192.0.2.7", MARK);
         assert!(plan(std::slice::from_ref(&right), "192.0.2.7").unwrap().is_empty());

@@ -162,10 +162,7 @@ impl<'a> Connection<'a> {
         Message::from_octets(bytes).map_err(|_| self.fault(FaultKind::Failed, "its answer is no DNS message"))
     }
 
-    async fn within<T>(
-        &mut self,
-        work: impl AsyncFnOnce(&mut TcpStream) -> std::io::Result<T>,
-    ) -> Result<T, Fault> {
+    async fn within<T>(&mut self, work: impl AsyncFnOnce(&mut TcpStream) -> std::io::Result<T>) -> Result<T, Fault> {
         match tokio::time::timeout(LIMIT, work(&mut self.stream)).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => {
@@ -230,10 +227,8 @@ impl<'a> Connection<'a> {
             }
             if rcode != Rcode::NOERROR {
                 return Err(match rcode {
-                    Rcode::REFUSED | Rcode::NOTAUTH | Rcode::NOTIMP => self.fault(
-                        FaultKind::Unsupported,
-                        &format!("it does not let the key transfer the zone ({rcode})"),
-                    ),
+                    Rcode::REFUSED | Rcode::NOTAUTH | Rcode::NOTIMP => self
+                        .fault(FaultKind::Unsupported, &format!("it does not let the key transfer the zone ({rcode})")),
                     rcode => self.refused(rcode),
                 });
             }
