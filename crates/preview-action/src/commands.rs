@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use preview_core::admission::Weight;
 use preview_core::config::Environment;
+use preview_core::dns::{self, Dns};
 use preview_core::fault::FaultKind;
 use preview_core::lifecycle::{self, Client, Error, Event, Interrupt, Whose};
 use preview_core::name::Key;
@@ -48,6 +49,11 @@ pub(crate) async fn run(cli: Cli) -> u8 {
     let console = output::console(json, verbose, name, &run, &environment, &redactor);
     if let Some(key) = environment.get("PREVIEW_IDENTITY_KEY").filter(|key| !key.is_empty()) {
         console.event(&Event::Secret(&Secret::new(key.clone())));
+    }
+    for name in dns::SECRETS {
+        if let Some(secret) = environment.get(name).filter(|secret| !secret.is_empty()) {
+            console.event(&Event::Secret(&Secret::new(secret.clone())));
+        }
     }
     let global = match global {
         Ok(global) => global,
@@ -198,7 +204,7 @@ impl Context {
         let request = self.request(session, key, deploy)?;
         let project = session.project(&session.named(key)?)?;
         let resolver = session.compose();
-        let reached = Reached::default();
+        let reached = Reached { dns: self.dns(session, &project)?, ..Reached::default() };
         let done = lifecycle::deploy(
             reached.connect(session),
             &resolver,
@@ -225,6 +231,21 @@ impl Context {
         Ok(0)
     }
 
+    /// Who writes DNS records, after a word about those that this preview will have.
+    fn dns(&self, session: &Session, project: &project::Project) -> Result<Option<Arc<dyn Dns>>, Error> {
+        let dns = session.dns()?;
+        if let Some(dns) = dns.as_deref().filter(|_| !project.hosts.is_empty()) {
+            if project.proxy == preview_core::proxy::Proxy::None {
+                self.console.warn("[dns] writes no records without a [proxy]: nothing would answer there");
+            } else {
+                for warning in dns.check(&project.hosts)? {
+                    self.console.warn(&warning);
+                }
+            }
+        }
+        Ok(dns)
+    }
+
     /// Writes the host's numbers after a run, where that is wished. Never fails the run.
     async fn publish(&self, session: &Session, client: Option<&Client>, error: Option<&Error>) {
         let gone = [FaultKind::Unreachable, FaultKind::HostKey, FaultKind::LeaseLost];
@@ -248,7 +269,7 @@ impl Context {
         let request = self.request(&session, &key, deploy)?;
         let project = session.project(&session.named(&key)?)?;
         let resolver = session.compose();
-        let reached = Reached::default();
+        let reached = Reached { dns: self.dns(&session, &project)?, ..Reached::default() };
         let plan =
             lifecycle::plan(reached.connect(&session), &resolver, &project, &request, &*self.console, &self.redactor)
                 .await;
@@ -285,7 +306,8 @@ impl Context {
         let wait = session.config.timeouts.lock.into();
         let (who, event_at) = (session.who(), session.event_at(event_time)?);
         let wish = lifecycle::Destroy { target, whose, who, wait, event_at, run: Some(self.run.clone()) };
-        let client = session.connect().await?;
+        let dns = session.dns()?;
+        let client = named(session.connect().await?, dns);
         let done = lifecycle::destroy(&client, &wish, &*self.console, &self.interrupt).await;
         self.publish(session, Some(&client), done.as_ref().err()).await;
         close(&client).await;
@@ -346,12 +368,13 @@ impl Context {
 /// A connection that is made while something else goes on, and closed whatever comes of that.
 #[derive(Default)]
 struct Reached {
+    dns: Option<Arc<dyn Dns>>,
     client: std::sync::Mutex<Option<Client>>,
 }
 
 impl Reached {
     async fn connect(&self, session: &Session) -> Result<Client, Error> {
-        let client = session.connect().await?;
+        let client = named(session.connect().await?, self.dns.clone());
         *self.client.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(client.clone());
         Ok(client)
     }
@@ -366,6 +389,14 @@ impl Reached {
             close(&client).await;
         }
     }
+}
+
+/// With what writes DNS records.
+fn named(client: Client, dns: Option<Arc<dyn Dns>>) -> Client {
+    if let Some(dns) = &dns {
+        dns.under(&client.lock, &client.base_dir);
+    }
+    Client { dns, ..client }
 }
 
 /// Closes the connection. What cannot be closed any more is gone already.

@@ -1,5 +1,6 @@
 //! From flags, environment and files to what the library wants: configuration, names, project, connection.
 
+mod names;
 mod reach;
 
 use std::path::{Path, PathBuf};
@@ -44,6 +45,8 @@ pub(crate) struct Session {
     pub(crate) environment: Environment,
     pub(crate) warnings: Vec<String>,
     identity_key: Option<Secret<String>>,
+    /// What adapters of DNS take from the environment, and nobody else may.
+    dns_secrets: Environment,
     directory: PathBuf,
 }
 
@@ -90,6 +93,7 @@ impl Session {
             flags.pull.clone_from(&deploy.pull);
         }
         let Settings { config, warnings } = Settings::merge(file, &environment, &flags).map_err(invalid)?;
+        let dns_secrets = names::secrets(&config, &mut environment);
         // Found before anything else is looked at, and with its place.
         match config.vm.host.as_deref() {
             None | Some("local") => {
@@ -110,7 +114,7 @@ impl Session {
             }
         }
         let app = config.app.clone().unwrap_or_else(|| AppName::derive(&application(&environment, &directory)));
-        Ok(Self { config, app, environment, warnings, identity_key, directory })
+        Ok(Self { config, app, environment, warnings, identity_key, dns_secrets, directory })
     }
 
     /// The repository's name on its forge, where CI tells.
@@ -243,6 +247,7 @@ impl Session {
                 config::Pull::Always => project::PullPolicy::Always,
             },
             logins: self.logins(),
+            hosts: named.hosts.clone(),
             url: if routes.is_empty() { named.urls.first().map(ToString::to_string) } else { None },
             routes: (!routes.is_empty()).then_some(routes),
             proxy: self.proxy(),
@@ -424,7 +429,15 @@ impl Session {
         let engine = DockerEngine::connect(&socket)?;
         engine.warm(AT_FIRST).await;
         let runtime = compose.with_socket(socket, Some(guardian));
-        Ok(Client { host, engine: Arc::new(engine), lock, runtime: Arc::new(runtime), base_dir, proxy: self.proxy() })
+        Ok(Client {
+            host,
+            engine: Arc::new(engine),
+            lock,
+            runtime: Arc::new(runtime),
+            dns: None,
+            base_dir,
+            proxy: self.proxy(),
+        })
     }
 }
 

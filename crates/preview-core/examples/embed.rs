@@ -86,6 +86,7 @@ async fn run(directory: &Path, base_dir: String) -> Result<(), Failure> {
     let client = Client {
         engine: Arc::new(DockerEngine::connect(&socket)?),
         lock: Arc::new(ShellLock::new(Arc::clone(&host))),
+        dns: None,
         runtime: Arc::new(compose.clone()),
         host: host.clone(),
         base_dir,

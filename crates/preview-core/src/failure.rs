@@ -87,6 +87,8 @@ codes! {
     ProxyFailed = "proxy_failed",
     /// A step failed.
     StepFailed = "step_failed",
+    /// DNS records cannot be written or removed.
+    DnsFailed = "dns_failed",
     /// A limit of time ran out; the phase says where.
     TimedOut = "timed_out",
     /// Ctrl-C, or the CI system ended the job.

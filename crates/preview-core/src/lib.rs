@@ -5,12 +5,13 @@
 //! ```text
 //! Request ─▶ observe ─▶ plan (pure) ─▶ apply (effects, undo) ─▶ Outcome ─▶ report
 //!              ▲                          │
-//!        engine · runtime · host · lock · secrets · forge     (traits; one file an adapter)
+//!        engine · runtime · host · lock · dns · secrets · forge   (traits; one file an adapter)
 //! ```
 
 pub mod admission;
 pub mod capacity;
 pub mod config;
+pub mod dns;
 pub mod doctor;
 pub mod engine;
 pub mod failure;
@@ -20,6 +21,7 @@ pub mod forge;
 pub mod generate;
 pub mod history;
 pub mod host;
+mod http;
 pub mod lifecycle;
 pub mod lock;
 pub mod metrics;

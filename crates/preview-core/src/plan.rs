@@ -266,6 +266,7 @@ mod tests {
                 containers: container_ids(containers),
                 images: BTreeMap::new(),
                 files: vec![],
+                records: Default::default(),
                 weight: None,
                 commit: None,
                 at: now,

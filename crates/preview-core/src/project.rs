@@ -1,6 +1,6 @@
 //! How an application is deployed: the configuration after it was read and checked, without where it came from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -209,6 +209,8 @@ pub struct Project {
     pub routes: Option<Vec<RouteSpec>>,
     /// The public address of the only route, where none is named.
     pub url: Option<String>,
+    /// Hosts of the preview's addresses that no other preview has: they get DNS records.
+    pub hosts: BTreeSet<String>,
     /// The reverse proxy.
     pub proxy: Proxy,
     /// Who may come in through it.
@@ -264,6 +266,7 @@ impl Project {
             logins: Logins::default(),
             routes: None,
             url: None,
+            hosts: BTreeSet::new(),
             proxy: Proxy::default(),
             access: AccessSpec::default(),
             limits: Limits::default(),

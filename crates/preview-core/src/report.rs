@@ -50,8 +50,9 @@ pub fn destroyed(destroyed: &Destroyed) -> String {
         return format!("{}: there was nothing to remove", destroyed.name);
     }
     let removed = &destroyed.removed;
+    let records = if destroyed.records == 0 { String::new() } else { format!(", {} DNS records", destroyed.records) };
     format!(
-        "{}: removed ({} containers, {} networks, {} volumes, {} images, {} files)",
+        "{}: removed ({} containers, {} networks, {} volumes, {} images, {} files{records})",
         destroyed.name, removed.containers, removed.networks, removed.volumes, removed.images, destroyed.files
     )
 }
@@ -68,6 +69,9 @@ pub fn swept(swept: &Swept) -> String {
     };
     for gone in &swept.removed {
         let _ = write!(text, "{}: {removed}", suspect(&gone.app, &gone.name, &gone.why));
+        if !gone.records.is_empty() {
+            let _ = write!(text, ", with the DNS records of {}", gone.records.join(", "));
+        }
         if !swept.dry_run {
             let Removed { containers, networks, volumes, images } = gone.removed;
             let _ = write!(

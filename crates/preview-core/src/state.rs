@@ -1,6 +1,6 @@
 //! Where a preview is in its life, what may follow, and the schema of the state file (which holds no secret).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use jiff::Timestamp;
@@ -172,6 +172,9 @@ pub struct Good {
     pub images: BTreeMap<String, String>,
     /// Directories of uploaded files in use, by name.
     pub files: Vec<String>,
+    /// Hosts that have a DNS record of their own.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub records: BTreeSet<String>,
     /// How many places it takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<Weight>,
@@ -248,6 +251,9 @@ pub struct State {
     /// Host ports that belong to this preview for its whole life, by `service:port/protocol`.
     #[serde(default)]
     pub ports: BTreeMap<String, u16>,
+    /// Hosts that may have a DNS record of ours: said before one is written, forgotten after it is gone.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub records: BTreeSet<String>,
     /// The last stack that became ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub good: Option<Good>,
@@ -352,6 +358,7 @@ pub(crate) mod tests {
             commit: None,
             addresses: vec![],
             ports: BTreeMap::new(),
+            records: BTreeSet::new(),
             good: None,
             failure: None,
         }

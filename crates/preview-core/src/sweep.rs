@@ -8,6 +8,7 @@ use std::fmt;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
+use crate::dns::Owned;
 use crate::engine::Inventory;
 use crate::fence::{self, Tombstone};
 use crate::host::Survey;
@@ -293,6 +294,39 @@ pub fn decide(base: &str, survey: &Survey, inventory: &Inventory, open: &Open) -
     }
     decision.left.sort();
     decision
+}
+
+/// What DNS records of this VM say of previews that there is no state of: those are to go too. `already` is what is known to go.
+#[must_use]
+pub fn orphaned_records(
+    base: &str,
+    survey: &Survey,
+    listed: &[Owned],
+    already: &[Suspect],
+) -> (Vec<Suspect>, Vec<Left>) {
+    let known = |app: &str, name: &str| {
+        let state = format!("{base}/{app}/{name}/state.json");
+        survey.files.contains_key(&state)
+            || already.iter().any(|suspect| suspect.target.app == app && suspect.target.name == name)
+    };
+    let (mut orphans, mut left) = (BTreeMap::new(), Vec::new());
+    for owned in listed {
+        let preview = owned
+            .preview
+            .as_ref()
+            .and_then(|(app, name)| Some((AppName::parse(app).ok()?, PreviewName::parse(name).ok()?)));
+        let Some((app, name)) = preview else {
+            let what = format!("the DNS record of {}", owned.host);
+            let why = format!("its mark `{}` names no preview", owned.mark.replace(char::is_control, "?"));
+            left.push(Left { what, why });
+            continue;
+        };
+        if !known(app.as_str(), name.as_str()) {
+            let target = Target { app: app.to_string(), project: project_name(&app, &name), name: name.to_string() };
+            orphans.insert((target.app.clone(), target.name.clone()), Suspect { target, why: Why::NoState });
+        }
+    }
+    (orphans.into_values().collect(), left)
 }
 
 /// Application and name of a path directly in a preview's directory.

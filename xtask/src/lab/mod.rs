@@ -80,6 +80,10 @@ impl Lab {
         images::ensure(&lab)?;
         lab.docker_config = packages::ensure_plugins(&lab)?;
         if needs >= Needs::Vms {
+            // Each test starts name servers of its own, on ports of their own.
+            let servers =
+                [("knotd", "knot"), ("named", "bind9"), ("dig", "bind9-dnsutils"), ("nsupdate", "bind9-dnsutils")];
+            install::need(&lab.dir, &servers)?;
             vm_image::ensure(&lab)?;
         }
         Ok(lab)

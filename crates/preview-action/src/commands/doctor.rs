@@ -3,8 +3,11 @@
 use std::collections::BTreeSet;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use preview_core::config::ProxyKind;
+use preview_core::dns::Dns;
 use preview_core::doctor::{self, Place, Programs, Report, Wish};
 use preview_core::failure::FailureCode;
 use preview_core::fault::{Fault, FaultKind};
@@ -92,12 +95,25 @@ impl Context {
     }
 }
 
+/// Whether the provider of DNS records lets us in. Nothing is written, so whether it would let us write shows at the first deploy.
+async fn rights(dns: Arc<dyn Dns>) -> Result<String, Fault> {
+    let who = dns.describe();
+    match dns.list().await {
+        Ok(records) => Ok(format!("{who}, with {} records of previews of this VM", records.len())),
+        Err(fault) if fault.kind == FaultKind::Unsupported => {
+            Ok(format!("{who}; it does not hand out the zone, so a sweep cannot find records that nobody needs"))
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
 async fn examine(session: &Session, wish: &Wish) -> Result<Report, Error> {
+    let dns = session.dns()?.map(|dns| rights(dns).boxed());
     Ok(match &wish.place {
-        Place::Local => doctor::doctor(wish, async { local::connect() }, None).await,
+        Place::Local => doctor::doctor(wish, async { local::connect() }, dns).await,
         Place::Vm(destination) => {
             let options = session.ssh_options(destination.clone());
-            doctor::doctor(wish, ssh::connect(options), None).await
+            doctor::doctor(wish, ssh::connect(options), dns).await
         }
     })
 }

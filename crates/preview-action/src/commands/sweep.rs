@@ -9,7 +9,7 @@ use preview_core::sweep::Open;
 use preview_core::units::TimeSpan;
 use serde_json::json;
 
-use super::{Context, close};
+use super::{Context, close, named};
 use crate::cli::{self, Which};
 use crate::output;
 use crate::session::Session;
@@ -18,7 +18,8 @@ impl Context {
     pub(super) async fn sweep(&self, wish: &cli::Sweep) -> Result<u8, Error> {
         let session = self.session(None)?;
         let wish = request(&session, wish, &self.run)?;
-        let client = session.connect().await?;
+        let dns = session.dns()?;
+        let client = named(session.connect().await?, dns);
         let limit = session.config.timeouts.total.duration();
         let swept = lifecycle::sweep(&client, &wish, &*self.console, &self.interrupt);
         let swept = tokio::time::timeout(limit, swept).await.unwrap_or_else(|_| Err(too_long(limit.as_secs())));

@@ -99,6 +99,7 @@ pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
     {
         return wrong("proxy.basic_auth.user", "holds something else than letters, digits and . _ -");
     }
+    super::dns::check(file)?;
 
     for (index, route) in file.route.iter().enumerate() {
         let key = |key: &str| format!("{}.{key}", element("route", index));

@@ -48,6 +48,11 @@ pub struct ConfigFile {
     pub vm: Vm,
     /// The reverse proxy on that machine.
     pub proxy: Proxy,
+    /// Who writes DNS records of previews' hosts. Default: nobody; a wildcard record answers.
+    #[cfg_attr(feature = "schema", schemars(with = "Option<super::dns::DnsSchema>"))]
+    pub dns: toml::Table,
+    /// A Cloudflare Tunnel that requests come through, with `[dns] kind = "cloudflare"`. Default: none.
+    pub tunnel: Option<super::Tunnel>,
     /// Services that are reachable from outside. Default: the ports that the Compose files publish; behind a
     /// proxy, there may be only one of them.
     pub route: Vec<RouteTable>,

@@ -19,6 +19,7 @@
 mod bounds;
 mod check;
 mod decode;
+mod dns;
 mod domains;
 mod error;
 mod file;
@@ -37,6 +38,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use bounds::{Guardrails, Heavy, Isolation, Limits, Metrics, OnFull, Restart, Sweep, Timeouts};
+pub use dns::Tunnel;
 pub use error::ConfigError;
 pub use file::{
     After, Allow, BasicAuth, ConfigFile, Generate, Health, Policy, Proxy, ProxyKind, Pull, RouteTable, Step, Update, Vm,
@@ -81,6 +83,10 @@ pub struct Config {
     pub vm: Vm,
     /// The proxy on it.
     pub proxy: Proxy,
+    /// Who writes DNS records, if anybody does.
+    pub dns: Option<AdapterTable>,
+    /// The tunnel that requests come through, if they do.
+    pub tunnel: Option<Tunnel>,
     /// Services that are reachable from outside; empty: the caller chooses one ([`Config::add_route`]). Either all have an address or none has.
     pub routes: Vec<Route>,
     /// How many previews the VM may hold.

@@ -23,6 +23,8 @@ pub(super) fn resolve(file: ConfigFile) -> Result<Config, ConfigError> {
         urls,
         vm: file.vm,
         proxy: file.proxy,
+        dns: super::dns::resolve(&file.dns, &file.origin)?,
+        tunnel: file.tunnel,
         routes: Vec::new(),
         limits: file.limits,
         sweep: file.sweep,
@@ -171,6 +173,7 @@ impl ConfigFile {
         file.origin = Arc::new(origin);
         super::check::check(&file)?;
         table::tables("secrets", &file.secrets, &file.origin)?;
+        super::dns::resolve(&file.dns, &file.origin)?;
         Ok(file)
     }
 }

@@ -49,7 +49,10 @@ pub struct Settings {
 }
 
 /// Variables of ours that are read before or beside the configuration.
-const ELSEWHERE: [&str; 12] = [
+const ELSEWHERE: [&str; 15] = [
+    "PREVIEW_DNS_TOKEN",
+    "PREVIEW_DNS_TSIG_KEY",
+    "PREVIEW_CLOUDFLARE_API",
     "PREVIEW_CONFIG",
     "PREVIEW_TRUSTED_CONFIG",
     "PREVIEW_EVENT_TIME",

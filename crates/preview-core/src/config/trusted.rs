@@ -26,8 +26,8 @@ macro_rules! governed {
 }
 
 /// Tables, and one key, that come from the trusted file alone.
-const TABLES: [Governed; 10] =
-    governed!(limits, guardrails, isolation, policy, vm, proxy, timeouts, sweep, metrics, ttl);
+const TABLES: [Governed; 12] =
+    governed!(limits, guardrails, isolation, policy, vm, proxy, dns, tunnel, timeouts, sweep, metrics, ttl);
 /// Keys that come from it if it gives them.
 const NAMES: [Governed; 2] = governed!(app, name);
 
@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn what_decides_over_the_host_comes_from_the_base_alone() {
         let own = "app = 'mine'\nttl = 'never'\nprofiles = ['x']\n[limits]\nmax_previews = 99\n[guardrails]\nmemory = '64GB'\n[isolation]\nexcept = ['x']\n\
-                   [vm]\nhost = 'ssh://me@elsewhere'\n[timeouts]\ntotal = '9h'\n[policy]\nforks = true\n[metrics]\nfile = '/home/deploy/x.prom'\n[env]\nA = '1'";
+                   [vm]\nhost = 'ssh://me@elsewhere'\n[timeouts]\ntotal = '9h'\n[policy]\nforks = true\n[metrics]\nfile = '/home/deploy/x.prom'\n[dns]\nkind = 'cloudflare'\nzone = 'example.org'\n[env]\nA = '1'";
         let base = "app = 'shop'\n[limits]\nmax_previews = 2\n[vm]\nhost = 'ssh://deploy@vm'\n[env]\nB = '2'";
         let done = settings(own, base).unwrap();
         let config = &done.config;
@@ -109,14 +109,19 @@ mod tests {
         assert_eq!(config.guardrails, Default::default(), "the base says nothing: the default, not the pull request");
         assert_eq!(config.vm.host.as_deref(), Some("ssh://deploy@vm"));
         assert_eq!(config.timeouts, Default::default());
-        assert!(!config.policy.forks && config.ttl == Default::default() && config.metrics.file.is_none());
+        assert!(
+            !config.policy.forks
+                && config.ttl == Default::default()
+                && config.metrics.file.is_none()
+                && config.dns.is_none()
+        );
         // The rest is the pull request's.
         assert_eq!(config.profiles, ["x"]);
         assert_eq!(config.env.keys().map(ToString::to_string).collect::<Vec<_>>(), ["A"]);
         assert_eq!(
             done.warnings,
             [
-                "preview.toml: ignored here, since base.toml decides: [limits], [guardrails], [isolation], [policy], [vm], [timeouts], [metrics], `ttl`, `app`"
+                "preview.toml: ignored here, since base.toml decides: [limits], [guardrails], [isolation], [policy], [vm], [dns], [timeouts], [metrics], `ttl`, `app`"
             ]
         );
     }

@@ -139,6 +139,10 @@ impl Flight<'_> {
                 }
                 _ => None,
             };
+            // Services that had no time to start are not why.
+            if code == FailureCode::DnsFailed {
+                return Ok((cause, Vec::new()));
+            }
             if let (Verdict::Broken(found) | Verdict::Waiting(found), Phase::Starting | Phase::Verifying) =
                 (verdict, phase)
             {

@@ -13,6 +13,7 @@ use super::fence::{bury, unbury};
 use super::leading;
 use super::note::{Story, note};
 use super::place::freed;
+use super::records;
 use super::run::{Halt, acquire, guarded, interrupted};
 use super::undo::{contents, remove_all};
 use super::{Client, Error, Event, Interrupt, Observer, Refusal};
@@ -43,6 +44,8 @@ pub struct Destroyed {
     pub removed: Removed,
     /// Files that were removed.
     pub files: usize,
+    /// Hosts whose DNS records were removed.
+    pub records: usize,
 }
 
 /// Whose preview is meant. Two branches can have one name, and two repositories one application.
@@ -270,6 +273,7 @@ pub(super) async fn destroy_if(
                 return Ok(Err(kept));
             }
             let died = state.as_ref().is_some_and(|state| state.phase.in_flight());
+            let hosts = state.as_ref().map(|state| state.records.clone());
             if let Some(mut state) = state {
                 story.learn(&state);
                 state.phase = Phase::Destroying;
@@ -280,20 +284,35 @@ pub(super) async fn destroy_if(
                     marked => marked?,
                 }
             }
-            Ok(Ok((survey, died)))
+            Ok(Ok((survey, died, hosts)))
         };
         let remove = client.engine.remove(&selector, &seen);
         // Whose it is was looked at beside asking for the lock; if somebody else had that meanwhile, it may have changed.
         let certain = wish.whose.is_none() || (matches!(other, Some(None)) && !contended);
-        let (marked, mut removed) = if only_if.is_none() && certain {
+        let names = async |marked: &Result<(_, _, Option<records::Hosts>), Kept>| match marked {
+            Ok((_, _, Some(hosts))) => records::remove(client, target, hosts, observer).await,
+            // Nobody remembers them; their marks tell.
+            Ok((_, _, None)) => {
+                let hosts = records::by_mark(client, target, observer).await?;
+                records::remove(client, target, &hosts, observer).await
+            }
+            Err(_) => Ok(0),
+        };
+        let mark = async {
+            let marked = mark.await?;
+            // What cannot be removed there keeps nothing else.
+            let records = names(&marked).await;
+            Ok((marked, records))
+        };
+        let ((marked, records), mut removed) = if only_if.is_none() && certain {
             futures_util::try_join!(mark, remove)?
         } else {
             match mark.await? {
-                Err(kept) => (Err(kept), Removed::default()),
+                (Err(kept), _) => return Ok((Err(kept), false)),
                 marked => (marked, remove.await?),
             }
         };
-        let (survey, died) = match marked {
+        let (survey, died, _) = match marked {
             Ok(marked) => marked,
             Err(kept) => return Ok((Err(kept), false)),
         };
@@ -308,6 +327,8 @@ pub(super) async fn destroy_if(
             // The engine may still be at work for the run that died; otherwise one look is enough.
             removed += remove_all(&*client.engine, &selector).await?;
         }
+        // Without this, the state stays, which knows of them.
+        let records = records?;
         let (own, others): (Vec<&String>, Vec<&String>) =
             survey.paths.iter().partition(|path| path.starts_with(&target.directory(&client.base_dir)));
         let mut last = contents(target, &client.base_dir, own.iter().copied());
@@ -320,10 +341,10 @@ pub(super) async fn destroy_if(
         }
         last.extend(asked.iter().flat_map(|file| unbury(client, target, file)));
         let files = own.iter().filter(|path| !path.ends_with("/.lock") && !path.ends_with("/files")).count();
-        let existed = removed != Removed::default() || files > 0;
+        let existed = removed != Removed::default() || files > 0 || records > 0;
         last.extend(story.ending(existed, &client.base_dir));
         let gone = lease.conclude(&*client.host, &last, &directories(client, target)).await?;
-        Ok((Ok(Destroyed { name: target.name.clone(), existed, removed, files }), gone))
+        Ok((Ok(Destroyed { name: target.name.clone(), existed, removed, files, records }), gone))
     };
     let work = work.instrument(info_span!("stage", phase = %Phase::Destroying));
     let done = guarded(&*lease, interrupt, LIMIT, work).await;

@@ -13,6 +13,7 @@ use super::leading;
 use super::observe::{Seen, draw, observe, want, with_generated};
 use super::place::{Asking, Reserved};
 use super::prepare::{Prepared, Wanted};
+use super::records;
 use super::run::{Halt, guarded};
 use super::{Client, Error, Event, Interrupt, Observer, Refusal};
 use crate::engine::ContainerEvent;
@@ -179,6 +180,10 @@ impl Flight<'_> {
                 Reserved::Refused(error) => return Err(grounded(error, true)),
             }
         }
+        if let Some(before) = &seen.state {
+            let kept = self.keep_hosts(before).await;
+            state.records = kept.map_err(|halt| grounded(self.halt_error(halt), true))?;
+        }
         let begun = Instant::now();
         // A proxy that has lost what it was told gets it back.
         if let Some(bundle) = &wanted.bundle {
@@ -191,6 +196,7 @@ impl Flight<'_> {
         state.phase = Phase::Ready;
         state.failure = None;
         if let Some(good) = &mut state.good {
+            good.records = records::wanted(self.client, self.project);
             good.commit.clone_from(&self.deploy.commit);
         }
         let written = self.guarded(self.limit(self.project.timeouts.start), async {
@@ -291,6 +297,12 @@ impl Flight<'_> {
             commit: self.deploy.commit.clone(),
             addresses: wanted.addresses.clone(),
             ports,
+            records: before
+                .map(|state| state.records.clone())
+                .into_iter()
+                .flatten()
+                .chain(records::wanted(self.client, self.project))
+                .collect(),
             // Without its stack there is nothing to go back to.
             good: before.and_then(|state| state.good.clone()).filter(|_| seen.good.is_some()),
             failure: None,

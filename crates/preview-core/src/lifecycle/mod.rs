@@ -19,6 +19,7 @@ mod prepare;
 mod probe;
 mod query;
 mod reclaim;
+mod records;
 mod roll;
 mod run;
 mod stages;
@@ -43,6 +44,7 @@ pub use swept::{Gone, Mended, Swept, Unswept};
 
 use std::sync::Arc;
 
+use crate::dns::Dns;
 use crate::engine::Engine;
 use crate::host::Host;
 use crate::lock::Lock;
@@ -60,6 +62,8 @@ pub struct Client {
     pub lock: Arc<dyn Lock>,
     /// What brings stacks up on it.
     pub runtime: Arc<dyn Runtime>,
+    /// What writes records of the hosts of its previews; `None`: nobody does, and a wildcard record answers.
+    pub dns: Option<Arc<dyn Dns>>,
     /// The directory of all previews on it.
     pub base_dir: String,
     /// The proxy that leads to them.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
@@ -15,6 +16,7 @@ use super::flight::{Begin, Flight};
 use super::leading;
 use super::observe::{Seen, missing_uploads, pulls};
 use super::prepare::{Prepared, Wanted};
+use super::records;
 use super::roll;
 use super::run::{Halt, guarded};
 use super::up::up;
@@ -132,33 +134,47 @@ impl Flight<'_> {
         let expected = Expected::of(&wanted.model);
         let images_changed = !prepared.built.is_empty() || !pulls.is_empty();
         let kind = plan.kind;
+        let refused = AtomicBool::new(false);
         let started = self
-            .stage(state, Phase::Starting, limits.start, async {
-                let names = stack::images(&wanted.model).into_values().collect();
-                let ids = async {
-                    if images_changed { self.client.engine.image_ids(&names).await } else { Ok(seen.images.clone()) }
-                };
-                let (images, labels) = futures_util::try_join!(ids, self.client.engine.image_labels(&names))?;
-                let running = Running { images: &images, ..seen.running() };
-                let services = plan::changes(&wanted.model, &running);
-                if plan::unchanged(&wanted.model, &wanted.digest, &running) {
-                    return Ok((images, services, None, BTreeMap::new()));
-                }
-                if let Some(why) = stack::router_labels(&labels) {
-                    return Err(failure::of_up(Fault::new(FaultKind::Failed, "start the containers", why)));
-                }
-                let replicas = stack::replicas(&wanted.model);
-                let rolling = roll::rolling(prepared, &services, &seen.containers, &replicas);
-                if rolling.is_empty() {
-                    let up = || up(self.client, &selector, &seen.containers, &stack, &progress);
-                    self.retrying(up).await.map_err(failure::of_up)?;
-                } else {
-                    let beside = || self.beside(&stack, wanted, &rolling, &seen.containers, &progress);
-                    self.retrying(beside).await.map_err(failure::of_up)?;
-                }
-                Ok((images, services, Some(events), rolling))
-            })
+            .stage(
+                state,
+                Phase::Starting,
+                limits.start,
+                self.with_hosts(&refused, async {
+                    let names = stack::images(&wanted.model).into_values().collect();
+                    let ids = async {
+                        if images_changed {
+                            self.client.engine.image_ids(&names).await
+                        } else {
+                            Ok(seen.images.clone())
+                        }
+                    };
+                    let (images, labels) = futures_util::try_join!(ids, self.client.engine.image_labels(&names))?;
+                    let running = Running { images: &images, ..seen.running() };
+                    let services = plan::changes(&wanted.model, &running);
+                    if plan::unchanged(&wanted.model, &wanted.digest, &running) {
+                        return Ok((images, services, None, BTreeMap::new()));
+                    }
+                    if let Some(why) = stack::router_labels(&labels) {
+                        return Err(failure::of_up(Fault::new(FaultKind::Failed, "start the containers", why)));
+                    }
+                    let replicas = stack::replicas(&wanted.model);
+                    let rolling = roll::rolling(prepared, &services, &seen.containers, &replicas);
+                    if rolling.is_empty() {
+                        let up = || up(self.client, &selector, &seen.containers, &stack, &progress);
+                        self.retrying(up).await.map_err(failure::of_up)?;
+                    } else {
+                        let beside = || self.beside(&stack, wanted, &rolling, &seen.containers, &progress);
+                        self.retrying(beside).await.map_err(failure::of_up)?;
+                    }
+                    Ok((images, services, Some(events), rolling))
+                }),
+            )
             .await;
+        if refused.into_inner() {
+            // Nothing was written, so nothing is to be taken back, where that would be refused too.
+            state.records = seen.state.as_ref().map(|before| before.records.clone()).unwrap_or_default();
+        }
         let (images, services, events, rolling) = started.map_err(with_output)?;
         let Some(events) = events else {
             let containers = plan::container_ids(&seen.containers);
@@ -254,7 +270,8 @@ impl Flight<'_> {
         containers: BTreeMap<String, Vec<String>>,
         images: BTreeMap<String, String>,
     ) -> Result<(), Crash> {
-        let last = images == seen.images;
+        let (wanted_hosts, old_hosts) = (records::wanted(self.client, self.project), self.stale_hosts(state));
+        let last = images == seen.images && old_hosts.is_empty();
         let now = Timestamp::now();
         let files: Vec<String> = prepared.uploads.iter().map(|upload| upload.hash.clone()).collect();
         let rendered = wanted.model.to_string();
@@ -270,6 +287,7 @@ impl Flight<'_> {
             containers,
             images,
             files: files.clone(),
+            records: wanted_hosts.clone(),
             weight: Some(self.project.weight),
             commit: self.deploy.commit.clone(),
             at: now,
@@ -299,7 +317,32 @@ impl Flight<'_> {
             guarded(self.lease, &never, limit, self.client.host.apply(&changes)).await?;
         }
         *state = ready;
+        // After the new version is the good one: until then the way back leads to the old one and its hosts.
+        if !old_hosts.is_empty() {
+            let left = self.drop_hosts(old_hosts).await;
+            state.records = wanted_hosts.union(&left).cloned().collect();
+            let change = [self.save(state)];
+            // If this fails, the next run removes once more what is gone.
+            if let Err(Halt::Fault(fault)) = guarded(self.lease, &never, limit, self.client.host.apply(&change)).await {
+                self.observer.event(&Event::Warning(&self.redactor.clean(&fault.chain())));
+            }
+        }
         Ok(())
+    }
+
+    /// Work at whose side the preview's hosts get their records.
+    async fn with_hosts<T>(
+        &self,
+        refused: &AtomicBool,
+        work: impl Future<Output = Result<T, Fault>>,
+    ) -> Result<T, Fault> {
+        let hosts = records::wanted(self.client, self.project);
+        let write = records::write(self.client, &self.deploy.target, &hosts, self.observer);
+        // Both to their end: the engine goes on with what it was asked for, whoever else fails.
+        let (written, done) = futures_util::join!(write, work);
+        refused.store(written.as_ref().is_err_and(records::definite), Ordering::Relaxed);
+        let done = done?;
+        written.map(|()| done)
     }
 
     /// What runs now keeps a name, so that nothing that prunes images takes away the way back.

@@ -11,10 +11,12 @@ use super::error::Restored;
 use super::leading;
 use super::note::{note, of_sweep};
 use super::reclaim::bury_tickets_of;
+use super::records;
 use super::run::{acquire, guarded, interrupted as interrupted_while};
 use super::swept::{Gone, Mended, Swept, Unswept};
 use super::undo::{self, Undo};
 use super::{Client, Error, Event, Interrupt, Observer, Quiet};
+use crate::dns::Owned;
 use crate::engine::{DiskUse, Inventory, Prune, Removed};
 use crate::failure::FailureCode;
 use crate::fault::{Fault, FaultKind};
@@ -89,6 +91,18 @@ async fn look(client: &Client) -> Result<Seen, Error> {
     }
 }
 
+/// The DNS records of previews, where somebody writes and lists them.
+async fn listed(client: &Client, observer: &dyn Observer) -> Option<Vec<Owned>> {
+    match records::list(client.dns.as_deref()?, observer).await {
+        Ok(listed) => listed,
+        // The rest of the host is worth sweeping all the same.
+        Err(fault) => {
+            observer.event(&Event::Warning(&format!("{}; what is orphaned there stays this time", fault.chain())));
+            None
+        }
+    }
+}
+
 /// What the engine holds; `None` where it does not say in time.
 async fn account(client: &Client) -> Option<DiskUse> {
     tokio::time::timeout(ACCOUNT, client.engine.disk_use()).await.ok()?.ok()
@@ -120,11 +134,17 @@ async fn sweep_all(
     observer: &dyn Observer,
     interrupt: &Interrupt,
 ) -> Result<Swept, Error> {
-    let (seen, before, disk) = futures_util::join!(look(client), account(client), engine_disk(client));
+    // A record of a preview that came in between is another suspicion that does not hold under its lock.
+    let (seen, before, disk, listed) =
+        futures_util::join!(look(client), account(client), engine_disk(client), listed(client, observer));
     let seen = seen?;
     let now = Timestamp::from_second(seen.survey.facts.now).unwrap_or_else(|_| Timestamp::now());
-    let Decision { remove, mend, tickets, tombstones, left, empty } =
+    let Decision { mut remove, mend, tickets, tombstones, mut left, empty } =
         rules::decide(&client.base_dir, &seen.survey, &seen.inventory, &wish.open);
+    let (orphans, odd) =
+        rules::orphaned_records(&client.base_dir, &seen.survey, listed.as_deref().unwrap_or_default(), &remove);
+    remove.extend(orphans);
+    left.extend(odd);
     let disk = disk.map_or_else(|| full(&seen.survey.facts), |facts| full(&facts));
     let images = if disk > wish.images_above { rules::old_images(&seen.survey, wish.images_older) } else { Vec::new() };
     let cache = before.map_or(0, |account| account.build_cache);
@@ -152,10 +172,12 @@ async fn sweep_all(
             images,
             cache.saturating_sub(wish.build_cache),
             &seen,
+            listed.as_deref().unwrap_or_default(),
         )
         .await;
     }
-    let work = Work { client, wish, seen: &seen, now, observer, interrupt };
+    let work =
+        Work { client, wish, seen: &seen, listed: listed.as_deref().unwrap_or_default(), now, observer, interrupt };
     let jobs =
         remove.into_iter().map(|suspect| (suspect, false)).chain(mend.into_iter().map(|suspect| (suspect, true)));
     let mut done =
@@ -190,7 +212,7 @@ async fn sweep_all(
     }
     swept.tombstones = tombstones.len();
     tidy(client, wish, images, cache, &seen, &mut swept, observer).await?;
-    prove(client, &mut swept, before).await?;
+    prove(client, &mut swept, before, listed.is_some()).await?;
     swept.removed.sort_by(|a, b| (&a.app, &a.name).cmp(&(&b.app, &b.name)));
     Ok(swept)
 }
@@ -238,15 +260,18 @@ async fn tidy(
 }
 
 /// Looks again at everything: what was removed has to be gone.
-async fn prove(client: &Client, swept: &mut Swept, before: Option<DiskUse>) -> Result<(), Error> {
-    let (after, account) = futures_util::join!(look(client), account(client));
-    let after = after?;
+async fn prove(client: &Client, swept: &mut Swept, before: Option<DiskUse>, names: bool) -> Result<(), Error> {
+    let names = async { if names { listed(client, &Quiet).await } else { None } };
+    let (after, account, listed) = futures_util::join!(look(client), account(client), names);
+    let (after, listed) = (after?, listed.unwrap_or_default());
     for gone in &mut swept.removed {
         let target = Target { app: gone.app.clone(), name: gone.name.clone(), project: String::new() };
         let again = format!("{}/state.json", target.directory(&client.base_dir));
         // Somebody may have deployed it again meanwhile.
         if !after.survey.files.contains_key(&again) {
             gone.left = rules::remains(&client.base_dir, &target, &after.survey, &after.inventory);
+            let records = records::of_preview(&listed, &target.app, &target.name);
+            gone.left.extend(records.map(|host| format!("DNS record {host}")));
         }
     }
     let sum = |account: DiskUse| account.images + account.containers + account.volumes + account.build_cache;
@@ -267,6 +292,7 @@ async fn plan(
     images: Vec<(String, rules::Pulled)>,
     cache: u64,
     seen: &Seen,
+    listed: &[Owned],
 ) -> Result<Swept, Error> {
     let jobs =
         remove.into_iter().map(|suspect| (suspect, false)).chain(mend.into_iter().map(|suspect| (suspect, true)));
@@ -286,7 +312,8 @@ async fn plan(
             None if mend => swept.mended.push(Mended { app, name, why }),
             None => {
                 let (removed, left) = (Removed::default(), Vec::new());
-                swept.removed.push(Gone { app, name, why, removed, files: 0, left });
+                let records = records::of_preview(listed, &app, &name).collect();
+                swept.removed.push(Gone { app, name, why, removed, files: 0, records, left });
             }
         }
     }
@@ -321,6 +348,7 @@ struct Work<'a> {
     client: &'a Client,
     wish: &'a Sweep,
     seen: &'a Seen,
+    listed: &'a [Owned],
     now: Timestamp,
     observer: &'a dyn Observer,
     interrupt: &'a Interrupt,
@@ -374,7 +402,9 @@ impl Work<'_> {
         }
         self.observer.event(&Event::Note(&format!("{}; removed", rules::say(suspect, self.now))));
         let (app, name) = (target.app.clone(), target.name.clone());
-        Ok(Done::Gone(Gone { app, name, why: why.clone(), removed: gone.removed, files: gone.files, left: vec![] }))
+        let records = records::of_preview(self.listed, &app, &name).collect();
+        let (why, left) = (why.clone(), vec![]);
+        Ok(Done::Gone(Gone { app, name, why, removed: gone.removed, files: gone.files, records, left }))
     }
 
     /// A run died during an update: the version before runs again, or the preview stays for its next deploy.

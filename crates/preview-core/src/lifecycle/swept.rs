@@ -19,6 +19,8 @@ pub struct Gone {
     pub removed: Removed,
     /// Files that were removed.
     pub files: usize,
+    /// Its hosts that had DNS records.
+    pub records: Vec<String>,
     /// What was found of it afterwards: the proof that nothing is left is that this is empty.
     pub left: Vec<String>,
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::error::Restored;
 use super::leading;
+use super::records;
 use super::run::{Halt, guarded};
 use super::up::up;
 use super::wait::{self, Expected, Restarts, Verdict};
@@ -81,6 +82,8 @@ async fn clear(undo: &Undo<'_>) -> Result<Restored, Fault> {
     let selector = Selector::preview(&undo.target.app, &undo.target.name);
     remove_all(&*undo.client.engine, &selector).await?;
     leading::mislead(undo.client, &undo.target.project).await?;
+    // Before the state goes, which knows of them.
+    records::remove(undo.client, undo.target, &undo.state.records, undo.observer).await?;
     let mut last = contents(undo.target, &undo.client.base_dir, &undo.files);
     if undo.pages {
         // Who has the address learns that it failed; for a while, until the next deploy or sweep.
@@ -201,6 +204,14 @@ async fn record(
     // The run that died may have asked for more.
     state.weight = good.weight.unwrap_or(state.weight);
     state.memory = stack::declared_memory(model);
+    // The hosts that only the failed version had. What does not go now is remembered.
+    let more: BTreeSet<String> = state.records.difference(&good.records).cloned().collect();
+    if !more.is_empty() && undo.client.dns.is_some() {
+        match records::remove(undo.client, undo.target, &more, undo.observer).await {
+            Ok(_) => state.records.clone_from(&good.records),
+            Err(fault) => undo.observer.event(&Event::Warning(&undo.redactor.clean(&fault.chain()))),
+        }
+    }
     let mut good = good.clone();
     good.containers = plan::container_ids(containers);
     good.stack = plan::stack_file(&rendered);

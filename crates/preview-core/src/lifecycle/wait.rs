@@ -365,6 +365,7 @@ mod tests {
             containers: BTreeMap::from([("a".to_owned(), vec!["a".to_owned()])]),
             images: BTreeMap::new(),
             files: vec![],
+            records: Default::default(),
             weight: None,
             commit: None,
             at: jiff::Timestamp::UNIX_EPOCH,

@@ -1,5 +1,7 @@
 //! From a key to a name, a project and addresses.
 
+use std::collections::BTreeSet;
+
 use super::template::{Hole, NameTemplate, Piece};
 use super::url::{Url, UrlTemplate};
 use super::{AppName, Key, MAX_HOST, MAX_LABEL, MIN_SLUG, NameError, PreviewName, label, slug};
@@ -31,6 +33,8 @@ pub struct Named {
     pub project: String,
     /// Its addresses, in the order of the templates.
     pub urls: Vec<Url>,
+    /// The hosts of its addresses that no other preview of the application has.
+    pub hosts: BTreeSet<String>,
 }
 
 impl Naming {
@@ -74,20 +78,25 @@ impl Naming {
         let name = self.fill(&self.template(hole).pieces, hole, &value);
         let name = PreviewName::parse(&name)?;
         let mut urls = Vec::with_capacity(self.urls.len());
+        let mut hosts = BTreeSet::new();
         for template in &self.urls {
             if template.holds(missing) {
                 let placeholder = if missing == Hole::Slug { "slug" } else { "number" };
                 return Err(NameError::WrongKind { template: template.to_string(), key: key.to_string(), placeholder });
             }
             let labels: Vec<_> = template.labels.iter().map(|label| self.fill(label, hole, &value)).collect();
+            let host = labels.join(".");
+            if template.has_own_host() {
+                hosts.insert(host.clone());
+            }
             urls.push(Url {
                 scheme: template.scheme,
-                host: labels.join("."),
+                host,
                 port: template.port,
                 path: self.fill(&template.path, hole, &value),
             });
         }
-        Ok(Named { project: label::project_name(&self.app, &name), name, urls })
+        Ok(Named { project: label::project_name(&self.app, &name), name, urls, hosts })
     }
 
     /// The application.

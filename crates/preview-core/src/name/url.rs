@@ -122,6 +122,14 @@ impl UrlTemplate {
         self.scheme == Scheme::Tcp
     }
 
+    /// Whether each preview has a host of its own, rather than a path on a host that others share.
+    #[must_use]
+    pub fn has_own_host(&self) -> bool {
+        let own =
+            |label: &Vec<Piece>| [Hole::Name, Hole::Number, Hole::Slug].into_iter().any(|hole| holds(label, hole));
+        self.labels.iter().any(own)
+    }
+
     pub(super) fn holds(&self, hole: Hole) -> bool {
         self.labels.iter().chain([&self.path]).any(|part| holds(part, hole))
     }

@@ -38,6 +38,7 @@ fn ready(number: u64) -> State {
             containers: BTreeMap::new(),
             images: BTreeMap::new(),
             files: vec![],
+            records: Default::default(),
             weight: None,
             commit: None,
             at,

@@ -56,6 +56,7 @@ impl World {
             engine: Arc::new(self.engine.clone()),
             lock: Arc::new(MemoryLock::default()),
             runtime: Arc::new(self.runtime.clone()),
+            dns: None,
             base_dir: "/base".to_owned(),
             proxy: preview_core::proxy::Proxy::None,
         };

@@ -4,6 +4,7 @@ mod failures;
 mod notes;
 mod order;
 mod queue;
+mod records;
 mod runs;
 mod sweep;
 mod world;

@@ -57,7 +57,7 @@ async fn a_sick_update_goes_back_and_a_sick_first_deploy_leaves_nothing() {
 
 #[tokio::test]
 async fn a_first_deploy_that_dies_anywhere_is_mended_by_the_next_run_and_by_destroy() {
-    for life in 0..24 {
+    for life in 0..28 {
         let world = World::new();
         world.runtime.set_model(model(1, None));
         let died = world.deploy_for(life, &request()).await;
@@ -76,7 +76,7 @@ async fn a_first_deploy_that_dies_anywhere_is_mended_by_the_next_run_and_by_dest
 
 #[tokio::test]
 async fn an_update_that_dies_anywhere_is_mended_by_the_next_run() {
-    for life in 0..24 {
+    for life in 0..28 {
         let world = World::new();
         world.deploy(1, None).await.expect("created");
         let first = world.running().await;
@@ -109,7 +109,7 @@ async fn an_update_that_dies_anywhere_is_mended_by_the_next_run() {
 
 #[tokio::test]
 async fn a_destroy_that_dies_anywhere_is_ended_by_the_next() {
-    for life in 0..12 {
+    for life in 0..16 {
         let world = World::new();
         world.deploy(1, None).await.expect("created");
         let _ = world.destroy_for(life).await;

@@ -38,7 +38,7 @@ impl World {
 #[tokio::test]
 async fn one_sweep_mends_what_a_dead_run_left() {
     let (mut removed, mut mended) = (0, 0);
-    for life in 0..30 {
+    for life in 0..34 {
         let world = World::new();
         world.runtime.set_model(model(1, None));
         let _ = world.deploy_for(life, &request()).await;

@@ -1,12 +1,13 @@
 //! A host, an engine and a runtime in memory, and adapters that die after a number of changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use preview_core::dns::{Dns, Owned, Value as Leads};
 use preview_core::engine::Engine as _;
 use preview_core::fault::{Fault, FaultKind};
 use preview_core::host::{Change, Entry, Guard, Host, Query, Stream, Survey};
@@ -14,19 +15,23 @@ use preview_core::lifecycle::{self, Client, Destroy, Error, Interrupt, Quiet};
 use preview_core::lock::{Acquired, Holder, Lease, Lock};
 use preview_core::ownership::Selector;
 use preview_core::project::{Deploy, Project, Target};
+use preview_core::proxy::{Proxy, Traefik};
 use preview_core::runtime::{Progress, Resolved, Runtime, Source, Stack};
 use preview_core::secret::Redactor;
 use preview_core::state::{State, Subject};
+use preview_core::testkit::dns::{MemoryDns, MemoryZone};
 use preview_core::testkit::engine::MemoryEngine;
 use preview_core::testkit::host::MemoryHost;
 use preview_core::testkit::lock::MemoryLock;
 use preview_core::testkit::runtime::MemoryRuntime;
 use serde_json::{Value, json};
 
+pub(crate) const ADDRESS: &str = "192.0.2.7";
 pub(crate) const BASE: &str = "/base";
 pub(crate) const LOCK: &str = "/base/shop/pr-7/.lock";
 pub(crate) const MOMENT: Duration = Duration::from_millis(200);
 pub(crate) const STATE: &str = "/base/shop/pr-7/state.json";
+pub(crate) const ZONE: &str = "example.com";
 
 /// Changes until the run dies; a life that is over never ends a change.
 pub(crate) type Life = Arc<AtomicI64>;
@@ -44,6 +49,7 @@ pub(crate) struct World {
     pub(crate) host: Arc<MemoryHost>,
     pub(crate) lock: MemoryLock,
     pub(crate) runtime: MemoryRuntime,
+    pub(crate) zone: MemoryZone,
 }
 
 /// The world's adapters, until the life is over.
@@ -133,6 +139,30 @@ impl Mortal<MemoryRuntime> {
     }
 }
 
+#[async_trait]
+impl Dns for Mortal<MemoryDns> {
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+    fn check(&self, hosts: &BTreeSet<String>) -> Result<Vec<String>, Fault> {
+        self.inner.check(hosts)
+    }
+    async fn write(&self, preview: &Target, hosts: &BTreeSet<String>) -> Result<usize, Fault> {
+        alive(&self.life)?;
+        let written = self.inner.write(preview, hosts).await?;
+        // A run may die before it hears that it is done.
+        alive(&self.life).map(|()| written)
+    }
+    async fn remove(&self, preview: &Target, hosts: &BTreeSet<String>) -> Result<usize, Fault> {
+        alive(&self.life)?;
+        let removed = self.inner.remove(preview, hosts).await?;
+        alive(&self.life).map(|()| removed)
+    }
+    async fn list(&self) -> Result<Vec<Owned>, Fault> {
+        self.inner.list().await
+    }
+}
+
 pub(crate) struct MortalLease {
     inner: Box<dyn Lease>,
     life: Life,
@@ -195,7 +225,13 @@ impl World {
         let engine = MemoryEngine::new();
         engine.add_image("db:1", &BTreeMap::new());
         let runtime = MemoryRuntime::new(engine.clone());
-        Self { engine, host: Arc::new(MemoryHost::default()), lock: MemoryLock::default(), runtime }
+        Self {
+            engine,
+            host: Arc::new(MemoryHost::default()),
+            lock: MemoryLock::default(),
+            runtime,
+            zone: MemoryZone::default(),
+        }
     }
 
     /// Adapters that die after so many changes.
@@ -206,9 +242,19 @@ impl World {
             engine: Arc::new(self.engine.clone()),
             lock: Arc::new(Mortal { inner: self.lock.clone(), life: life.clone() }),
             runtime: Arc::new(Mortal { inner: self.runtime.clone(), life: life.clone() }),
+            dns: Some(Arc::new(Mortal { inner: self.dns(), life: life.clone() })),
             base_dir: BASE.to_owned(),
             proxy: preview_core::proxy::Proxy::None,
         }
+    }
+
+    fn dns(&self) -> MemoryDns {
+        MemoryDns::new(self.zone.clone(), ZONE, "vm", Leads::parse(ADDRESS).expect("an address"))
+    }
+
+    /// The hosts that have a record.
+    pub(crate) fn hosts(&self) -> Vec<String> {
+        self.zone.records().into_keys().collect()
     }
 
     pub(crate) async fn deploy_for(&self, life: i64, deploy: &Deploy) -> Result<lifecycle::Deployed, Error> {
@@ -230,6 +276,10 @@ impl World {
         interrupt: &Interrupt,
     ) -> Result<lifecycle::Deployed, Error> {
         let connect = std::future::ready(Ok(self.client(life)));
+        // Each preview has a host of its own, unless the test says which.
+        let own = BTreeSet::from([format!("{}.{ZONE}", deploy.target.name)]);
+        let hosts = if project.hosts == crate::world::project().hosts { own } else { project.hosts.clone() };
+        let project = &Project { hosts, ..project.clone() };
         lifecycle::deploy(connect, &self.runtime, project, deploy, &Quiet, &Redactor::default(), interrupt).await
     }
 
@@ -263,6 +313,7 @@ impl World {
         let left: Vec<_> = self.host.paths().into_iter().filter(|path| path.starts_with("/base/shop")).collect();
         assert!(left.is_empty(), "{when}: {left:?}");
         assert!(self.lock.held().is_empty(), "{when}");
+        assert!(!self.hosts().contains(&format!("pr-7.{ZONE}")), "{when}: {:?}", self.hosts());
     }
 }
 
@@ -300,7 +351,10 @@ pub(crate) fn numbered(number: u64) -> Deploy {
 }
 
 pub(crate) fn project() -> Project {
-    Project::new("/", &[])
+    let network = "proxy".to_owned();
+    let traefik = Traefik { network, entrypoint: None, tls: None, cert_resolver: None };
+    let hosts = BTreeSet::from([format!("pr-7.{ZONE}")]);
+    Project { proxy: Proxy::Traefik(traefik), routes: Some(vec![]), hosts, ..Project::new("/", &[]) }
 }
 
 pub(crate) fn failed(done: Result<lifecycle::Deployed, Error>) -> Box<lifecycle::FailureReport> {

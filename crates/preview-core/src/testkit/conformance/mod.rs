@@ -1,5 +1,6 @@
 //! What the contracts promise, as suites that every adapter is run through. They panic where one does not keep it.
 
+pub mod dns;
 pub mod engine;
 pub mod forge;
 pub mod host;
