@@ -1,5 +1,7 @@
 //! The command line.
 
+pub(crate) mod vm;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -209,6 +211,9 @@ pub(crate) enum Command {
     Unpin(Which),
     /// Read the CI event, and deploy, update or destroy as it says
     Ci,
+    /// Make a VM ready for previews
+    #[command(subcommand)]
+    Vm(vm::Vm),
 }
 
 impl Command {
@@ -228,6 +233,8 @@ impl Command {
             Self::Pin(_) => "pin",
             Self::Unpin(_) => "unpin",
             Self::Ci => "ci",
+            Self::Vm(vm::Vm::Setup(_)) => "vm setup",
+            Self::Vm(vm::Vm::Provision(_)) => "vm provision",
         }
     }
 }

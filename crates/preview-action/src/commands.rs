@@ -1,8 +1,10 @@
 //! The commands: a session, a call of the library, a report.
 
 mod inspect;
+mod provision;
 mod sweep;
 mod tunnel;
+mod vm;
 
 use std::sync::Arc;
 
@@ -78,6 +80,8 @@ pub(crate) async fn run(cli: Cli) -> u8 {
             Command::Pin(which) => context.wish(&which, lifecycle::Wish::Pin).await,
             Command::Unpin(which) => context.wish(&which, lifecycle::Wish::Unpin).await,
             Command::Ci => context.ci().await,
+            Command::Vm(cli::vm::Vm::Setup(setup)) => context.vm_setup(&setup).await,
+            Command::Vm(cli::vm::Vm::Provision(provision)) => context.vm_provision(&provision).await,
         }
     };
     let done = tracing::Instrument::instrument(work, tracing::info_span!("run", command = name)).await;

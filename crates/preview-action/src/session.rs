@@ -379,7 +379,17 @@ impl Session {
                 .client(host, lock, guardian, self.local_socket().to_string_lossy().as_ref(), base, compose)
                 .await;
         }
-        let options = SshOptions {
+        let host = ssh::connect(self.ssh_options(wish)?).await?;
+        let base = vm.base_dir.as_ref().map_or_else(|| config::BASE_DIR.to_owned(), ToString::to_string);
+        let guardian = host.guardian().clone();
+        let lock = Arc::new(ShellLock::new(Arc::clone(&host)));
+        self.client(host, lock, guardian, vm.docker_socket.as_str(), base, compose).await
+    }
+
+    /// How the machine is reached: keys as configured, host keys checked.
+    pub(crate) fn ssh_options(&self, host: &str) -> Result<SshOptions, Error> {
+        let vm = &self.config.vm;
+        Ok(SshOptions {
             identity_file: vm.identity_file.as_ref().map(|file| self.directory.join(file)),
             identity_key: self.identity_key.clone(),
             known_hosts: match (&vm.known_hosts, &vm.known_hosts_file) {
@@ -388,13 +398,8 @@ impl Session {
                 (None, None) => KnownHosts::UserDefault,
             },
             connect_timeout: Duration::from_secs(20),
-            ..SshOptions::new(Destination::parse(wish)?)
-        };
-        let host = ssh::connect(options).await?;
-        let base = vm.base_dir.as_ref().map_or_else(|| config::BASE_DIR.to_owned(), ToString::to_string);
-        let guardian = host.guardian().clone();
-        let lock = Arc::new(ShellLock::new(Arc::clone(&host)));
-        self.client(host, lock, guardian, vm.docker_socket.as_str(), base, compose).await
+            ..SshOptions::new(Destination::parse(host)?)
+        })
     }
 
     async fn client<H: Host + 'static, L: Lock + 'static>(
