@@ -31,3 +31,6 @@ mod stack;
 mod stacks;
 mod sweep;
 mod trusted;
+mod vm_provision;
+mod vm_proxy;
+mod vm_setup;

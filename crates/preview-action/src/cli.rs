@@ -1,5 +1,7 @@
 //! The command line.
 
+pub(crate) mod vm;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -218,6 +220,9 @@ pub(crate) enum Command {
     /// Look for everything that can be wrong, here, on the VM and on the way in, and say what to do about it; changes nothing
     #[command(after_help = DOCTOR)]
     Doctor(Doctor),
+    /// Make a VM ready for previews
+    #[command(subcommand)]
+    Vm(vm::Vm),
 }
 
 impl Command {
@@ -239,6 +244,8 @@ impl Command {
             Self::Ci => "ci",
             Self::Capacity(_) => "capacity",
             Self::Doctor(_) => "doctor",
+            Self::Vm(vm::Vm::Setup(_)) => "vm setup",
+            Self::Vm(vm::Vm::Provision(_)) => "vm provision",
         }
     }
 }

@@ -3,8 +3,10 @@
 mod capacity;
 mod doctor;
 mod inspect;
+mod provision;
 mod sweep;
 mod tunnel;
+mod vm;
 
 use std::sync::Arc;
 
@@ -88,6 +90,8 @@ pub(crate) async fn run(cli: Cli) -> u8 {
             Command::Ci => context.ci().await,
             Command::Capacity(capacity) => context.capacity(&capacity).await,
             Command::Doctor(doctor) => context.doctor(&doctor).await,
+            Command::Vm(cli::vm::Vm::Setup(setup)) => context.vm_setup(&setup).await,
+            Command::Vm(cli::vm::Vm::Provision(provision)) => context.vm_provision(&provision).await,
         }
     };
     let done = tracing::Instrument::instrument(work, tracing::info_span!("run", command = name)).await;

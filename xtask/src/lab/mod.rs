@@ -163,7 +163,8 @@ impl Lab {
         let mut stay = self.remove_shared_vms()?;
         // By name, never by label alone: images that others built on ours have the label too.
         let made = format!("label={LABEL}");
-        let names = [VmEngine::V20.image(), VmEngine::V28.image(), images::BUSYBOX, images::DEBIAN];
+        let vms = VmEngine::ALL.map(VmEngine::image);
+        let names = vms.into_iter().chain([images::BUSYBOX, images::DEBIAN]);
         for name in names {
             let ours = sh::text(&mut self.docker(["images", "-q", "--filter", &made, name]))?;
             if !ours.is_empty() && !sh::succeeds(&mut self.docker(["rmi", name])) {

@@ -37,6 +37,8 @@ const CAPABLE: [&str; 15] = [
 /// The Docker engine that runs inside a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VmEngine {
+    /// None: a server as a provider hands it out, where `root` logs in. Never shared.
+    None,
     /// Debian 12's: 20.10.
     V20,
     /// A current one: 28.
@@ -44,8 +46,11 @@ pub enum VmEngine {
 }
 
 impl VmEngine {
+    pub(super) const ALL: [Self; 3] = [Self::None, Self::V20, Self::V28];
+
     pub(super) fn image(self) -> &'static str {
         match self {
+            Self::None => "preview-lab/bare",
             Self::V20 => "preview-lab/vm:20.10",
             Self::V28 => "preview-lab/vm:28",
         }
@@ -53,6 +58,7 @@ impl VmEngine {
 
     pub(super) fn target(self) -> &'static str {
         match self {
+            Self::None => "bare",
             Self::V20 => "v20",
             Self::V28 => "v28",
         }
@@ -76,6 +82,7 @@ pub struct VmOptions {
 pub struct Vm {
     lab: Lab,
     name: String,
+    engine: VmEngine,
     port: u16,
     host_key: String,
     dir: PathBuf,
@@ -140,10 +147,22 @@ impl Vm {
         self.port
     }
 
-    /// `ssh://deploy@127.0.0.1:PORT`
+    /// `ssh://deploy@127.0.0.1:PORT`, or `root` where nobody set the machine up.
     #[must_use]
     pub fn ssh_url(&self) -> String {
-        format!("ssh://deploy@127.0.0.1:{}", self.port)
+        self.ssh_url_of(if self.engine == VmEngine::None { "root" } else { "deploy" })
+    }
+
+    /// `ssh://USER@127.0.0.1:PORT`
+    #[must_use]
+    pub fn ssh_url_of(&self, user: &str) -> String {
+        format!("ssh://{user}@127.0.0.1:{}", self.port)
+    }
+
+    /// The public key that belongs to [`Vm::identity_file`].
+    #[must_use]
+    pub fn public_key_file(&self) -> PathBuf {
+        self.identity_file().with_extension("pub")
     }
 
     /// The private key that opens the VM.
@@ -181,6 +200,14 @@ impl Vm {
     #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = self.lab.docker(["exec", self.name.as_str()]);
+        command.args(args);
+        command
+    }
+
+    /// The same, with an input that the caller provides.
+    #[must_use]
+    pub fn command_with_input(&self, args: &[&str]) -> Command {
+        let mut command = self.lab.docker(["exec", "-i", self.name.as_str()]);
         command.args(args);
         command
     }
@@ -335,7 +362,8 @@ impl Vm {
         let dir = lab.dir.join("vms").join(&name);
         fs::create_dir_all(&dir)?;
         // From here on the drop removes what there is, whatever fails.
-        let mut vm = Self { lab: lab.clone(), name, port, host_key: String::new(), dir, keep: false, _in_use: None };
+        let mut vm =
+            Self { lab: lab.clone(), name, engine, port, host_key: String::new(), dir, keep: false, _in_use: None };
         sh::text(&mut run).context("cannot start a VM")?;
         vm.read_host_key()?;
         vm.wait_ready()?;
@@ -358,6 +386,7 @@ impl Vm {
         let mut vm = Self {
             lab: lab.clone(),
             name: name.to_owned(),
+            engine,
             port: port.parse().ok()?,
             host_key: String::new(),
             dir: lab.dir.join("vms").join(name),
@@ -380,8 +409,8 @@ impl Vm {
     }
 
     fn wait_ready(&self) -> Result<()> {
-        sh::wait_until("the VM", READY_WITHIN, || sh::succeeds(self.ssh().args(["docker", "version"])))
-            .with_context(|| self.logs())
+        let ready: &[&str] = if self.engine == VmEngine::None { &["true"] } else { &["docker", "version"] };
+        sh::wait_until("the VM", READY_WITHIN, || sh::succeeds(self.ssh().args(ready))).with_context(|| self.logs())
     }
 
     fn logs(&self) -> String {

@@ -11,13 +11,14 @@ use crate::sh;
 
 const DOCKERFILE: &str = include_str!("vm/Dockerfile");
 const ENTRYPOINT: &str = include_str!("vm/entrypoint");
+const BARE: [&str; 2] = [include_str!("vm/bare/Dockerfile"), include_str!("vm/bare/entrypoint")];
 const LAB_DOCKERD: &str = include_str!("vm/lab-dockerd");
 
 pub(super) fn ensure(lab: &Lab) -> Result<()> {
     key(lab)?;
-    for engine in [VmEngine::V20, VmEngine::V28] {
+    for engine in VmEngine::ALL {
         sh::step(engine.image(), || {
-            let hash = hash();
+            let hash = hash(engine);
             if current(lab, engine).as_ref() == Some(&hash) {
                 return Ok(((), "there".to_owned()));
             }
@@ -50,27 +51,36 @@ fn current(lab: &Lab, engine: VmEngine) -> Option<String> {
     sh::text(&mut lab.docker(["image", "inspect", "--format", &format, engine.image()])).ok()
 }
 
-fn hash() -> String {
+fn hash(engine: VmEngine) -> String {
     let mut hasher = DefaultHasher::new();
-    (DOCKERFILE, ENTRYPOINT, LAB_DOCKERD).hash(&mut hasher);
+    match engine {
+        VmEngine::None => BARE.hash(&mut hasher),
+        VmEngine::V20 | VmEngine::V28 => (DOCKERFILE, ENTRYPOINT, LAB_DOCKERD).hash(&mut hasher),
+    }
     format!("{:016x}", hasher.finish())
 }
 
 fn build(lab: &Lab, engine: VmEngine, hash: &str) -> Result<()> {
-    packages::fetch_plugins(lab)?;
     let context = lab.dir.join("work/vm");
     if context.is_dir() {
         fs::remove_dir_all(&context)?;
     }
     fs::create_dir_all(context.join("engine"))?;
-    fs::write(context.join("Dockerfile"), DOCKERFILE)?;
-    fs::write(context.join("entrypoint"), ENTRYPOINT)?;
-    fs::write(context.join("lab-dockerd"), LAB_DOCKERD)?;
-    link_all(&packages::plugins_dir(lab), &context.join("plugins"))?;
+    let mut build = lab.docker(["buildx", "build", "--load", "--progress", "plain"]);
+    if engine == VmEngine::None {
+        fs::write(context.join("Dockerfile"), BARE[0])?;
+        fs::write(context.join("entrypoint"), BARE[1])?;
+    } else {
+        packages::fetch_plugins(lab)?;
+        fs::write(context.join("Dockerfile"), DOCKERFILE)?;
+        fs::write(context.join("entrypoint"), ENTRYPOINT)?;
+        fs::write(context.join("lab-dockerd"), LAB_DOCKERD)?;
+        link_all(&packages::plugins_dir(lab), &context.join("plugins"))?;
+        build.args(["--target", engine.target()]);
+    }
     if engine == VmEngine::V28 {
         link_all(&packages::fetch_engine(lab)?, &context.join("engine"))?;
     }
-    let mut build = lab.docker(["buildx", "build", "--load", "--progress", "plain", "--target", engine.target()]);
     build
         .args(["--label", &format!("{LABEL}=1"), "--label", &format!("{LABEL}.hash={hash}")])
         .args(["--tag", engine.image()])

@@ -1,0 +1,24 @@
+# $@ ports that are open beside those of sshd
+table='inet preview_firewall'
+check() {
+  have nft || differs "nftables is not installed"
+  if ! rules=$(nft list table $table 2>/dev/null); then differs "every port is open"; return; fi
+  [ -x /usr/local/lib/preview/firewall ] || return 0
+  printf '%s\n' "$rules" | grep -qF "\"ports $(/usr/local/lib/preview/firewall ports)\"" || differs "other ports are open than wanted: $(printf '%s\n' "$rules" | sed -n 's/.*"ports \(.*\)".*/\1/p')"
+  systemctl is-enabled preview-firewall >/dev/null 2>&1 || differs "it does not come back after a reboot"
+  ! ufw_active || note "ufw is active too and stays so: a port is open only if both let it through"
+}
+ufw_active() { have ufw && ufw status 2>/dev/null | grep -q '^Status: active'; }
+apply() {
+  have nft || packages nftables
+  # The port of this very connection stays open, whatever sshd says about itself.
+  mine=$(printf '%s\n' "${SSH_CONNECTION:-}" | awk '{ print $4 }')
+  echo "$mine" >/etc/preview/firewall.connection
+  service daemon-reload
+  service enable preview-firewall
+  service restart preview-firewall
+}
+undo() {
+  systemctl disable --now preview-firewall || :
+  nft delete table $table 2>/dev/null || :
+}

@@ -1,0 +1,42 @@
+# What all steps use. A step says what differs with `differs`, what to know with `note`, and that it does not apply here with `skip`.
+export LC_ALL=C DEBIAN_FRONTEND=noninteractive PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+umask 022
+wrong=0
+differs() { wrong=1; echo "$*"; }
+note() { echo "$*"; }
+skip() { echo "$*"; exit 77; }
+fail() { echo "$*"; exit 1; }
+have() { command -v "$1" >/dev/null 2>&1; }
+in_container() {
+  [ ! -e /.dockerenv ] && [ ! -e /run/.containerenv ] || return 0
+  have systemd-detect-virt && systemd-detect-virt --quiet --container
+}
+# apt-get asks for the lists only where it does not know a package yet, and waits for the machine's own updates.
+packages() {
+  apt_get() { apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold "$@"; }
+  apt_get install -y --no-install-recommends "$@" && return
+  apt_get update && apt_get install -y --no-install-recommends "$@"
+}
+# Whether systemd runs the machine: nobody else has timers.
+booted() { [ -d /run/systemd/system ]; }
+service() { systemctl "$@" || fail "systemctl $* failed; its own words: journalctl -n 30"; }
+hash_of() { sha256sum <"$1" | cut -c 1-64; }
+# look PATH MODE SHA256: says what is not as wanted.
+look() {
+  if [ ! -f "$1" ]; then differs "$1 is missing"; return; fi
+  [ "$(hash_of "$1")" = "$3" ] || differs "$1 has another content"
+  [ "$(stat -c '%a %U' "$1")" = "$2 root" ] || differs "$1 has another mode or owner: $(stat -c '%a %U' "$1") instead of $2 root"
+}
+# put PATH MODE: standard input becomes the file, at once.
+put() {
+  mkdir -p "${1%/*}"
+  new=$(mktemp "${1%/*}/.new.XXXXXX")
+  cat >"$new"
+  chmod "$2" "$new"
+  mv -f "$new" "$1"
+}
+# directory PATH MODE OWNER: says what is not as wanted.
+directory() {
+  if [ ! -d "$1" ]; then differs "$1 is missing"; return; fi
+  [ "$(stat -c '%a %U' "$1")" = "$2 $3" ] || differs "$1 has another mode or owner: $(stat -c '%a %U' "$1") instead of $2 $3"
+}

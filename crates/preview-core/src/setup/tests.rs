@@ -1,0 +1,206 @@
+//! What a wish becomes, for a machine with certain facts; and the alerts, run for real.
+
+mod alerts;
+
+use std::collections::BTreeMap;
+
+use super::proxy::{Acme, ProxyWish, Tls, proxy_files};
+use super::script::{Finding, Verdict};
+use super::*;
+
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0xX2l3bWZ0aGVrZXlvZmF0ZXN0MTIzNDU2Nzg5 ci@example";
+
+fn wish() -> Wish {
+    Wish { deploy_keys: vec![KEY.to_owned()], ..Wish::default() }
+}
+
+fn secret(text: &str) -> Secret<String> {
+    Secret::new(text.to_owned())
+}
+
+fn ids(wish: &Wish) -> Vec<&'static str> {
+    steps(wish, &Facts::default()).expect("sound").iter().map(|step| step.id).collect()
+}
+
+#[test]
+fn the_steps_come_in_the_order_of_their_names() {
+    let mut all = wish();
+    all.alerts.webhook = Some(secret("https://chat.example/hook"));
+    all.security_updates = true;
+    all.proxy = Some(ProxyWish::default());
+    assert_eq!(ids(&all), IDS);
+    assert_eq!(ids(&wish()), IDS[..8]);
+}
+
+#[test]
+fn what_users_say_is_an_argument_or_a_file_and_never_script() {
+    let mut evil = wish();
+    evil.base_dir = "/opt/$(touch /tmp/pwned)'; rm -rf /'".to_owned();
+    let all = steps(&evil, &Facts::default()).expect("a strange path is a path");
+    let directories = all.iter().find(|step| step.id == "directories").expect("there");
+    let text = script::mend(directories);
+    assert!(text.contains(r"set -- deploy '/opt/$(touch /tmp/pwned)'\''; rm -rf /'\''' /opt/preview-proxy"), "{text}");
+    for step in &all {
+        assert!(!step.script.contains("pwned"));
+    }
+}
+
+#[test]
+fn wishes_that_cannot_be() {
+    type Spoil = fn(&mut Wish);
+    let cases: [(Spoil, &str); 12] = [
+        (|wish| wish.user = "root".into(), "no name for the deploy user"),
+        (|wish| wish.user = "a b".into(), "no name for the deploy user"),
+        (|wish| wish.deploy_keys = vec!["-----BEGIN OPENSSH PRIVATE KEY-----".into()], "private key"),
+        (|wish| wish.deploy_keys = vec!["command=\"x\" ssh-ed25519 AAAA".into()], "not a public key"),
+        (|wish| wish.deploy_keys = vec![format!("{KEY}\nssh-rsa {}", "A".repeat(50))], "not a public key"),
+        (|wish| wish.base_dir = "previews".into(), "plain absolute path"),
+        (|wish| wish.base_dir = "/opt/../etc".into(), "plain absolute path"),
+        (|wish| wish.alerts.webhook = Some(secret("ftp://x")), "no http(s) address"),
+        (|wish| wish.alerts.uptime = Some(secret("https://x\nwebhook=y")), "no http(s) address"),
+        (|wish| proxy_of(wish).image = "--privileged".into(), "is no image"),
+        (|wish| proxy_of(wish).domain = Some("*.example.com".into()), "is no domain"),
+        (|wish| proxy_of(wish).tls = Tls::Acme(Acme { email: "me".into(), ..acme() }), "--domain"),
+    ];
+    for (spoil, said) in cases {
+        let mut wrong = wish();
+        spoil(&mut wrong);
+        let error = steps(&wrong, &Facts::default()).expect_err(said);
+        assert!(error.contains(said), "{said}: {error}");
+    }
+}
+
+fn proxy_of(wish: &mut Wish) -> &mut ProxyWish {
+    wish.proxy.get_or_insert_default()
+}
+
+fn acme() -> Acme {
+    Acme {
+        email: "ops@example.com".to_owned(),
+        dns: "cloudflare".to_owned(),
+        environment: BTreeMap::from([("CF_DNS_API_TOKEN".to_owned(), secret("cf-token-1234"))]),
+        server: Some("https://acme.example/dir".to_owned()),
+        authority: None,
+        resolvers: vec!["192.0.2.53:53".to_owned()],
+    }
+}
+
+fn proxy() -> ProxyWish {
+    ProxyWish {
+        domain: Some("preview.example.com".to_owned()),
+        tls: Tls::Acme(acme()),
+        tunnel: Some(secret("tunnel-token-1234")),
+        ..ProxyWish::default()
+    }
+}
+
+#[test]
+fn a_deploy_users_key_goes_there_without_its_comment() {
+    assert_eq!(wish::public_key(KEY).expect("a key"), KEY.rsplit_once(' ').expect("a comment").0);
+}
+
+#[test]
+fn the_proxys_files() {
+    let text: String = proxy_files(&proxy())
+        .iter()
+        .map(|file| {
+            let content = if file.secret { "(secret)\n" } else { file.content.expose() };
+            format!("=== {} {:o}\n{content}", file.path, file.mode)
+        })
+        .collect();
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn secrets_stand_in_files_for_root_alone_and_nowhere_else() {
+    let mut all = wish();
+    all.proxy = Some(proxy());
+    all.alerts.webhook = Some(secret("https://chat.example/hook-1234"));
+    let all = steps(&all, &Facts::default()).expect("sound");
+    for hidden in ["cf-token-1234", "tunnel-token-1234", "hook-1234"] {
+        let files: Vec<&File> =
+            all.iter().flat_map(|step| &step.files).filter(|file| file.content.expose().contains(hidden)).collect();
+        assert_eq!(files.len(), 1, "{hidden}");
+        assert!(files[0].secret && files[0].mode == 0o600, "{hidden}");
+        assert!(!format!("{all:?}").contains(hidden));
+        assert!(!all.iter().any(|step| script::check(step).contains(hidden)), "a look needs no secret");
+    }
+}
+
+#[test]
+fn a_container_is_made_anew_when_what_it_reads_at_its_start_changes() {
+    let hash = |wish: &ProxyWish| proxy::step(wish).arguments;
+    let before = hash(&proxy());
+    let mut other = proxy();
+    other.tunnel = Some(secret("another"));
+    let changed: Vec<bool> = hash(&other).iter().zip(&before).map(|(a, b)| a != b).collect();
+    assert_eq!(changed, [false, false, false, false, true, false], "cloudflared alone");
+    let mut other = proxy();
+    other.image = "traefik:v3.8".to_owned();
+    let changed: Vec<bool> = hash(&other).iter().zip(&before).map(|(a, b)| a != b).collect();
+    assert_eq!(changed, [false, false, false, true, false, false], "Traefik alone");
+    // Traefik watches these.
+    let mut other = proxy();
+    other.domain = Some("other.example.com".to_owned());
+    assert_eq!(hash(&other), before);
+}
+
+#[test]
+fn answers_of_checks_are_read() {
+    let all = steps(&wish(), &Facts::default()).expect("sound");
+    let meant: Vec<&Step> = all[..4].iter().collect();
+    let said = "noise\n\n#M docker-config\n\n#M 0\n\n#M docker\nno engine\n\n#M 1\n\n#M user\nnot here\n#M 77\n#M directories\nsh: x: not found\n#M 127\n";
+    let found = script::findings(said, &meant, "#M").expect("complete");
+    let verdicts: Vec<Verdict> = found.iter().map(|finding| finding.verdict).collect();
+    assert_eq!(verdicts, [Verdict::AsWanted, Verdict::Differs, Verdict::NotHere, Verdict::Broken]);
+    assert_eq!(found[1], Finding { verdict: Verdict::Differs, lines: vec!["no engine".to_owned()] });
+    assert_eq!(script::findings(&said[..40], &meant, "#M"), None);
+}
+
+#[test]
+fn every_script_is_one_that_a_posix_shell_reads() {
+    let mut all = wish();
+    all.proxy = Some(proxy());
+    all.security_updates = true;
+    all.alerts.webhook = Some(secret("https://chat.example/hook"));
+    let all = steps(&all, &Facts::default()).expect("sound");
+    let mut texts: Vec<String> = all.iter().flat_map(|step| [script::apply(step, "#M"), script::undo(step)]).collect();
+    texts.push(script::checks(&all.iter().collect::<Vec<_>>(), "#M"));
+    for file in all.iter().flat_map(|step| &step.files) {
+        texts.extend(Some(file.content.expose().clone()).filter(|text| text.starts_with("#!/bin/sh")));
+    }
+    assert!(texts.len() > 20);
+    for text in texts {
+        let mut shell = std::process::Command::new("sh");
+        let mut shell = shell.arg("-n").stdin(std::process::Stdio::piped()).spawn().expect("sh starts");
+        let mut input = shell.stdin.take().expect("an input");
+        std::io::Write::write_all(&mut input, text.as_bytes()).expect("sh reads");
+        drop(input);
+        assert!(shell.wait().expect("an end").success(), "{text}");
+    }
+}
+
+#[test]
+fn the_outcome_as_text() {
+    let told = |id, state, details: &[&str]| Told {
+        id,
+        title: format!("what {id} is"),
+        why: "because",
+        state,
+        details: details.iter().map(|line| (*line).to_owned()).collect(),
+        seconds: None,
+    };
+    let host = || ("ssh://root@vm".to_owned(), "Debian".to_owned());
+    let steps = vec![told("docker", State::Ok, &[]), told("user", State::Change, &["there is no user deploy"])];
+    let plan = SetUp::new(host().0, host().1, true, steps);
+    assert_eq!((plan.changed, plan.failed, plan.exit_code()), (false, false, 0));
+    insta::assert_snapshot!("a_plan", text(&plan));
+    let steps = vec![
+        told("docker", State::Changed, &[]),
+        told("user", State::Failed, &["useradd: no"]),
+        told("swap", State::NotReached, &[]),
+    ];
+    let failed = SetUp::new(host().0, host().1, false, steps);
+    assert_eq!((failed.changed, failed.failed, failed.exit_code()), (true, true, 4));
+    insta::assert_snapshot!("a_failure", text(&failed));
+}
