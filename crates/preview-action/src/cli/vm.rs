@@ -133,7 +133,7 @@ pub(crate) struct Proxy {
     /// The variable with the token of a Cloudflare tunnel that leads here
     #[arg(long, value_name = "NAME")]
     pub(crate) tunnel_token_env: Option<String>,
-    /// Another image: traefik=IMAGE, socket-proxy=IMAGE, cloudflared=IMAGE; may be repeated
+    /// Another image: traefik=IMAGE, socket-proxy=IMAGE, status=IMAGE (an nginx), cloudflared=IMAGE; may be repeated
     #[arg(long, value_name = "NAME=IMAGE")]
     pub(crate) image: Vec<String>,
 }

@@ -90,6 +90,9 @@ impl Context {
         wish.ports.extend(&flags.open_port);
         if let Some(base) = &session.config.vm.base_dir {
             wish.base_dir = base.to_string();
+            if let Some(proxy) = &mut wish.proxy {
+                proxy.pages = format!("{base}/.pages");
+            }
         }
         for file in &flags.deploy_key {
             let text = read("--deploy-key", file)?;
@@ -107,8 +110,9 @@ impl Context {
                 Some(("traefik", _)) => &mut wish.image,
                 Some(("socket-proxy", _)) => &mut wish.socket_proxy_image,
                 Some(("cloudflared", _)) => &mut wish.cloudflared_image,
+                Some(("status", _)) => &mut wish.status_image,
                 _ => {
-                    let forms = "traefik=IMAGE, socket-proxy=IMAGE or cloudflared=IMAGE";
+                    let forms = "traefik=IMAGE, socket-proxy=IMAGE, status=IMAGE or cloudflared=IMAGE";
                     return Err(Error::invalid(format!("--image {image}: expected {forms}")));
                 }
             };

@@ -8,8 +8,11 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::{File, PROXY_DIR, Step, sha256};
+use crate::proxy::status_server;
 use crate::secret::Secret;
 
+/// Where the status pages are in the container that shows them.
+const PAGES: &str = "/etc/preview/pages";
 /// The network that the proxy shares with routed services.
 const NETWORK: &str = "preview-proxy";
 /// The network of the proxy and the proxy of its socket.
@@ -60,6 +63,10 @@ pub struct ProxyWish {
     pub socket_proxy_image: String,
     /// Image of cloudflared.
     pub cloudflared_image: String,
+    /// Image of nginx, which shows the status pages.
+    pub status_image: String,
+    /// The directory of the status pages: `.pages` of the base directory.
+    pub pages: String,
     /// Previews are below this domain; for the wildcard certificate.
     pub domain: Option<String>,
     /// Certificates.
@@ -74,6 +81,8 @@ impl Default for ProxyWish {
             image: "traefik:v3.7.9".to_owned(),
             socket_proxy_image: "tecnativa/docker-socket-proxy:v0.4.2".to_owned(),
             cloudflared_image: "cloudflare/cloudflared:2026.9.1".to_owned(),
+            status_image: "nginx:1.28-alpine".to_owned(),
+            pages: "/opt/previews/.pages".to_owned(),
             domain: None,
             tls: Tls::default(),
             tunnel: None,
@@ -84,7 +93,7 @@ impl Default for ProxyWish {
 impl ProxyWish {
     pub(super) fn check(&self) -> Result<(), String> {
         let reference = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
-        for image in [&self.image, &self.socket_proxy_image, &self.cloudflared_image] {
+        for image in [&self.image, &self.socket_proxy_image, &self.cloudflared_image, &self.status_image] {
             if image.is_empty() || image.starts_with('-') || !image.chars().all(reference) {
                 return Err(format!("`{image}` is no image"));
             }
@@ -154,7 +163,10 @@ struct Container {
 /// All files of the proxy's stack, those with secrets too.
 #[must_use]
 pub fn proxy_files(wish: &ProxyWish) -> Vec<File> {
-    let mut files = vec![File::new(path("traefik.yml"), 0o644, static_config(wish))];
+    let mut files = vec![
+        File::new(path("traefik.yml"), 0o644, static_config(wish)),
+        File::new(path("status.conf"), 0o644, status_server(PAGES).trim_end()),
+    ];
     match &wish.tls {
         Tls::SelfSigned => {}
         Tls::Files { certificate, key } => {
@@ -259,7 +271,7 @@ fn containers(wish: &ProxyWish) -> Vec<Container> {
         traefik.options.push(format!("--env-file={}", path("acme.env")));
         traefik.reads.extend([path("acme.env"), path("certs/acme-ca.pem")]);
     }
-    let mut all = vec![socket, traefik];
+    let mut all = vec![socket, traefik, status(wish)];
     if wish.tunnel.is_some() {
         all.push(Container {
             name: "preview-cloudflared",
@@ -278,6 +290,34 @@ fn containers(wish: &ProxyWish) -> Vec<Container> {
         });
     }
     all
+}
+
+/// Shows the status pages behind the router that fits everything and comes last.
+fn status(wish: &ProxyWish) -> Container {
+    let labels = [
+        "traefik.enable=true",
+        "traefik.http.routers.preview-status.rule=HostRegexp(`.+`)",
+        "traefik.http.routers.preview-status.priority=1",
+        "traefik.http.routers.preview-status.entrypoints=websecure",
+        "traefik.http.services.preview-status.loadbalancer.server.port=80",
+    ];
+    let mut options: Vec<String> = labels.iter().map(|label| format!("--label={label}")).collect();
+    options.extend([
+        format!("--volume={}:/etc/nginx/nginx.conf:ro", path("status.conf")),
+        format!("--volume={}:{PAGES}:ro", wish.pages),
+    ]);
+    options.extend(words(&["--read-only", "--tmpfs=/run", "--tmpfs=/var/cache/nginx", "--tmpfs=/var/lib/nginx"]));
+    options.push("--memory=64m".to_owned());
+    Container {
+        name: "preview-status",
+        purpose: "the pages for previews that do not answer",
+        image: wish.status_image.clone(),
+        network: NETWORK,
+        also: None,
+        options,
+        command: vec![],
+        reads: vec![path("status.conf")],
+    }
 }
 
 /// The script that makes and starts a container; its argument is the hash that the label gets.
@@ -357,7 +397,12 @@ api:
   dashboard: true
 ping:
   entryPoint: admin
+# A container on the same machine is reached at once or not at all; one that has just gone is not waited for.
+serversTransport:
+  forwardingTimeouts:
+    dialTimeout: 500ms
 providers:
+  providersThrottleDuration: 250ms
   docker:
     endpoint: tcp://preview-socket-proxy:2375
     exposedByDefault: false
