@@ -5,7 +5,7 @@
 mod fake;
 #[path = "../../crates/preview-core/tests/dns/server.rs"]
 #[expect(dead_code, reason = "the adapter's own tests use more of it")]
-mod server;
+pub(crate) mod server;
 
 use preview_tests::{Site, Where};
 

@@ -12,6 +12,7 @@ mod embed;
 mod faults;
 mod history;
 mod inside;
+mod internet;
 mod isolation;
 mod killed;
 mod lifecycle;

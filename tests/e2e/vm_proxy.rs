@@ -1,36 +1,25 @@
 //! The proxy that `preview vm setup` puts on a server: real Traefik, a certificate from files, and what it is made of.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use preview_tests::{Lab, Ran, Vm, VmEngine, VmOptions, eventually, lab};
+use xtask::lab::Extra;
 
 use crate::vm_setup::{command, open, shell};
 
-const SOCKET_PROXY: &str = "preview-lab/socket-proxy";
+pub(crate) const SOCKET_PROXY: &str = "preview-lab/socket-proxy";
 
-/// Traefik's image: the lab's, or the one that would be used anyway.
+/// Traefik's image: the lab's.
 fn traefik(lab: &Lab) -> Option<String> {
-    let there = |image: &str| lab.docker(["image", "inspect", image]).output().is_ok_and(|out| out.status.success());
-    let usual = preview_core::setup::proxy::ProxyWish::default().image;
-    for image in ["preview-lab/traefik:latest", &usual] {
-        if there(image) {
-            return Some(image.to_owned());
-        }
+    if !lab.has_go() {
+        eprintln!("skipped: Traefik is built by Go here, and there is no `go`");
+        return None;
     }
-    let pulled = lab.docker(["pull", "-q", &usual]).stdin(Stdio::null()).output().is_ok_and(|out| out.status.success());
-    if pulled {
-        return Some(usual);
-    }
-    assert!(
-        std::env::var_os("PREVIEW_LAB").is_none(),
-        "there is no image of Traefik: neither preview-lab/traefik nor {usual}"
-    );
-    eprintln!("NOT TESTED: there is no image of Traefik");
-    None
+    Some(lab.extra(Extra::Traefik).expect("the image is made").to_owned())
 }
 
-fn socket_proxy(lab: &Lab) {
+pub(crate) fn socket_proxy(lab: &Lab) {
     let context = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/socket-proxy");
     let built = lab
         .docker(["buildx", "build", "--load", "-q", "--label", "preview.lab=1", "-t", SOCKET_PROXY, context])
@@ -66,21 +55,25 @@ fn a_proxy_that_routes_by_labels_and_shows_itself_to_nobody_else() {
 
     run(&mut command(&vm, &["--skip", "proxy", "--skip", "node-exporter"])).expect(0);
     shell(&vm, "apt-get install -y -qq --no-install-recommends curl openssl >/dev/null 2>&1");
-    vm.load_image(&[&image, SOCKET_PROXY, "busybox:1.36"]).expect("the images get into the VM");
+    let status = lab.extra(Extra::Nginx).expect("the image is made");
+    vm.load_image(&[&image, status, SOCKET_PROXY, "busybox:1.36"]).expect("the images get into the VM");
     certificate(&vm, files.path(), 1);
-    let images = [format!("traefik={image}"), format!("socket-proxy={SOCKET_PROXY}")];
+    let images = [format!("traefik={image}"), format!("socket-proxy={SOCKET_PROXY}"), format!("status={status}")];
     let file = |name: &str| files.path().join(name).to_str().expect("text").to_owned();
     let (cert, key) = (file("cert.pem"), file("key.pem"));
     let set_up = |more: &[&str]| {
         let wish = ["--only", "proxy", "--domain", "preview.example.com", "--cert", &cert, "--key", &key];
-        run(&mut command(&vm, &[&wish[..], &["--image", &images[0], "--image", &images[1]], more].concat()))
+        run(&mut command(
+            &vm,
+            &[&wish[..], &["--image", &images[0], "--image", &images[1], "--image", &images[2]], more].concat(),
+        ))
     };
 
     let ran = set_up(&["--dry-run"]).expect(0);
     assert!(ran.out.contains("the container preview-traefik does not run, or not as wanted"), "{}", ran.out);
     assert_eq!(
         shell(&vm, "docker ps -aq; docker network ls -q --filter name=preview-proxy; ls /opt/preview-proxy"),
-        "pages"
+        ""
     );
     set_up(&[]).expect(0);
     let before = shell(&vm, "docker ps -q --no-trunc");

@@ -127,7 +127,7 @@ pub(crate) struct Proxy {
     /// Certificates by which that authority's server is trusted, PEM
     #[arg(long, value_name = "FILE", requires = "acme_email")]
     pub(crate) acme_ca: Option<PathBuf>,
-    /// A name server that is asked whether the record is there, HOST:PORT; may be repeated
+    /// A name server that is asked whether the record is there, instead of the zone's own, HOST:PORT; may be repeated
     #[arg(long, value_name = "SERVER", requires = "acme_email")]
     pub(crate) acme_resolver: Vec<String>,
     /// The variable with the token of a Cloudflare tunnel that leads here

@@ -424,7 +424,12 @@ providers:
         let _ = write!(text, "      dnsChallenge:\n        provider: {}\n", yaml(&acme.dns));
         if !acme.resolvers.is_empty() {
             let list: Vec<String> = acme.resolvers.iter().map(|resolver| yaml(resolver)).collect();
-            let _ = writeln!(text, "        resolvers: [{}]", list.join(", "));
+            // These instead of the zone's own, which may be out of reach from here, or on another port.
+            let _ = write!(
+                text,
+                "        resolvers: [{}]\n        propagation:\n          disableANSChecks: true\n          requireAllRNS: true\n",
+                list.join(", ")
+            );
         }
     }
     text

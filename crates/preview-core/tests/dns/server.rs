@@ -46,6 +46,12 @@ fn free_port() -> u16 {
 impl Server {
     /// A server with the zone, whose key may update it, and transfer it if `transfer`.
     pub(crate) fn start(kind: Kind, transfer: bool) -> Option<Self> {
+        Self::start_on(kind, transfer, &[])
+    }
+
+    /// The same, which listens on more addresses of this machine too.
+    pub(crate) fn start_on(kind: Kind, transfer: bool, more: &[&str]) -> Option<Self> {
+        let addresses: Vec<&str> = ["127.0.0.1"].iter().chain(more).copied().collect();
         let program = if kind == Kind::Knot { "knotd" } else { "named" };
         if !there(program) || !there("dig") || !there("nsupdate") {
             return None;
@@ -56,9 +62,11 @@ impl Server {
         let mut command = Command::new(program);
         match kind {
             Kind::Knot => {
+                let listen: Vec<String> = addresses.iter().map(|address| format!("{address}@{port}")).collect();
+                let listen = listen.join(", ");
                 let actions = if transfer { "[update, transfer]" } else { "[update]" };
                 let text = format!(
-                    "server:\n  rundir: {path}\n  listen: 127.0.0.1@{port}\n\
+                    "server:\n  rundir: {path}\n  listen: [{listen}]\n\
                      database:\n  storage: {path}\n\
                      key:\n  - id: {KEY}\n    algorithm: hmac-sha256\n    secret: {SECRET}\n\
                      acl:\n  - id: preview\n    key: {KEY}\n    action: {actions}\n\
@@ -69,9 +77,10 @@ impl Server {
                 command.args(["-c", &format!("{path}/knot.conf")]);
             }
             Kind::Bind => {
+                let listen = addresses.join("; ");
                 let transfer = if transfer { format!("key {KEY};") } else { "none;".to_owned() };
                 let text = format!(
-                    "options {{ directory \"{path}\"; listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; pid-file \"{path}/pid\"; \
+                    "options {{ directory \"{path}\"; listen-on port {port} {{ {listen}; }}; listen-on-v6 {{ none; }}; pid-file \"{path}/pid\"; \
                      session-keyfile \"{path}/session\"; recursion no; dnssec-validation no; managed-keys-directory \"{path}\"; }};\n\
                      controls {{ }};\n\
                      key {KEY} {{ algorithm hmac-sha256; secret \"{SECRET}\"; }};\n\
