@@ -1,7 +1,7 @@
 //! Through real proxies: by host, by path, two names, web sockets, gRPC, Postgres over TLS; status pages; and what happens when the proxy does not play along.
 
 use preview_tests::lane::{Kind, Lane};
-use preview_tests::{VmEngine, Where, eventually};
+use preview_tests::{Site, VmEngine, Where, eventually};
 
 /// A page that says what it was asked for, a service below a path, a web socket, a gRPC server.
 const WAYS: &str = r#"
@@ -114,7 +114,7 @@ fn pages(lane: &Lane) {
 
     // A first deploy that takes its time, and then fails: nothing of it stays but the word.
     site.write("compose.yml", &WAYS.replace("exec httpd -f -p 8080", "exec sleep 1000; httpd -p 8080"));
-    site.write("preview.toml", &format!("[timeouts]\nverify = \"12s\"\n{}{ROUTES}", lane.table()));
+    site.write("preview.toml", &format!("[timeouts]\nverify = \"30s\"\n{}{ROUTES}", lane.table()));
     let mut failing = site.start(&["deploy", "--pr", "9"]);
     failing.until("verifying");
     let page = lane.until("https://pr-9.preview.test/", 503);
@@ -478,4 +478,137 @@ fn rolling_behind_nginx() {
 #[test]
 fn rolling_behind_caddy() {
     rolling(Kind::Caddy);
+}
+
+/// Routed services share the proxy's network, and Compose gives each its name there: still each preview finds its own.
+fn names_stay_apart(place: Where) {
+    const COMPOSE: &str = r#"
+services:
+  ui:
+    image: busybox:1.36
+    command: ["sleep", "100000"]
+    stop_grace_period: 0s
+  api:
+    image: busybox:1.36
+    command: ["sh", "-c", "mkdir /w && echo api of $${WHO} >/w/index.html && exec httpd -f -p 80 -h /w"]
+    environment: {WHO: "${PREVIEW_NAME}"}
+    stop_grace_period: 0s
+  db:
+    image: busybox:1.36
+    command: ["sh", "-c", "mkdir /w && echo db of $${WHO} >/w/index.html && exec httpd -f -p 80 -h /w"]
+    environment: {WHO: "${PREVIEW_NAME}"}
+    stop_grace_period: 0s
+"#;
+    let Some(site) = Site::new(place, COMPOSE) else { return };
+    // It sorts before the previews' own, and Docker looks there first.
+    let network = format!("{}-proxy", site.app);
+    site.docker(&["network", "create", &network]);
+    let route = |service: &str, port: u16| {
+        format!(
+            "[[route]]\nservice = \"{service}\"\nport = {port}\nurl = \"https://{{name}}-{service}.preview.test\"\n"
+        )
+    };
+    let proxy = format!("[proxy]\nkind = \"traefik\"\nnetwork = \"{network}\"\n[timeouts]\nverify = \"90s\"\n");
+    let asks = |pr: &str, service: &str, name: &str| {
+        let url = format!("http://{name}/");
+        site.run(&["exec", "--pr", pr, service, "--", "wget", "-qO-", &url]).expect(0).out
+    };
+    site.write(
+        "compose.yml",
+        &COMPOSE.replace("\"sleep\", \"100000\"", "\"sh\", \"-c\", \"exec httpd -f -p 80 -h /\""),
+    );
+    site.write("preview.toml", &format!("{proxy}{}{}", route("ui", 80), route("api", 80)));
+    site.deploy("7").expect(0);
+    // Its database has a route, so its name is in the proxy's network.
+    site.write("preview.toml", &format!("{proxy}{}{}{}", route("ui", 80), route("api", 80), route("db", 80)));
+    site.deploy("8").expect(0);
+    for _ in 0..4 {
+        for pr in ["7", "8"] {
+            assert_eq!(asks(pr, "ui", "api"), format!("api of pr-{pr}\n"));
+            assert_eq!(asks(pr, "ui", "db"), format!("db of pr-{pr}\n"));
+            assert_eq!(asks(pr, "api", "api"), format!("api of pr-{pr}\n"));
+        }
+    }
+    assert_eq!(site.deploy("8").expect(0).json()["kind"], "unchanged");
+
+    // Names that are somebody else's there, and an address that another preview has.
+    site.write(
+        "compose.yml",
+        &COMPOSE.replace("  ui:", "  preview-socket-proxy:").replace("  db:", "  api.pr-8.shop.preview:"),
+    );
+    site.write("preview.toml", &format!("{proxy}{}", route("api", 80)));
+    let ran = site.run(&["deploy", "--pr", "9"]).expect(3);
+    for name in ["preview-socket-proxy", "api.pr-8.shop.preview"] {
+        assert!(ran.err.contains(&format!("services.{name}: names like this belong to the proxy")), "{}", ran.err);
+    }
+    site.write("compose.yml", COMPOSE);
+    site.write(
+        "preview.toml",
+        &format!("{proxy}[[route]]\nservice = \"api\"\nport = 80\nurl = \"https://pr-{{number}}-api.preview.test\"\n"),
+    );
+    site.run(&["deploy", "--branch", "x", "--url", "https://preview-{slug}.preview.test"]).expect(2);
+    site.write("preview.toml", &format!("name = \"try-{{slug}}\"\n{proxy}[[route]]\nservice = \"api\"\nport = 80\nurl = \"https://pr-{{slug}}-api.preview.test\"\n"));
+    let ran = site.run(&["deploy", "--branch", "8"]).expect(3);
+    assert!(ran.err.contains("https://pr-8-api.preview.test") && ran.err.contains("pr-8 of"), "{}", ran.err);
+    site.write("preview.toml", &proxy);
+    for pr in ["7", "8"] {
+        site.run(&["destroy", "--pr", pr]).expect(0);
+    }
+    site.docker(&["network", "rm", &network]);
+    assert_eq!(site.remains(), Vec::<String>::new());
+}
+
+#[test]
+fn names_stay_apart_on_this_machine() {
+    names_stay_apart(Where::Local);
+}
+
+#[test]
+fn names_stay_apart_on_a_vm() {
+    names_stay_apart(Where::Vm(VmEngine::V28));
+}
+
+/// A stack that builds gets what concerns the proxy alone, though nothing else differs.
+#[test]
+fn a_stack_that_builds_and_differs_for_the_proxy_alone() {
+    const BUILT: &str = "services:\n  web:\n    build: .\n    command: [httpd, -f, -p, '8080']\n    ports: ['8080']\n    stop_grace_period: 0s\n";
+    let Some(site) = Site::new(Where::Local, BUILT) else { return };
+    site.write("Dockerfile", "FROM busybox:1.36\n");
+    let network = format!("{}-proxy", site.app);
+    site.docker(&["network", "create", &network]);
+    let image = preview_tests::lab().expect("a lab").extra(xtask::lab::Extra::Nginx).expect("the image is made");
+    let program = "mkdir -p /etc/preview/routes && ln -sf /bin/true /usr/sbin/nginx && exec sleep 100000";
+    let label = format!("preview.app={}", site.app);
+    site.docker(&[
+        "run",
+        "-d",
+        "--name",
+        &network,
+        "--network",
+        &network,
+        "--label",
+        &label,
+        image,
+        "sh",
+        "-c",
+        program,
+    ]);
+    let write = |more: &str| {
+        site.write(
+            "preview.toml",
+            &format!("url = \"http://{{name}}.preview.test\"\n[proxy]\nkind = \"nginx\"\nnetwork = \"{network}\"\ncontainer = \"{network}\"\n{more}"),
+        );
+    };
+    let told = || site.docker(&["exec", &network, "sh", "-c", "cat /etc/preview/routes/live/locations/*/*.conf"]);
+    write("");
+    site.deploy("7").expect(0);
+    assert!(told().contains("web.pr-7.") && !told().contains("deny all"));
+    write("allow_ips = [\"192.0.2.0/24\"]\n");
+    let done = site.deploy("7").expect(0).json();
+    assert_eq!(done["kind"], "unchanged", "no container differs");
+    assert!(told().contains("allow 192.0.2.0/24;\n    deny all;"), "{}", told());
+    site.run(&["destroy", "--pr", "7"]).expect(0);
+    assert_eq!(site.docker(&["exec", &network, "sh", "-c", "ls /etc/preview/routes/live/"]), "common.conf");
+    site.docker(&["rm", "-f", &network]);
+    site.docker(&["network", "rm", &network]);
 }

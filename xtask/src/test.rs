@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use xtask::lab::{Lab, Needs, Stopped, root};
+use xtask::lab::{Extra, Lab, Needs, Stopped, root};
 use xtask::sh;
 
 use crate::checks::Run;
@@ -14,6 +14,7 @@ use crate::checks::Run;
 pub(crate) fn all(rest: &[&str]) -> Result<()> {
     let start = Instant::now();
     let lab = Lab::up(Needs::Vms)?;
+    ahead(&lab);
     let checked = checks().and_then(|()| tests(&lab, rest));
     // Whatever came of the tests, what is in the engine goes, and the engine stops.
     let cleaned = lab.remove_shared_vms().and_then(|in_use| {
@@ -31,6 +32,24 @@ pub(crate) fn all(rest: &[&str]) -> Result<()> {
     cleaned?;
     eprintln!("all of it: {:.0} s", start.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// Some images take minutes to build and are wanted late; whoever wants one that is not ready waits for it.
+fn ahead(lab: &Lab) {
+    let lab = lab.clone();
+    std::thread::spawn(move || {
+        if !lab.has_go() {
+            eprintln!(
+                "== Traefik and Pebble: skipped, there is no `go` to build them with, and so are the tests that need them"
+            );
+            return;
+        }
+        for extra in [Extra::Traefik, Extra::Pebble] {
+            if let Err(error) = lab.extra(extra) {
+                eprintln!("== {}: {error:#}", extra.image());
+            }
+        }
+    });
 }
 
 fn checks() -> Result<()> {

@@ -155,15 +155,7 @@ impl Session {
 
     /// Names and addresses of a preview.
     pub(crate) fn named(&self, key: &Key) -> Result<Named, Error> {
-        let named = self.config.naming(&self.app).map_err(invalid)?.resolve(key).map_err(invalid)?;
-        match named.urls.iter().find(|url| !self.config.proxy.may_lead(&named.name.to_string(), url)) {
-            None => Ok(named),
-            Some(url) => {
-                let domains = self.config.proxy.domains.join(", ");
-                let message = format!("{url} is none of the addresses that {} may have here: {domains}", named.name);
-                Err(invalid(self.config.error("proxy.domains", message)))
-            }
-        }
+        self.config.naming(&self.app).map_err(invalid)?.resolve(key).map_err(invalid)
     }
 
     /// The preview of a pull request or branch.
@@ -196,6 +188,12 @@ impl Session {
     /// How the application is deployed.
     pub(crate) fn project(&self, named: &Named) -> Result<Project, Error> {
         let config = &self.config;
+        // Only for who deploys: a preview that is there can be looked at, and removed, whatever the file says by now.
+        if let Some(url) = named.urls.iter().find(|url| !config.proxy.may_lead(&named.name.to_string(), url)) {
+            let domains = config.proxy.domains.join(", ");
+            let message = format!("{url} is none of the addresses that {} may have here: {domains}", named.name);
+            return Err(invalid(config.error("proxy.domains", message)));
+        }
         let place = |key: &str| {
             let text = config.error(key, "").to_string();
             text.trim_end_matches([' ', ':', ';']).to_owned()

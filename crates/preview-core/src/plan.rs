@@ -261,6 +261,7 @@ mod tests {
         let now = jiff::Timestamp::UNIX_EPOCH;
         State {
             good: Some(crate::state::Good {
+                addresses: vec![],
                 digest: digest(model, &[]),
                 stack: stack_file(""),
                 containers: container_ids(containers),

@@ -54,17 +54,17 @@ impl Default for Access {
     }
 }
 
-/// What a routed service needs, so that the proxy finds it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Routed {
-    /// Labels for its containers.
-    pub labels: BTreeMap<String, String>,
-    /// Its name on the proxy's network, where the proxy asks Docker's resolver.
-    pub alias: Option<String>,
-}
+/// Labels for the proxy by routed service; there may be none.
+pub type RoutedServices = BTreeMap<String, BTreeMap<String, String>>;
 
-/// Routed services by name.
-pub type RoutedServices = BTreeMap<String, Routed>;
+/// What the names end with by which services are known to the proxy's resolver.
+pub const OWN: &str = ".preview";
+
+/// A service's name on the proxy's network, which no other preview's service has.
+#[must_use]
+pub fn own_name(app: &str, preview: &str, service: &str) -> String {
+    format!("{service}.{preview}.{app}{OWN}")
+}
 
 /// The parts of an address that a proxy looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -181,6 +181,9 @@ pub struct Good {
     /// The commit, if it was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
+    /// Its public addresses. Older versions did not write them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<Address>,
     /// When it became ready.
     pub at: Timestamp,
 }

@@ -17,6 +17,7 @@ use crate::ownership::Selector;
 use crate::plan::{self, Action, Kind, Plan, Running};
 use crate::project::{Deploy, Project, PullPolicy};
 use crate::proxy::{Proxy, pages};
+use crate::route::parts;
 use crate::runtime::Runtime;
 use crate::secret::{Redactor, Secret};
 use crate::state::State;
@@ -144,6 +145,9 @@ pub(super) fn want(
             return Err(Refusal::NameTaken { name: deploy.target.name.clone(), by }.into());
         }
     }
+    if let Some((url, by)) = address_taken(client, deploy, project, prepared, seen) {
+        return Err(Refusal::NameTaken { name: url, by }.into());
+    }
     let ports = match project.proxy {
         Proxy::Traefik(_) | Proxy::Files(_) => BTreeMap::new(),
         Proxy::None => {
@@ -163,6 +167,31 @@ pub(super) fn want(
         }
     };
     Ok((prepare::render(project, deploy, prepared, &client.base_dir, &ports), ports))
+}
+
+/// An address that another preview of the host has already, and which that is.
+fn address_taken(
+    client: &Client,
+    deploy: &Deploy,
+    project: &Project,
+    prepared: &Prepared,
+    seen: &Seen,
+) -> Option<(String, String)> {
+    if project.proxy == Proxy::None {
+        return None;
+    }
+    let place = |url: &str| {
+        let at = parts(url);
+        (at.host.to_owned(), at.path.to_owned())
+    };
+    let wanted: BTreeMap<_, _> =
+        prepared.routes.iter().filter_map(|route| route.url.as_ref()).map(|url| (place(url), url)).collect();
+    let own = deploy.target.file(&client.base_dir, "state.json");
+    let others = seen.survey.files.iter().filter(|(path, _)| path.ends_with("/state.json") && **path != own);
+    others.filter_map(|(path, text)| State::parse(path, text).ok()).find_map(|other| {
+        let taken = other.addresses.iter().find_map(|address| wanted.get(&place(&address.url)))?;
+        Some(((*taken).clone(), format!("{} of {}", other.name, other.app)))
+    })
 }
 
 /// Names of upload directories that the host does not have.

@@ -177,6 +177,11 @@ impl Flight<'_> {
         }
         let (images, services, events, rolling) = started.map_err(with_output)?;
         let Some(events) = events else {
+            // Who may come in, and by which address, is no part of the stack for a proxy that is told by files.
+            if let Some(bundle) = &wanted.bundle {
+                let led = leading::lead(self.client, &self.deploy.target.project, bundle);
+                self.guarded(self.limit(limits.start), led).await?;
+            }
             let containers = plan::container_ids(&seen.containers);
             self.settle(Kind::Unchanged, state, wanted, prepared, seen, containers, images).await?;
             return Ok((Kind::Unchanged, services));
@@ -290,6 +295,7 @@ impl Flight<'_> {
             records: wanted_hosts.clone(),
             weight: Some(self.project.weight),
             commit: self.deploy.commit.clone(),
+            addresses: wanted.addresses.clone(),
             at: now,
         });
         let path = self.path(&file);

@@ -135,6 +135,8 @@ async fn sweep_all(
     interrupt: &Interrupt,
 ) -> Result<Swept, Error> {
     // A record of a preview that came in between is another suspicion that does not hold under its lock.
+    // Before the states: a preview has a state before it has routes.
+    let led = leading::led(client).await;
     let (seen, before, disk, listed) =
         futures_util::join!(look(client), account(client), engine_disk(client), listed(client, observer));
     let seen = seen?;
@@ -149,7 +151,7 @@ async fn sweep_all(
     let images = if disk > wish.images_above { rules::old_images(&seen.survey, wish.images_older) } else { Vec::new() };
     let cache = before.map_or(0, |account| account.build_cache);
     let mut swept = Swept { dry_run: wish.dry_run, left, disk, now, ..Swept::empty(now) };
-    swept.routes = match leading::led(client).await {
+    swept.routes = match led {
         Ok(led) => rules::stray_routes(led, &seen.survey, &seen.inventory),
         Err(fault) if fault.kind == FaultKind::Unreachable => return Err(fault.into()),
         Err(fault) => {
@@ -201,9 +203,15 @@ async fn sweep_all(
     let gone = |target: &Target| swept.removed.iter().any(|gone| gone.app == target.app && gone.name == target.name);
     let tickets: Vec<Target> = tickets.into_iter().filter(|target| !gone(target)).collect();
     swept.tickets = bury_tickets_of(client, &tickets, &wish.who, interrupt).await?;
-    for project in &swept.routes {
-        leading::mislead(client, project).await?;
+    let mut kept = Vec::new();
+    for project in std::mem::take(&mut swept.routes) {
+        match leading::mislead(client, &project).await {
+            Ok(()) => swept.routes.push(project),
+            Err(fault) if fault.kind == FaultKind::Unreachable => return Err(fault.into()),
+            Err(fault) => kept.push(Left { what: format!("the routes of {project}"), why: fault.chain() }),
+        }
     }
+    swept.left.extend(kept);
     let stale = tombstones.iter().chain(&stale_pages);
     let mut changes: Vec<Change> = stale.map(|path| Change::Remove { path: path.clone() }).collect();
     changes.extend(empty.into_iter().map(|path| Change::RemoveEmpty { path }));

@@ -15,7 +15,7 @@ use super::wait::{self, Expected, Restarts, Verdict};
 use super::{Client, Event, Interrupt, Observer};
 use crate::engine::{Engine, Removed};
 use crate::failure::FailureCode;
-use crate::fault::Fault;
+use crate::fault::{Fault, FaultKind};
 use crate::host::Change;
 use crate::lock::Lease;
 use crate::ownership::Selector;
@@ -81,7 +81,15 @@ pub(super) async fn undo(undo: &Undo<'_>) -> Restored {
 async fn clear(undo: &Undo<'_>) -> Result<Restored, Fault> {
     let selector = Selector::preview(&undo.target.app, &undo.target.name);
     remove_all(&*undo.client.engine, &selector).await?;
-    leading::mislead(undo.client, &undo.target.project).await?;
+    // A proxy that cannot be told, maybe the very reason for all this, keeps nobody from removing the rest.
+    match leading::mislead(undo.client, &undo.target.project).await {
+        Err(fault) if fault.kind == FaultKind::Unreachable => return Err(fault),
+        Err(fault) => {
+            let text = format!("{}; the next sweep tries again", undo.redactor.clean(&fault.chain()));
+            undo.observer.event(&Event::Warning(&text));
+        }
+        Ok(()) => {}
+    }
     // Before the state goes, which knows of them.
     records::remove(undo.client, undo.target, &undo.state.records, undo.observer).await?;
     let mut last = contents(undo.target, &undo.client.base_dir, &undo.files);
@@ -212,6 +220,8 @@ async fn record(
             Err(fault) => undo.observer.event(&Event::Warning(&undo.redactor.clean(&fault.chain()))),
         }
     }
+    let failed = std::mem::take(&mut state.addresses);
+    state.addresses = if good.addresses.is_empty() { failed.clone() } else { good.addresses.clone() };
     let mut good = good.clone();
     good.containers = plan::container_ids(containers);
     good.stack = plan::stack_file(&rendered);
@@ -226,7 +236,10 @@ async fn record(
     let stale = undo.files.iter().filter(|path| !kept.contains(path));
     changes.extend(stale.map(|path| Change::Remove { path: path.clone() }));
     if undo.pages {
-        let up = State { phase: Phase::Ready, ..undo.state.clone() };
+        let up = State { phase: Phase::Ready, ..state.clone() };
+        let gone: Vec<_> =
+            failed.into_iter().filter(|one| !up.addresses.iter().any(|other| other.url == one.url)).collect();
+        changes.extend(leading::hide(base, &gone));
         changes.extend(leading::show(base, &up));
     }
     undo.client.host.apply(&changes).await

@@ -360,6 +360,7 @@ mod tests {
         assert!(matches!(judged(3), Verdict::Broken(_)));
 
         let good = Good {
+            addresses: vec![],
             digest: String::new(),
             stack: String::new(),
             containers: BTreeMap::from([("a".to_owned(), vec!["a".to_owned()])]),

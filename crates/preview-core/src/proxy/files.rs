@@ -94,8 +94,10 @@ impl FileProxy {
         }
     }
 
+    /// How a host is answered holds for all previews on it, so where a certificate is there an address that a pull request writes with `http://` does not
+    /// decide it.
     fn secure(&self, route: &Route) -> bool {
-        self.tls.unwrap_or(parts(&route.url).secure)
+        self.tls.unwrap_or(self.certificate.is_some() || parts(&route.url).secure)
     }
 
     /// The files for a preview's routes.
@@ -184,7 +186,13 @@ const REPLACE: &str = r#"set -eu
 root=$1 project=$2 check=$3 reload=$4
 cd "$root"
 exec 9>.lock
-flock -w 60 9 || { echo "somebody else changes the routes for more than 60 s" >&2; exit 4; }
+# The flock of small images cannot wait for a limited time.
+tries=0
+until flock -n 9; do
+  tries=$((tries + 1))
+  [ $tries -lt 60 ] || { echo "somebody else changes the routes for more than 60 s" >&2; exit 4; }
+  sleep 1
+done
 point() { ln -s "$1" .next && mv -Tf .next live; }
 old=$(readlink live || :)
 # What a container left that ended in the middle.
@@ -286,12 +294,24 @@ mod tests {
     }
 
     #[test]
+    fn one_preview_does_not_switch_tls_off_for_a_host_of_all() {
+        for kind in [FileKind::Nginx, FileKind::Caddy] {
+            let server = |url: &str| {
+                let route = Route { service: "a".into(), port: 1, url: url.into(), ..Route::default() };
+                proxy(kind).bundle(OWNER, &[route], &Access::default()).files["host-example.com.conf"].clone()
+            };
+            assert_eq!(server("http://example.com/pr-7"), server("https://example.com/pr-7"));
+        }
+    }
+
+    #[test]
     fn what_cannot_be_done_is_said() {
         let nginx = proxy(FileKind::Nginx);
         let route =
             |url: &str, protocol| Route { service: "a".into(), port: 1, url: url.into(), protocol, ..Route::default() };
         assert!(nginx.objection(&route("tcp://a.example.com", Protocol::Tcp)).unwrap().contains("traefik"));
-        assert!(nginx.objection(&route("http://a.example.com", Protocol::H2c)).unwrap().contains("https"));
+        let plain = FileProxy { certificate: None, ..nginx.clone() };
+        assert!(plain.objection(&route("http://a.example.com", Protocol::H2c)).unwrap().contains("https"));
         assert_eq!(nginx.objection(&route("https://a.example.com", Protocol::H2c)), None);
         let bare = FileProxy { certificate: None, ..nginx };
         assert!(bare.objection(&route("https://a.example.com", Protocol::Http)).unwrap().contains("certificate"));

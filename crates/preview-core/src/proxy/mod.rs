@@ -10,9 +10,10 @@ mod nginx;
 pub mod pages;
 mod traefik;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::route::{Access, Route, Routed, RoutedServices};
+use crate::route::{Access, Route, RoutedServices, own_name};
 
 pub use auth::hash;
 pub use files::{Bundle, FileKind, FileProxy, status_server};
@@ -44,7 +45,7 @@ pub struct Owner<'a> {
 impl Owner<'_> {
     /// The name of a service on the proxy's network: one that no other preview has.
     fn alias(&self, service: &str) -> String {
-        format!("{service}.{}.{}.preview", self.name, self.app)
+        own_name(self.app, self.name, service)
     }
 }
 
@@ -86,13 +87,7 @@ impl Proxy {
         match self {
             Self::None => RoutedServices::new(),
             Self::Traefik(traefik) => traefik.services(owner.project, routes, access),
-            Self::Files(_) => routes
-                .iter()
-                .map(|route| {
-                    let alias = Some(owner.alias(&route.service));
-                    (route.service.clone(), Routed { alias, ..Routed::default() })
-                })
-                .collect(),
+            Self::Files(_) => routes.iter().map(|route| (route.service.clone(), BTreeMap::new())).collect(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::route::{Access, Protocol, Route, Routed, RoutedServices, parts};
+use crate::route::{Access, Protocol, Route, RoutedServices, parts};
 
 /// Requests that find no server are tried so often: while a container is replaced there are two, and one may be gone before Traefik knows. With
 /// many requests at once, one may meet the same again and again.
@@ -26,7 +26,7 @@ impl Traefik {
     pub(super) fn services(&self, project: &str, routes: &[Route], access: &Access) -> RoutedServices {
         let mut services = RoutedServices::new();
         for (index, route) in routes.iter().enumerate() {
-            let labels = &mut services.entry(route.service.clone()).or_insert_with(Routed::default).labels;
+            let labels = &mut services.entry(route.service.clone()).or_default();
             labels.insert("traefik.enable".to_owned(), "true".to_owned());
             labels.insert("traefik.docker.network".to_owned(), self.network.clone());
             let router = format!("{project}-{index}");
@@ -150,7 +150,7 @@ mod tests {
 
     fn labels(routes: &[Route], access: &Access) -> BTreeMap<String, BTreeMap<String, String>> {
         let services = traefik().services("shop_pr-7", routes, access);
-        services.into_iter().map(|(service, routed)| (service, routed.labels)).collect()
+        services
     }
 
     #[test]

@@ -132,18 +132,51 @@ pub(super) fn ports(
     }
 }
 
-/// Attaches a routed service to the proxy's network, and only there: with no alias that another preview could have too.
-pub(super) fn join_proxy(
-    service: &str,
-    table: &mut Map<String, Value>,
-    key: &str,
-    alias: Option<&str>,
+/// Names by which the services of a preview behind a proxy find each other, and the proxy them.
+///
+/// Compose makes the name of a service an alias on each network that it joins, so on the proxy's network the `api` of all previews has one name, and Docker
+/// may well look there first. A link comes before all of that: each routed service gets one to each service of its own preview, by the name that no
+/// other preview's service has.
+pub(super) fn own_words(
+    model: &mut Value,
+    own: impl Fn(&str) -> String,
+    routed: impl Fn(&str) -> bool,
     differences: &mut Vec<Difference>,
 ) {
+    let names: Vec<String> = super::service_names(model).into_iter().collect();
+    let links: Vec<Value> = names.iter().map(|name| json!(format!("{}:{name}", own(name)))).collect();
+    for name in &names {
+        let Some(table) = model.get_mut("services").and_then(|s| s.get_mut(name)).and_then(Value::as_object_mut) else {
+            continue;
+        };
+        for (_, attachment) in table.get_mut("networks").and_then(Value::as_object_mut).into_iter().flatten() {
+            if attachment.is_null() {
+                *attachment = json!({});
+            }
+            if let Some(attachment) = attachment.as_object_mut()
+                && let Some(aliases) = attachment.entry("aliases").or_insert_with(|| json!([])).as_array_mut()
+            {
+                aliases.push(json!(own(name)));
+            }
+        }
+        if routed(name) {
+            if let Some(before) = table.entry("external_links").or_insert_with(|| json!([])).as_array_mut() {
+                before.extend(links.iter().cloned());
+            }
+            differences.push(Difference {
+                key: format!("services.{name}.external_links"),
+                what: "names of services lead to this preview's, though others are in the proxy's network too"
+                    .to_owned(),
+            });
+        }
+    }
+}
+
+/// Attaches a routed service to the proxy's network.
+pub(super) fn join_proxy(service: &str, table: &mut Map<String, Value>, key: &str, differences: &mut Vec<Difference>) {
     let networks = table.entry("networks").or_insert_with(|| json!({ "default": null }));
     if let Some(networks) = networks.as_object_mut() {
-        let attachment = alias.map_or_else(|| json!({}), |alias| json!({ "aliases": [alias] }));
-        networks.insert(key.to_owned(), attachment);
+        networks.insert(key.to_owned(), json!({}));
         differences.push(Difference {
             key: format!("services.{service}.networks"),
             what: "joins the proxy's network".to_owned(),

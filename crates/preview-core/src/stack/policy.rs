@@ -185,6 +185,14 @@ pub fn violations(
     for (name, table) in services(model) {
         court.place = format!("services.{name}");
         court.service = Some(name);
+        // On the proxy's network the name of a service is a name for all.
+        if proxy_network.is_some() && (name.starts_with("preview-") || name.ends_with(crate::route::OWN)) {
+            court.found.push(Violation {
+                key: format!("services.{name}"),
+                why: "names like this belong to the proxy and to what is beside it".to_owned(),
+                instead: "call the service otherwise".to_owned(),
+            });
+        }
         service(&mut court, table);
     }
     court.service = None;

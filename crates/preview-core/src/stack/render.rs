@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Difference, Guardrails, Isolation, Port, awaited, built, file_uses, isolation, limits, network};
 use crate::ownership::Selector;
-use crate::route::RoutedServices;
+use crate::route::{self, RoutedServices};
 use crate::runtime::Variables;
 
 /// The key of the proxy's network in a rendered model.
@@ -75,8 +75,8 @@ pub fn render(input: &Input<'_>) -> Rendered {
         network::ports(service, table, input.wanted, input.host_ports, &mut differences);
         let routed = input.proxy.and_then(|(_, services)| services.get(service));
         network::leave_proxy(service, table, &proxy_keys, routed.is_some(), &mut differences);
-        if let Some(routed) = routed {
-            network::join_proxy(service, table, PROXY_KEY, routed.alias.as_deref(), &mut differences);
+        if routed.is_some() {
+            network::join_proxy(service, table, PROXY_KEY, &mut differences);
         }
         limits::guard(service, table, input.guardrails, no_end.contains(service), &mut differences);
         isolation::isolate(service, table, input.isolation, &mut differences);
@@ -84,8 +84,8 @@ pub fn render(input: &Input<'_>) -> Rendered {
             inject(service, table, input.variables, &mut differences);
         }
         add_labels(table, &owner);
-        if let Some(routed) = routed {
-            add_labels(table, &routed.labels);
+        if let Some(labels) = routed {
+            add_labels(table, labels);
         }
         if let Some(build) = table.get_mut("build").and_then(Value::as_object_mut) {
             add_labels(build, &owner);
@@ -120,6 +120,10 @@ pub fn render(input: &Input<'_>) -> Rendered {
         }
     }
     ensure_default_network(&mut model, &project, &owner);
+    if let Some((_, routed)) = input.proxy {
+        let own = |service: &str| route::own_name(input.app, input.name, service);
+        network::own_words(&mut model, own, |service| routed.contains_key(service), &mut differences);
+    }
     isolation::close_networks(&mut model, &project, input.isolation, &owner, &mut differences);
     differences.sort();
     differences.dedup();
@@ -274,7 +278,7 @@ mod tests {
         let wanted = BTreeSet::from([Port { service: "api".into(), target: 8000, protocol: "tcp".into() }]);
         let host_ports = BTreeMap::from([("api:8000/tcp".to_owned(), 23456)]);
         let labels = BTreeMap::from([("traefik.http.routers.shop_pr-7.rule".to_owned(), "Host(`x`)".to_owned())]);
-        let labels = RoutedServices::from([("api".to_owned(), crate::route::Routed { labels, alias: None })]);
+        let labels = RoutedServices::from([("api".to_owned(), labels)]);
         let variables = Variables::from([("TOKEN".to_owned(), Secret::new("a$b".to_owned()))]);
         render(&Input {
             base: "/opt/previews",

@@ -33,6 +33,7 @@ fn ready(number: u64) -> State {
         subject: Subject::Pull(number),
         updated_at: at,
         good: Some(Good {
+            addresses: vec![],
             digest: String::new(),
             stack: String::new(),
             containers: BTreeMap::new(),
