@@ -162,9 +162,15 @@ fn firewall(wish: &Wish) -> Step {
             0o644,
             include_str!("files/ssh-firewall.conf"),
         ),
+        File::new(
+            "/etc/systemd/system/ssh.socket.d/preview-firewall.conf",
+            0o644,
+            include_str!("files/ssh-socket-firewall.conf"),
+        ),
     ];
     step.arguments = ports;
     step.guarded = true;
+    step.limit = 10 * MINUTE;
     step
 }
 
