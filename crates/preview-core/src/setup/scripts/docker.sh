@@ -23,7 +23,7 @@ apply() {
 # Where AppArmor is on, containers are confined by it only if its tools are there.
 apparmor() { if grep -qs Y /sys/module/apparmor/parameters/enabled; then echo apparmor; fi; }
 distribution() {
-  apt-cache show docker.io >/dev/null 2>&1 || apt-get -qq update
+  apt-cache show docker.io >/dev/null 2>&1 || lists
   cli=
   # Newer suites have the command in a package of its own.
   if apt-cache show docker-cli >/dev/null 2>&1; then cli=docker-cli; fi
@@ -42,6 +42,6 @@ dockers_own() {
   put /etc/apt/sources.list.d/docker.list 644 <<LIST
 deb [arch=$(dpkg --print-architecture) signed-by=/etc/apt/keyrings/docker.asc] https://download.docker.com/linux/$ID $VERSION_CODENAME stable
 LIST
-  apt-get -qq update
+  lists
   packages docker-ce docker-ce-cli containerd.io $(apparmor)
 }

@@ -11,11 +11,20 @@ in_container() {
   [ ! -e /.dockerenv ] && [ ! -e /run/.containerenv ] || return 0
   have systemd-detect-virt && systemd-detect-virt --quiet --container
 }
-# apt-get asks for the lists only where it does not know a package yet, and waits for the machine's own updates.
+apt_get() { apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold "$@"; }
+# Apt-get waits for the lock of the packages, and not for that of the lists, which a new machine's own update holds.
+lists() {
+  for _ in $(seq 60); do
+    ! said=$(apt_get update 2>&1) || return 0
+    case $said in *"not get lock"* | *"nable to lock"*) sleep 5 ;; *) break ;; esac
+  done
+  printf '%s\n' "$said"
+  return 1
+}
+# The lists are asked for only where a package is not known yet.
 packages() {
-  apt_get() { apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold "$@"; }
   apt_get install -y --no-install-recommends "$@" && return
-  apt_get update && apt_get install -y --no-install-recommends "$@"
+  lists && apt_get install -y --no-install-recommends "$@"
 }
 # Whether systemd runs the machine: nobody else has timers.
 booted() { [ -d /run/systemd/system ]; }
