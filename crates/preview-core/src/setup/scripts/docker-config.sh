@@ -12,14 +12,23 @@ check() {
 }
 apply() {
   mkdir -p "${file%/*}"
+  wrote= saved=
   if [ "$(now)" != "$(printf '%s' "$2" | sha256sum | cut -c 1-64)" ]; then
     [ "$(now)" = "$1" ] || fail "$file was changed by somebody else meanwhile, or is not the one that this was made for: run \`preview vm setup\` again"
-    [ "$1" = absent ] || cp -p "$file" "$file.before-preview"
+    # A copy of this run alone: one of an earlier run may hold what nobody wants back.
+    if [ "$1" != absent ]; then
+      saved=$(mktemp "$file.before.XXXXXX")
+      cp -p "$file" "$saved"
+    fi
+    wrote=yes
     printf '%s' "$2" | put "$file" 644
   fi
-  docker version >/dev/null 2>&1 || return 0
-  if systemctl restart docker && answers; then return; fi
-  if [ "$1" = absent ]; then rm -f "$file"; else cp -p "$file.before-preview" "$file"; fi
+  if ! docker version >/dev/null 2>&1 || { systemctl restart docker && answers; }; then
+    [ -z "$saved" ] || rm -f "$saved"
+    return 0
+  fi
+  [ -n "$wrote" ] || fail "the engine did not start again; $file was as wanted before and stays. Its own words: journalctl -u docker -n 30"
+  if [ -z "$saved" ]; then rm -f "$file"; else mv -f "$saved" "$file"; fi
   systemctl restart docker || :
   fail "the engine did not start with the new settings; the old ones are back. Its own words: journalctl -u docker -n 30"
 }
