@@ -30,7 +30,9 @@ pub(super) fn merge(present: Option<&str>, swarm: bool, wish: &Wish) -> Result<D
         })?,
     };
     let mut all = before.clone();
-    let driver = all.entry("log-driver").or_insert_with(|| json!("local"));
+    // Options without a driver are those of the engine's own default, and other drivers may refuse them.
+    let default = if before.contains_key("log-opts") { "json-file" } else { "local" };
+    let driver = all.entry("log-driver").or_insert_with(|| json!(default));
     let driver =
         driver.as_str().ok_or("/etc/docker/daemon.json: `log-driver` is no text: mend it, then try again")?.to_owned();
     if ["local", "json-file"].contains(&driver.as_str()) {
@@ -131,6 +133,13 @@ mod tests {
             all["default-address-pools"],
             json!([{"base": "172.30.0.0/16", "size": 24}, {"base": "10.201.0.0/16", "size": 26}])
         );
+    }
+
+    #[test]
+    fn log_options_without_a_driver_are_those_of_the_engines_default() {
+        let all = merged(Some(r#"{"log-opts": {"labels": "a"}}"#));
+        assert_eq!(all["log-driver"], "json-file");
+        assert_eq!(all["log-opts"], json!({"max-size": "10m", "max-file": "3", "labels": "a"}));
     }
 
     #[test]
