@@ -123,6 +123,34 @@ fn a_proxy_that_routes_by_labels_and_shows_itself_to_nobody_else() {
     assert_eq!(started(&vm), since);
     assert_eq!(shell(&vm, "ls /opt/preview-proxy/certs | wc -l"), "2", "the old one is gone");
 
+    // A tunnel comes in by a door that leads nowhere else, and is not open to the world.
+    shell(
+        &vm,
+        "docker run -d --name tunnelled --network preview-proxy --label traefik.enable=true \
+         --label 'traefik.http.routers.tunnelled.rule=Host(`pr-8.preview.example.com`)' --label traefik.http.routers.tunnelled.entrypoints=tunnel \
+         --label traefik.http.services.tunnelled.loadbalancer.server.port=80 busybox:1.36 sh -c 'echo hi >/index.html; exec httpd -f -p 80 -h /'",
+    );
+    let through = "docker run --rm --network preview-proxy busybox:1.36 wget -qO- --header 'Host: pr-8.preview.example.com' http://preview-traefik:8081/ 2>&1 || :";
+    eventually("the page through the tunnel", || shell(&vm, through) == "hi");
+    assert!(!open(&address, 8081));
+
+    // An image that is not to be had, and one that does not stay up: what ran before answers.
+    let traefik = || shell(&vm, "docker inspect --format '{{.Id}}' preview-traefik");
+    let id = traefik();
+    let ran = set_up(&["--image", "traefik=127.0.0.1:9/none:1"]).expect(4);
+    assert!(
+        ran.out.contains("127.0.0.1:9/none:1 of preview-traefik cannot be had; what ran before goes on"),
+        "{}",
+        ran.out
+    );
+    assert_eq!(curl("https", "pr-7.preview.example.com", ""), "hello");
+    let ran = set_up(&["--image", "traefik=busybox:1.36"]).expect(4);
+    assert!(ran.out.contains("does not stay up; the old one was started again"), "{}", ran.out);
+    assert_eq!(traefik(), id);
+    eventually("the page of the old one", || curl("https", "pr-7.preview.example.com", "") == "hello");
+    set_up(&[]).expect(0);
+    assert_eq!((traefik(), shell(&vm, "docker ps -aq --filter name=-before")), (id, String::new()));
+
     // What is broken is mended, and what somebody else made is not touched.
     shell(&vm, "docker rm -f preview-traefik");
     set_up(&[]).expect(0);

@@ -227,7 +227,14 @@ fn what_would_lock_us_out_is_taken_back() {
         ran.out
     );
     assert_eq!(shell(&vm, "nft list tables"), "");
-    shell(&vm, "rm /usr/local/sbin/nft");
+    // Nor does it come back: with the next reload of sshd, or the next boot.
+    shell(
+        &vm,
+        "rm /usr/local/sbin/nft; systemctl daemon-reload; systemctl reload ssh || kill -HUP $(cat /run/sshd.pid)",
+    );
+    assert_eq!(shell(&vm, "sleep 2; nft list tables"), "");
+    let left = "find /etc/systemd /usr/local/lib/preview | grep -i firewall || :";
+    assert_eq!(shell(&vm, left), "", "nothing is left that could load the rules");
     setup(&vm, &["--only", "firewall"]).expect(0);
 }
 

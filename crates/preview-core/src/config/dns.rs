@@ -20,14 +20,14 @@ pub struct Tunnel {
     /// The tunnel's id.
     #[cfg_attr(feature = "schema", schemars(extend("pattern" = "^[0-9A-Za-z-]+$")))]
     pub id: String,
-    /// Where the tunnel hands requests on: the proxy, as `cloudflared` reaches it. Default: `http://preview-proxy:80`.
+    /// Where the tunnel hands requests on: the proxy, as `cloudflared` reaches it. Default: `http://preview-traefik:8081`.
     #[serde(default = "Tunnel::service")]
     pub service: String,
 }
 
 impl Tunnel {
     fn service() -> String {
-        "http://preview-proxy:80".to_owned()
+        "http://preview-traefik:8081".to_owned()
     }
 }
 

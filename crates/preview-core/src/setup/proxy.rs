@@ -202,7 +202,7 @@ pub(super) fn step(wish: &ProxyWish) -> Step {
         let reads = container.reads.iter().cloned().chain([path(&format!("run/{}", container.name))]);
         let all: String =
             reads.filter_map(|path| files.iter().find(|file| file.path == path).map(File::hash)).collect();
-        arguments.push(format!("container {} {}", container.name, &sha256(&all)[..32]));
+        arguments.push(format!("container {} {} {}", container.name, &sha256(&all)[..32], container.image));
     }
     let kept = files.iter().filter_map(|file| file.path.strip_prefix(&path("certs/")).map(|name| format!(" {name}")));
     arguments.push(format!("only {}{}", path("certs"), kept.collect::<String>()));
@@ -298,7 +298,7 @@ fn status(wish: &ProxyWish) -> Container {
         "traefik.enable=true",
         "traefik.http.routers.preview-status.rule=HostRegexp(`.+`)",
         "traefik.http.routers.preview-status.priority=1",
-        "traefik.http.routers.preview-status.entrypoints=websecure",
+        "traefik.http.routers.preview-status.entrypoints=websecure,tunnel",
         "traefik.http.services.preview-status.loadbalancer.server.port=80",
     ];
     let mut options: Vec<String> = labels.iter().map(|label| format!("--label={label}")).collect();
@@ -391,6 +391,9 @@ entryPoints:
     address: \":443\"
     http:
       tls: {{}}
+  # For a tunnel that ends TLS before it gets here; published nowhere, and nothing is led to HTTPS, which would lead here again.
+  tunnel:
+    address: \":8081\"
   admin:
     address: \":8080\"
 api:

@@ -134,11 +134,11 @@ fn a_container_is_made_anew_when_what_it_reads_at_its_start_changes() {
     let mut other = proxy();
     other.tunnel = Some(secret("another"));
     let changed: Vec<bool> = hash(&other).iter().zip(&before).map(|(a, b)| a != b).collect();
-    assert_eq!(changed, [false, false, false, false, true, false], "cloudflared alone");
+    assert_eq!(changed, [false, false, false, false, false, true, false], "cloudflared alone");
     let mut other = proxy();
     other.image = "traefik:v3.8".to_owned();
     let changed: Vec<bool> = hash(&other).iter().zip(&before).map(|(a, b)| a != b).collect();
-    assert_eq!(changed, [false, false, false, true, false, false], "Traefik alone");
+    assert_eq!(changed, [false, false, false, true, false, false, false], "Traefik alone");
     // Traefik watches these.
     let mut other = proxy();
     other.domain = Some("other.example.com".to_owned());
@@ -178,6 +178,80 @@ fn every_script_is_one_that_a_posix_shell_reads() {
         drop(input);
         assert!(shell.wait().expect("an end").success(), "{text}");
     }
+}
+
+#[test]
+fn no_set_of_the_firewall_holds_a_wildcard() {
+    let rules = include_str!("files/firewall").lines().filter(|line| line.trim_start().starts_with("iifname"));
+    assert!(rules.clone().count() > 3);
+    assert_eq!(rules.filter(|rule| rule.contains('{')).count(), 0, "nftables 1.0.2 of Ubuntu 22.04 refuses it");
+}
+
+/// Runs a script after the prelude, in a directory where programs have these texts; whether it ended well, and what it said.
+fn with_programs(directory: &std::path::Path, programs: &[(&str, &str)], text: &str) -> (bool, String) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = directory.join("bin");
+    std::fs::create_dir_all(&path).expect("a directory");
+    for (name, text) in programs {
+        let file = path.join(name);
+        std::fs::write(&file, format!("#!/bin/sh\n{text}\n")).expect("a file");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).expect("a mode");
+    }
+    let text = format!("{}\nPATH={}:$PATH\ncd {}\n{text}", script::PRELUDE, path.display(), directory.display());
+    let ran = std::process::Command::new("sh").args(["-c", &text]).output().expect("sh starts");
+    (ran.status.success(), String::from_utf8_lossy(&ran.stdout).trim().to_owned())
+}
+
+/// What asking for the lists of packages ends with, if apt-get complains so many times.
+fn lists_after(complaint: &str, times: u32) -> (bool, String) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let apt_get =
+        format!("echo >>asked; [ \"$(wc -l <asked)\" -gt {times} ] || {{ echo '{complaint}' >&2; exit 100; }}");
+    with_programs(directory.path(), &[("sleep", ""), ("apt-get", &apt_get)], "lists")
+}
+
+#[test]
+fn the_lists_of_packages_are_waited_for_while_somebody_else_has_their_lock() {
+    let locked = "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 7 (apt-get)";
+    assert_eq!(lists_after(locked, 3), (true, String::new()));
+    assert_eq!(lists_after(locked, 100), (false, locked.to_owned()), "not for ever");
+    let other = "E: Failed to fetch http://deb.example/InRelease";
+    assert_eq!(lists_after(other, 1), (false, other.to_owned()), "nothing else is waited for");
+    assert!(!include_str!("scripts/docker.sh").contains("apt-get"), "and everywhere");
+}
+
+#[test]
+fn settings_that_the_engine_refuses_are_taken_back_if_they_are_ours() {
+    // The engine answers, and is never up again after a restart.
+    let programs = [("docker", "[ ! -e restarted ]"), ("systemctl", "touch restarted; exit 1"), ("sleep", "")];
+    let apply = |before: Option<&str>, wanted: &str| {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("daemon.json");
+        let stale = directory.path().join("daemon.json.before-preview");
+        std::fs::write(&stale, "of an earlier run").expect("a file");
+        if let Some(before) = before {
+            std::fs::write(&file, before).expect("a file");
+        }
+        let text = format!(
+            "{}\nset -eu\nset -- {} '{wanted}' local ''\napply \"$@\"",
+            include_str!("scripts/docker-config.sh").replace("/etc/docker", "."),
+            before.map_or_else(|| "absent".to_owned(), sha256)
+        );
+        let (well, said) = with_programs(directory.path(), &programs, &text);
+        assert!(!well, "{said}");
+        let left = std::fs::read_dir(directory.path()).expect("a directory").count();
+        assert_eq!(left, 3 + usize::from(file.exists()), "no copy is left behind: bin, restarted, the stale one");
+        (std::fs::read_to_string(&file).ok(), said)
+    };
+    let (file, said) = apply(Some("{}"), "{\"a\": 1}");
+    assert!(file.as_deref() == Some("{}") && said.contains("the old ones are back"), "{file:?} {said}");
+    let (file, said) = apply(None, "{\"a\": 1}");
+    assert!(file.is_none() && said.contains("the old ones are back"), "{file:?} {said}");
+    let (file, said) = apply(Some("{\"a\": 1}"), "{\"a\": 1}");
+    assert!(
+        file.as_deref() == Some("{\"a\": 1}") && said.contains("was as wanted before and stays"),
+        "{file:?} {said}"
+    );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-# $@ networks as `network NAME WORD…`, containers as `container NAME HASH`, the files of a directory as `only DIRECTORY NAME…`; each in one argument
+# $@ networks as `network NAME WORD…`, containers as `container NAME HASH IMAGE`, the files of a directory as `only DIRECTORY NAME…`; each in one argument
 others() {
   directory=$1
   shift
@@ -6,6 +6,7 @@ others() {
     case " $* " in *" ${file##*/} "*) ;; *) [ ! -f "$file" ] || echo "$file" ;; esac
   done
 }
+there() { docker inspect "$1" >/dev/null 2>&1; }
 running() { [ "$(docker inspect --format '{{.State.Running}} {{index .Config.Labels "preview.setup.hash"}}' "$1" 2>/dev/null)" = "true $2" ]; }
 check() {
   docker version >/dev/null 2>&1 || { differs "no Docker Engine answers"; return; }
@@ -13,7 +14,10 @@ check() {
     set -- $item
     case $1 in
       network) docker network inspect "$2" >/dev/null 2>&1 || differs "the network $2 is missing" ;;
-      container) running "$2" "$3" || differs "the container $2 does not run, or not as wanted" ;;
+      container)
+        running "$2" "$3" || differs "the container $2 does not run, or not as wanted"
+        ! there "$2-before" || differs "the container $2-before is left of an update that broke off"
+        ;;
       only)
         shift
         [ -z "$(others "$@")" ] || differs "$1 holds files of before"
@@ -32,7 +36,7 @@ apply() {
         docker network inspect "$name" >/dev/null 2>&1 || docker network create --label preview.setup=proxy "$@" "$name"
         ;;
       container)
-        running "$2" "$3" || replace "$2" "$3"
+        if there "$2-before" || ! running "$2" "$3"; then replace "$2" "$3" "$4"; fi
         ;;
       only)
         shift
@@ -44,16 +48,39 @@ apply() {
   done
 }
 # Only what this step made is ever removed.
-replace() {
-  if docker inspect "$1" >/dev/null 2>&1; then
-    [ -n "$(docker inspect --format '{{index .Config.Labels "preview.setup"}}' "$1")" ] || fail "a container $1 is there that this command did not make: rename or remove it"
-    docker rm -f "$1" >/dev/null
-  fi
-  sh "/opt/preview-proxy/run/$1" "$2"
+ours() { [ -n "$(docker inspect --format '{{index .Config.Labels "preview.setup"}}' "$1")" ] || fail "a container $1 is there that this command did not make: rename or remove it"; }
+stays() {
   for _ in $(seq 30); do ! running "$1" "$2" || break; sleep 1; done
   sleep 2
-  if ! running "$1" "$2" || [ "$(docker inspect --format '{{.RestartCount}}' "$1")" != 0 ]; then
-    docker logs --tail 15 "$1" 2>&1
-    fail "the container $1 does not stay up"
+  running "$1" "$2" && [ "$(docker inspect --format '{{.RestartCount}}' "$1")" = 0 ]
+}
+# The old container goes only when the new one has stayed up: an image that is not to be had must not take the way in to all previews.
+replace() {
+  before=$1-before
+  ! there "$1" || ours "$1"
+  if there "$before"; then
+    ours "$before"
+    if running "$1" "$2"; then
+      docker rm -f "$before" >/dev/null
+      return
+    fi
+    ! there "$1" || docker rm -f "$1" >/dev/null
+    docker rename "$before" "$1"
   fi
+  docker image inspect "$3" >/dev/null 2>&1 || docker pull -q "$3" || fail "the image $3 of $1 cannot be had; what ran before goes on"
+  if ! there "$1"; then
+    sh "/opt/preview-proxy/run/$1" "$2"
+    stays "$1" "$2" || { docker logs --tail 15 "$1" 2>&1; fail "the container $1 does not stay up"; }
+    return
+  fi
+  docker stop "$1" >/dev/null
+  docker rename "$1" "$before"
+  if sh "/opt/preview-proxy/run/$1" "$2" && stays "$1" "$2"; then
+    docker rm -f "$before" >/dev/null
+    return
+  fi
+  docker logs --tail 15 "$1" 2>&1 || :
+  docker rm -f "$1" >/dev/null 2>&1 || :
+  if ! docker rename "$before" "$1" || ! docker start "$1" >/dev/null; then fail "the new container $1 does not stay up, and the old one does not start either"; fi
+  fail "the new container $1 does not stay up; the old one was started again"
 }
