@@ -209,6 +209,15 @@ fn proxy(ward: &Ward) {
 fn way_in(ward: &Ward) {
     let rest = &["ports", "certificate", "redirect", "answer"];
     ward.hosts("");
+    // Where records come with previews, a probe that leads nowhere is right; a token that is not there is one finding among others.
+    ward.configure("[dns]\nkind = \"cloudflare\"\nzone = \"preview.test\"\ntarget = \"192.0.2.7\"\n");
+    let report =
+        ward.broken(8, "dns-provider", "failed", &["CLOUDFLARE_API_TOKEN", "docs/configuration.md"], &["answer"]);
+    assert_eq!(
+        (of(&report, "dns")["status"].as_str(), of(&report, "ports")["status"].as_str()),
+        (Some("skipped"), Some("ok"))
+    );
+    ward.configure("");
     ward.broken(8, "dns", "failed", &["leads nowhere", "*.preview.test"], rest);
     ward.hosts("127.0.0.99 preview-doctor-probe.preview.test pr-7.preview.test\n");
     ward.broken(8, "dns", "warning", &["none of the VM's addresses"], rest);

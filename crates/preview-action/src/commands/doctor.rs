@@ -86,6 +86,8 @@ impl Context {
             docker_socket: session.docker_socket(),
             proxy_network: (config.proxy.kind != ProxyKind::None).then(|| config.proxy.network.clone()),
             urls,
+            records: config.dns.as_ref().is_some_and(|table| table.kind() != "none"),
+            tunnel: config.tunnel.is_some(),
             free_disk: limits.min_free_disk.bytes(),
             free_memory: limits.min_free_memory.bytes(),
             max_previews: u64::from(limits.max_previews.get()),
@@ -108,7 +110,14 @@ async fn rights(dns: Arc<dyn Dns>) -> Result<String, Fault> {
 }
 
 async fn examine(session: &Session, wish: &Wish) -> Result<Report, Error> {
-    let dns = session.dns()?.map(|dns| rights(dns).boxed());
+    // A token that is not there is a finding like any other; the rest can be looked at all the same.
+    let dns = match session.dns() {
+        Ok(dns) => dns.map(|dns| rights(dns).boxed()),
+        Err(error) => {
+            let fault = Fault::new(FaultKind::Denied, "ask the DNS provider", error.chain());
+            Some(std::future::ready(Err(fault)).boxed())
+        }
+    };
     Ok(match &wish.place {
         Place::Local => doctor::doctor(wish, async { local::connect() }, dns).await,
         Place::Vm(destination) => {

@@ -55,6 +55,10 @@ pub struct Wish {
     pub proxy_network: Option<String>,
     /// Public addresses of a preview that nobody deploys.
     pub urls: Vec<Url>,
+    /// Whether each preview gets a DNS record of its own, when it is deployed (`[dns]`).
+    pub records: bool,
+    /// Whether requests come through a tunnel (`[tunnel]`).
+    pub tunnel: bool,
     /// `[limits] min_free_disk`, bytes.
     pub free_disk: u64,
     /// `[limits] min_free_memory`, bytes.
@@ -331,7 +335,7 @@ fn addresses(mut known: BTreeSet<IpAddr>, seen: &Seen) -> BTreeSet<IpAddr> {
     known
 }
 
-fn of_fronts(wish: &Wish, fronts: &[Front], vm: &BTreeSet<IpAddr>) -> Vec<Finding> {
+pub(super) fn of_fronts(wish: &Wish, fronts: &[Front], vm: &BTreeSet<IpAddr>) -> Vec<Finding> {
     use Check::{Certificate, Dns, Ports, Redirect};
     if fronts.is_empty() {
         let why = if wish.proxy_network.is_none() { NO_PROXY } else { "no public address is configured (`url`)" };
@@ -340,7 +344,18 @@ fn of_fronts(wish: &Wish, fronts: &[Front], vm: &BTreeSet<IpAddr>) -> Vec<Findin
     let mut findings = Vec::new();
     for (url, front) in wish.urls.iter().zip(fronts) {
         let name = url.host();
-        findings.push(way_in::dns(name, url.path().is_empty(), front.addresses.as_deref().map_err(String::as_str), vm));
+        let resolved = front.addresses.as_deref().map_err(String::as_str);
+        let each = url.path().is_empty();
+        findings.push(match resolved {
+            Err(_) if wish.records && each => way_in::no_record_yet(name),
+            Ok(found) if wish.tunnel => way_in::dns_of_tunnel(name, found),
+            _ => way_in::dns(name, each, resolved, vm),
+        });
+        if wish.tunnel {
+            // The name of no preview leads to Cloudflare, or nowhere: whatever answers there says nothing about the VM.
+            findings.extend([Ports, Certificate, Redirect].map(|id| way_in::through_tunnel(id, name)));
+            continue;
+        }
         findings.push(way_in::ports(name, url.is_https(), &front.ports));
         findings.push(match &front.certificate {
             Some(seen) => way_in::certificate(name, seen.as_ref().map(|end| *end), Timestamp::now()),

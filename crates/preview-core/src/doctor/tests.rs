@@ -242,6 +242,62 @@ fn names_ports_redirects_and_answers() {
     assert_eq!((status(&finding), finding.found.as_str()), (Status::Failed, "the token may not edit example.com"));
 }
 
+/// What is said of a preview's address, resolved as `to`, whose ports are closed.
+fn front(url: &str, to: Result<Vec<IpAddr>, String>, records: bool, tunnel: bool) -> Vec<(Check, Status, String)> {
+    use crate::name::{AppName, Key, Naming, UrlTemplate};
+    let naming =
+        Naming::new(&AppName::parse("shop").expect("a name"), None, &[UrlTemplate::parse(url).expect("a template")]);
+    let wish = Wish {
+        configuration: String::new(),
+        warnings: vec![],
+        place: Place::Local,
+        pinned: true,
+        programs: Programs::default(),
+        base_dir: "/opt/previews".into(),
+        docker_socket: "/var/run/docker.sock".into(),
+        proxy_network: Some("edge".into()),
+        urls: naming.expect("sound").resolve(&Key::pull(7).expect("a key")).expect("sound").urls,
+        records,
+        tunnel,
+        free_disk: 0,
+        free_memory: 0,
+        max_previews: 1,
+        ttl: None,
+        ca: None,
+    };
+    let ports = vec![(443, Err("refused".to_owned())), (80, Err("refused".to_owned()))];
+    let front = look::Front { addresses: to, ports, certificate: None, redirect: None };
+    let vm = BTreeSet::from([IpAddr::from([203, 0, 113, 7])]);
+    let findings = run::of_fronts(&wish, &[front], &vm);
+    findings.iter().map(|finding| (finding.id, status(finding), finding.found.clone())).collect()
+}
+
+#[test]
+fn records_that_come_with_previews_and_tunnels_are_no_faults() {
+    let statuses = |url, to: &[[u8; 4]], records, tunnel| {
+        let found: Vec<IpAddr> = to.iter().copied().map(IpAddr::from).collect();
+        let to = if found.is_empty() { Err("no such name".to_owned()) } else { Ok(found) };
+        front(url, to, records, tunnel).into_iter().map(|(id, status, _)| (id, status)).collect::<Vec<_>>()
+    };
+    let (own, shared) = ("https://{name}.example.com", "https://example.com/{name}");
+    let (ok, skipped, failed) = (Status::Ok, Status::Skipped, Status::Failed);
+    let all = |dns, ports, certificate| {
+        vec![(Check::Dns, dns), (Check::Ports, ports), (Check::Certificate, certificate), (Check::Redirect, skipped)]
+    };
+    assert_eq!(statuses(own, &[], false, false), all(failed, failed, skipped), "a wildcard record is wanted");
+    assert_eq!(statuses(own, &[], true, false), all(skipped, failed, skipped), "the rest is asked of the VM");
+    assert_eq!(
+        statuses(shared, &[], true, false),
+        all(failed, failed, skipped),
+        "no preview's own, so no record comes"
+    );
+    assert_eq!(statuses(own, &[[203, 0, 113, 7]], true, false), all(ok, failed, skipped));
+    assert_eq!(statuses(own, &[], true, true), all(skipped, skipped, skipped));
+    assert_eq!(statuses(own, &[[104, 16, 0, 1]], true, true), all(ok, skipped, skipped), "the provider's addresses");
+    let told = front(own, Err("no such name".into()), true, true);
+    assert!(told[0].2.contains("[dns]") && told[1].2.contains("[tunnel]"), "{told:?}");
+}
+
 #[test]
 fn the_report_for_people() {
     let findings = vec![

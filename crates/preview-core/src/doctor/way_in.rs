@@ -23,7 +23,7 @@ pub(super) fn provider(checked: Option<Result<String, Fault>>) -> Finding {
         Some(Err(fault)) => Finding::failed(
             ID,
             super::vm::without_operation(&fault),
-            "give the token the rights that the provider's page in docs/ lists, for this zone",
+            "give this command the token, with the rights that docs/configuration.md lists under `[dns]`, for this zone",
         ),
     }
 }
@@ -64,6 +64,23 @@ pub(super) fn dns(name: &str, each: bool, resolved: Result<&[IpAddr], &str>, vm:
         }
     };
     finding.about(name)
+}
+
+/// Where records come with the previews: the probe has none, and that is right.
+pub(super) fn no_record_yet(name: &str) -> Finding {
+    Finding::skipped(Check::Dns, "each preview gets a record of its own when it is deployed (`[dns]`)").about(name)
+}
+
+/// Behind a tunnel a name leads to the provider's addresses, which are none of the VM's.
+pub(super) fn dns_of_tunnel(name: &str, addresses: &[IpAddr]) -> Finding {
+    let list: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    Finding::ok(Check::Dns, format!("{name} leads to {}, for the tunnel", list.join(", "))).about(name)
+}
+
+/// What the tunnel's provider has at its end, and the VM has not.
+pub(super) fn through_tunnel(id: Check, name: &str) -> Finding {
+    Finding::skipped(id, "requests come through a tunnel (`[tunnel]`): its provider has the ports and ends TLS")
+        .about(name)
 }
 
 /// Ports, each with what became of connecting.
