@@ -104,6 +104,25 @@ fn one_server_is_taken_none_is_made_two_are_refused() {
 }
 
 #[test]
+fn what_a_new_server_could_not_do_without_is_refused() {
+    let (api, orders) = account(&[]);
+    for (args, said) in [
+        (&["--skip", "firewall"][..], "the step firewall cannot be left out"),
+        (&["--only", "docker"], "the step firewall cannot be left out"),
+        (&["--label-selector", "team=a", "--label", "team=b"], "a new server lacks the label `team=a`"),
+    ] {
+        let ran = provision(&api, args).expect(2);
+        assert!(ran.err.contains(said), "{}", ran.err);
+    }
+    let keys = tempfile::NamedTempFile::new().expect("a file");
+    let key = format!("ssh-ed25519 {}\n", "A".repeat(60));
+    std::fs::write(keys.path(), key.repeat(600)).expect("keys");
+    let ran = provision(&api, &["--deploy-key", keys.path().to_str().expect("text")]).expect(2);
+    assert!(ran.err.contains("a provider takes 32768") && ran.err.contains("--skip proxy"), "{}", ran.err);
+    assert!(orders.try_recv().is_err(), "nothing was ordered");
+}
+
+#[test]
 fn without_a_token_nothing_is_asked() {
     let mut command = Command::new(preview_binary());
     command

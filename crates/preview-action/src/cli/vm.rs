@@ -192,7 +192,7 @@ pub(crate) struct Provision {
     /// Which servers count, `*` stands for anything; the name and whatever begins with it, if not given
     #[arg(long, value_name = "PATTERN")]
     pub(crate) pattern: Option<String>,
-    /// Only servers with these labels count, as the provider selects them: team=a,preview
+    /// Only servers with these labels count, KEY=VALUE or KEY, with commas between; a new server has to have them (--label)
     #[arg(long, value_name = "LABELS", default_value = "")]
     pub(crate) label_selector: String,
     /// The size of a new server, in the provider's word

@@ -16,11 +16,20 @@ use crate::output;
 /// The token of the project at Hetzner Cloud.
 const TOKEN: &str = "HCLOUD_TOKEN";
 
+/// What cloud providers take as user data.
+const ROOM: usize = 32 * 1024;
+
 impl Context {
     pub(super) async fn vm_provision(&self, flags: &Provision) -> Result<u8, Error> {
         let session = self.session(None)?;
         let wish = self.machine(&session, &flags.machine)?;
         let options = Options { only: flags.only.clone(), skip: flags.skip.clone(), ..Options::default() };
+        let names = |list: &[String]| list.iter().any(|step| step == "firewall");
+        if names(&flags.skip) || !(flags.only.is_empty() || names(&flags.only)) {
+            return Err(Error::invalid(
+                "the step firewall cannot be left out: the server's private host key is in its user data, and the firewall keeps containers from reading that",
+            ));
+        }
         let token = self.secret(TOKEN, Some(TOKEN))?.unwrap_or_else(|| Secret::new(String::new()));
         let provider = match flags.provider {
             ProviderKind::Hetzner => Hetzner::new(flags.api.as_deref().unwrap_or(API), token)?,
@@ -31,6 +40,12 @@ impl Context {
         guardian.finish().await;
         let key = key?;
         let user_data = print::cloud_init(&wish, &options, Some(&key)).map_err(Error::invalid)?;
+        if user_data.len() > ROOM {
+            return Err(Error::invalid(format!(
+                "the user data has {} bytes, and a provider takes {ROOM}: leave out what is large (--skip proxy), and run `preview vm setup --host …` when the server is up",
+                user_data.len()
+            )));
+        }
         let labels = flags.label.iter().map(|label| {
             let pair = label.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
             pair.ok_or_else(|| Error::invalid(format!("--label {label}: expected KEY=VALUE")))

@@ -137,7 +137,7 @@ impl Provisioned {
 /// Adopts the one server of the pattern, creates it, or refuses where there are two.
 ///
 /// # Errors
-/// `Invalid` if the order does not fit its own pattern: a second run would create a second
+/// `Invalid` if the order does not fit its own pattern or selector of labels: a second run would create a second
 /// server. Those of the provider.
 pub async fn provision(
     provider: &dyn Provider,
@@ -162,7 +162,14 @@ pub async fn provision(
         candidates: Vec::new(),
         known_hosts,
     };
-    match decide(pattern, provider.servers(labels).await?) {
+    let decision = decide(pattern, provider.servers(labels).await?);
+    if decision == Decision::Create
+        && let Some(wrong) = unselected(labels, &order.labels)
+    {
+        let context = format!("--label-selector: {wrong}: the next run would not find the server");
+        return Err(Fault::new(FaultKind::Invalid, OPERATION, context));
+    }
+    match decision {
         Decision::Adopt(server) => Ok(done(Action::Adopted, Some(server), None)),
         Decision::Create if dry_run => Ok(done(Action::WouldCreate, None, None)),
         Decision::Create => {
@@ -172,6 +179,28 @@ pub async fn provision(
         }
         Decision::Refuse(candidates) => Ok(Provisioned { candidates, ..done(Action::Refused, None, None) }),
     }
+}
+
+/// What of a selector (`key=value,key`) these labels do not fit; pure. Other forms of selectors are not for something that is to be made.
+fn unselected(selector: &str, labels: &BTreeMap<String, String>) -> Option<String> {
+    selector.split(',').map(str::trim).filter(|part| !part.is_empty()).find_map(|part| {
+        let plain =
+            |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
+        let (key, value) = match part.split_once('=') {
+            Some((key, value)) => (key.trim(), Some(value.trim_start_matches('=').trim())),
+            None => (part, None),
+        };
+        if !plain(key) || !value.is_none_or(|value| value.is_empty() || plain(value)) {
+            return Some(format!(
+                "`{part}` is neither KEY=VALUE nor KEY, so it cannot be said whether a new server fits"
+            ));
+        }
+        match (labels.get(key), value) {
+            (Some(_), None) => None,
+            (Some(label), Some(value)) if label == value => None,
+            _ => Some(format!("a new server lacks the label `{part}`, give it with --label")),
+        }
+    })
 }
 
 /// A new host key, made by `ssh-keygen` in a directory of ours. The server gets it with its user data, and so its key is known before the first contact.
@@ -240,6 +269,17 @@ mod tests {
             ("*", "", true),
         ] {
             assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn a_new_server_is_one_that_the_selector_finds() {
+        let labels = BTreeMap::from([("team".to_owned(), "a".to_owned()), ("preview".to_owned(), String::new())]);
+        for selector in ["", "team=a", "team==a", "team", "team=a,preview", "preview=, team=a"] {
+            assert_eq!(unselected(selector, &labels), None, "{selector}");
+        }
+        for selector in ["team=b", "other", "team=a,other=x", "!team", "team!=b", "team in (a,b)"] {
+            assert!(unselected(selector, &labels).is_some(), "{selector}");
         }
     }
 
