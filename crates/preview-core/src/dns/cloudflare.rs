@@ -12,7 +12,7 @@ use reqwest::Method;
 use serde::Deserialize;
 use tokio::sync::OnceCell;
 
-use self::api::Api;
+use self::api::{Api, parse};
 use self::change::{Batch, Record, Wanted};
 use self::tunnel::{Tunnel, Wish};
 use super::{Dns, LIST, Marks, Owned, Place, REMOVE, TTL, WRITE};
@@ -92,7 +92,9 @@ impl Cloudflare {
     /// The path of the zone's records.
     async fn records(&self, operation: &'static str) -> Result<String, Fault> {
         let find = || async {
-            let found: Vec<Zone> = self.api.list(operation, "/zones", &[("name", &self.zone)]).await?;
+            // One at most, so no pages; those of zones are smaller than those of records.
+            let found = self.api.find(operation, "/zones", &[("name", &self.zone)]).await?;
+            let found: Vec<Zone> = parse(operation, found)?;
             found.into_iter().next().map(|zone| zone.id).ok_or_else(|| {
                 let context = format!("the token sees no zone {} at Cloudflare ([dns] zone)", self.zone);
                 Fault::new(FaultKind::Denied, operation, context)

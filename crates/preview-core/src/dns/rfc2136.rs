@@ -204,10 +204,13 @@ impl Dns for Rfc2136 {
             let context = "somebody else changes them at the same time";
             return Err(Fault::new(FaultKind::Conflict, WRITE, context).transient());
         }
-        // A server drops a CNAME without a word where there is something else beside it.
+        // A server drops a CNAME without a word where there is something else beside it. The rest of the update was carried out, so whatever goes
+        // wrong from here on is no refusal: only a fault that is not transient says that nothing was written.
         for host in hosts {
-            if server.update(&self.right(preview, host)?, &[]).await? == Said::Unmet {
-                return Err(super::foreign(host, "records of other types, which a CNAME cannot stand beside"));
+            let looked = server.update(&self.right(preview, host)?, &[]).await.map_err(Fault::transient)?;
+            if looked == Said::Unmet {
+                let found = "records of other types, which a CNAME cannot stand beside";
+                return Err(super::foreign(host, found).transient());
             }
         }
         Ok(wrong)

@@ -46,6 +46,9 @@ pub struct Destroyed {
     pub files: usize,
     /// Hosts whose DNS records were removed.
     pub records: usize,
+    /// Hosts whose DNS records may be left, since this run has no access to them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub records_left: Vec<String>,
 }
 
 /// Whose preview is meant. Two branches can have one name, and two repositories one application.
@@ -296,7 +299,7 @@ pub(super) async fn destroy_if(
                 let hosts = records::by_mark(client, target, observer).await?;
                 records::remove(client, target, &hosts, observer).await
             }
-            Err(_) => Ok(0),
+            Err(_) => Ok(records::Gone::default()),
         };
         let mark = async {
             let marked = mark.await?;
@@ -328,7 +331,8 @@ pub(super) async fn destroy_if(
             removed += remove_all(&*client.engine, &selector).await?;
         }
         // Without this, the state stays, which knows of them.
-        let records = records?;
+        let records::Gone { count: records, left: records_left } = records?;
+        let records_left = records_left.into_iter().collect();
         let (own, others): (Vec<&String>, Vec<&String>) =
             survey.paths.iter().partition(|path| path.starts_with(&target.directory(&client.base_dir)));
         let mut last = contents(target, &client.base_dir, own.iter().copied());
@@ -344,7 +348,7 @@ pub(super) async fn destroy_if(
         let existed = removed != Removed::default() || files > 0 || records > 0;
         last.extend(story.ending(existed, &client.base_dir));
         let gone = lease.conclude(&*client.host, &last, &directories(client, target)).await?;
-        Ok((Ok(Destroyed { name: target.name.clone(), existed, removed, files, records }), gone))
+        Ok((Ok(Destroyed { name: target.name.clone(), existed, removed, files, records, records_left }), gone))
     };
     let work = work.instrument(info_span!("stage", phase = %Phase::Destroying));
     let done = guarded(&*lease, interrupt, LIMIT, work).await;

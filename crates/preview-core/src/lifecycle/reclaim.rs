@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::deploy::release;
 use super::destroy::{Destroy, Kept, Record, destroy_if};
 use super::place::freed;
+use super::records;
 use super::run::acquire;
 use super::{Client, Error, Event, Interrupt, Observer};
 use crate::fault::{Fault, FaultKind};
@@ -104,6 +105,9 @@ pub(super) async fn reclaim(
                 if destroyed.existed {
                     let note = format!("{app} {name}: its run died while {phase}; removed it, its place is free");
                     observer.event(&Event::Note(&note));
+                }
+                for host in &destroyed.records_left {
+                    observer.event(&Event::Warning(&format!("{app} {name}: left: {}", records::orphan(host))));
                 }
             }
             Err(Error::Locked { .. }) => {

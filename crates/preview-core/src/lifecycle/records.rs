@@ -74,18 +74,27 @@ pub(super) async fn write(
     Ok(())
 }
 
-/// Removes the preview's records of these hosts; how many hosts had one. What this run has no access to is told, and left.
+/// What became of records that were to go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Gone {
+    /// So many hosts had one.
+    pub(super) count: usize,
+    /// These hosts may still have theirs, since this run has no access to them.
+    pub(super) left: Hosts,
+}
+
+/// Removes the preview's records of these hosts. What this run has no access to is told, and left.
 pub(super) async fn remove(
     client: &Client,
     target: &Target,
     hosts: &Hosts,
     observer: &dyn Observer,
-) -> Result<usize, Fault> {
+) -> Result<Gone, Fault> {
     let Some(dns) = client.dns.as_deref() else {
         if !hosts.is_empty() {
             observer.event(&Event::Warning(&left(hosts, "this run has no [dns] that could remove them")));
         }
-        return Ok(0);
+        return Ok(Gone { count: 0, left: hosts.clone() });
     };
     // Those of a zone that was configured earlier.
     let inside = |host: &String| dns.check(&Hosts::from([host.clone()])).is_ok();
@@ -95,9 +104,17 @@ pub(super) async fn remove(
         observer.event(&Event::Warning(&left(&others, &why)));
     }
     if hosts.is_empty() {
-        return Ok(0);
+        return Ok(Gone { count: 0, left: others });
     }
-    retrying(observer, || dns.remove(target, &hosts)).await
+    let count = retrying(observer, || dns.remove(target, &hosts)).await?;
+    Ok(Gone { count, left: others })
+}
+
+/// What to do about a record that a removal left: nobody but its mark remembers it.
+pub(super) fn orphan(host: &str) -> String {
+    format!(
+        "DNS record {host} (this run's [dns] does not reach it: remove it in its zone, or run `sweep` with the [dns] that it was written with)"
+    )
 }
 
 fn left(hosts: &Hosts, why: &str) -> String {

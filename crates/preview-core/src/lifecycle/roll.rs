@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::crash::{Crash, broken, known};
 use super::diagnose::Problems;
 use super::flight::Flight;
+use super::observe::Seen;
 use super::prepare::{Prepared, Wanted};
 use super::run::Halt;
 use super::verify::lock;
@@ -17,48 +20,156 @@ use crate::failure;
 use crate::fault::Fault;
 use crate::plan::Change;
 use crate::runtime::{Progress, Stack};
+use crate::secret::Secret;
 use crate::stack;
 use crate::state::{Phase, State};
 
-/// The services to roll, and how many containers of each there are for a moment: those that are replaced, and run well until then.
+/// The services to roll, and how many containers of each there are for a moment: those that are replaced, and run well until then. The second
+/// value says of those that are replaced at once all the same why that is.
 pub(super) fn rolling(
     prepared: &Prepared,
+    wanted: &Value,
+    good: Option<&Value>,
     services: &BTreeMap<String, Change>,
     seen: &[Container],
     replicas: &BTreeMap<String, usize>,
-) -> BTreeMap<String, usize> {
+) -> (BTreeMap<String, usize>, Vec<String>) {
     let wished: BTreeSet<&String> =
         prepared.routes.iter().filter(|route| route.rolling).map(|route| &route.service).collect();
     let works = |container: &&Container| {
         container.state == ContainerState::Running && matches!(container.health, Health::None | Health::Healthy)
     };
-    wished
-        .into_iter()
-        .filter(|service| matches!(services.get(*service), Some(Change::Recreate(_))))
-        .filter_map(|service| {
-            let old: Vec<&Container> = seen.iter().filter(|c| c.service() == Some(service)).collect();
-            let serves = !old.is_empty() && old.iter().all(works);
-            let new = replicas.get(service).copied().unwrap_or(1);
-            (serves && new > 0).then(|| (service.clone(), old.len() + new))
-        })
-        .collect()
+    let (mut rolling, mut notes) = (BTreeMap::new(), Vec::new());
+    for service in wished {
+        let old: Vec<&Container> = seen.iter().filter(|c| c.service() == Some(service)).collect();
+        let serves = !old.is_empty() && old.iter().all(works);
+        let new = replicas.get(service).copied().unwrap_or(1);
+        if !serves || new == 0 || !matches!(services.get(service), Some(Change::Recreate(_))) {
+            continue;
+        }
+        match obstacle(service, wanted, good) {
+            None => drop(rolling.insert(service.clone(), old.len() + new)),
+            Some(why) => notes.push(format!("{service}: its containers are replaced at once this time, since {why}")),
+        }
+    }
+    (rolling, notes)
+}
+
+/// Why old and new containers of a service cannot stand side by side.
+fn obstacle(service: &str, wanted: &Value, good: Option<&Value>) -> Option<String> {
+    let Some(good) = good else { return Some("it is not known what the proxy was told of the old ones".to_owned()) };
+    // Traefik drops a router altogether that two containers define in different words: nobody would answer until the old one is gone.
+    if routers(good, service) != routers(wanted, service) {
+        return Some("its routes changed, and Traefik takes only one version of them at a time".to_owned());
+    }
+    // A stack without the service would lack what these name.
+    let tied = |name: &str, table: &serde_json::Map<String, Value>| {
+        let named = ["links", "volumes_from"].into_iter().filter_map(|key| table.get(key)?.as_array()).flatten();
+        name != service
+            && named.filter_map(Value::as_str).any(|entry| entry.split(':').next().is_some_and(|to| to == service))
+    };
+    let (other, _) = stack::services(wanted).find(|(name, table)| tied(name, table))?;
+    Some(format!("{other} is tied to them (`links` or `volumes_from`)"))
+}
+
+/// What a service's labels tell Traefik.
+fn routers<'a>(model: &'a Value, service: &str) -> BTreeMap<&'a String, &'a Value> {
+    let labels = model.get("services").and_then(|services| services.get(service)?.get("labels")?.as_object());
+    labels.into_iter().flatten().filter(|(key, _)| key.starts_with("traefik.")).collect()
+}
+
+/// Who waits for whom, and until when.
+fn edges(model: &Value) -> impl Iterator<Item = (&String, &String, Option<&str>)> {
+    stack::services(model).flat_map(|(service, table)| {
+        let on = table.get("depends_on").and_then(Value::as_object).into_iter().flatten();
+        on.map(move |(on, edge)| (service, on, edge.get("condition").and_then(Value::as_str)))
+    })
+}
+
+/// What these steps lead to from here, with where they begin.
+fn reached<'a>(from: &BTreeSet<&'a String>, steps: &[(&'a String, &'a String)]) -> BTreeSet<&'a String> {
+    let mut all = from.clone();
+    loop {
+        let new = steps.iter().filter(|(from, to)| all.contains(from) && !all.contains(to)).map(|(_, to)| *to);
+        let new: Vec<&String> = new.collect();
+        if new.is_empty() {
+            return all;
+        }
+        all.extend(new);
+    }
+}
+
+/// The services that come after the rolled ones: those that wait for them, unless a rolled one waits for these in turn.
+fn later(model: &Value, rolling: &BTreeMap<String, usize>) -> BTreeSet<String> {
+    let rolled: BTreeSet<&String> = rolling.keys().collect();
+    let down: Vec<(&String, &String)> = edges(model).map(|(service, on, _)| (service, on)).collect();
+    let up: Vec<(&String, &String)> = down.iter().map(|(service, on)| (*on, *service)).collect();
+    let needed = reached(&rolled, &down);
+    reached(&rolled, &up).difference(&needed).map(|service| (*service).clone()).collect()
+}
+
+/// A stack without these services. Who waits for one of them does not: it runs in its old version, or comes later.
+fn without(model: &Value, gone: &BTreeSet<String>) -> Value {
+    let mut model = model.clone();
+    if let Some(services) = model.get_mut("services").and_then(Value::as_object_mut) {
+        services.retain(|service, _| !gone.contains(service));
+        let edges = services.iter_mut().filter_map(|(_, table)| table.get_mut("depends_on")?.as_object_mut());
+        edges.for_each(|edges| edges.retain(|on, _| !gone.contains(on)));
+    }
+    model
+}
+
+/// What the new containers wait for before they start; true: for its end. As Compose has it, but that of two rolled ones the old one is there.
+fn conditions(model: &Value, rolling: &BTreeMap<String, usize>) -> BTreeMap<String, bool> {
+    let mut found = BTreeMap::new();
+    let of_rolled =
+        edges(model).filter(|(service, on, _)| rolling.contains_key(*service) && !rolling.contains_key(*on));
+    for (_, on, condition) in of_rolled {
+        match condition {
+            Some("service_completed_successfully") => drop(found.insert(on.clone(), true)),
+            Some("service_healthy") => drop(found.entry(on.clone()).or_insert(false)),
+            _ => {}
+        }
+    }
+    found
+}
+
+fn say(problems: &Problems) -> String {
+    problems.iter().map(|(service, why)| format!("{service} {why}")).collect::<Vec<_>>().join("; ")
 }
 
 impl Flight<'_> {
-    /// Starts the new containers of these services beside the old ones, after everything else is as it should be.
+    /// Starts the new containers of these services beside the old ones, after what they wait for is as it should be. What waits for them comes with
+    /// the last `up`.
     pub(super) async fn beside(
         &self,
         stack: &Stack,
         wanted: &Wanted,
         rolling: &BTreeMap<String, usize>,
-        seen: &[Container],
+        seen: &Seen,
+        broke: &Mutex<Option<Crash>>,
         progress: Progress<'_>,
     ) -> Result<(), Fault> {
-        let others: Vec<String> =
-            stack::service_names(&wanted.model).into_iter().filter(|service| !rolling.contains_key(service)).collect();
-        up::clean(&*self.client.engine, seen).await?;
-        if !others.is_empty() {
-            self.client.runtime.up_only(stack, &others, progress).await?;
+        let gone = later(&wanted.model, rolling).into_iter().chain(rolling.keys().cloned()).collect();
+        let others = without(&wanted.model, &gone);
+        up::clean(&*self.client.engine, &seen.containers).await?;
+        if !stack::service_names(&others).is_empty() {
+            let first = Stack { rendered: Secret::new(others.to_string()), ..stack.clone() };
+            self.client.runtime.up_only(&first, progress).await?;
+        }
+        let conditions = conditions(&wanted.model, rolling);
+        if !conditions.is_empty() {
+            let selector = self.selector();
+            let events = self.client.engine.watch(&selector).await?;
+            let mut restarts = Restarts::since(seen.state.as_ref().and_then(|state| state.good.as_ref()));
+            let mut note = |problems: &Problems| self.observer.event(&Event::Progress(&say(problems)));
+            let expected = Expected::part(&wanted.model, &conditions);
+            let waited =
+                wait::wait(&*self.client.engine, &selector, &expected, &mut restarts, events, &mut note).await?;
+            if let (Verdict::Broken(problems), _) = waited {
+                *lock(broke) = Some(broken(say(&problems), problems, vec![]));
+                return Err(known());
+            }
         }
         self.client.runtime.beside(stack, rolling, progress).await
     }
@@ -68,11 +179,12 @@ impl Flight<'_> {
         &self,
         state: &mut State,
         stack: &Stack,
-        expected: &Expected,
+        wanted: &Wanted,
         rolling: &BTreeMap<String, usize>,
         progress: Progress<'_>,
     ) -> Result<(), Crash> {
         let limit = self.project.timeouts.verify;
+        let expected = Expected::of(&without(&wanted.model, &later(&wanted.model, rolling)));
         let selector = self.selector();
         let last = Mutex::new(Problems::new());
         let failure = Mutex::new(None);
@@ -83,15 +195,12 @@ impl Flight<'_> {
             *lock(&failure) = Some(broken(message, problems, vec![]));
             known()
         };
-        let say = |problems: &Problems| {
-            problems.iter().map(|(service, why)| format!("{service} {why}")).collect::<Vec<_>>().join("; ")
-        };
         let rolled = self
             .stage(state, Phase::Verifying, limit * 2 + Duration::from_secs(30), async {
                 let healthy = async {
                     let events = self.client.engine.watch(&selector).await?;
                     let mut note = |problems: &Problems| lock(&last).clone_from(problems);
-                    wait::wait(&*self.client.engine, &selector, expected, &mut restarts, events, &mut note).await
+                    wait::wait(&*self.client.engine, &selector, &expected, &mut restarts, events, &mut note).await
                 };
                 match tokio::time::timeout(limit, healthy).await {
                     Ok(Ok((Verdict::Broken(problems), _))) => return Err(give_up(say(&problems), problems)),
@@ -108,6 +217,71 @@ impl Flight<'_> {
         match (rolled, lock(&failure).take()) {
             (Err(Halt::Fault(_)), Some(crash)) => Err(crash),
             (rolled, _) => Ok(rolled?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn rolled(names: &[&str]) -> BTreeMap<String, usize> {
+        names.iter().map(|name| ((*name).to_owned(), 2)).collect()
+    }
+
+    #[test]
+    fn what_the_new_ones_need_comes_before_them_and_what_needs_them_after() {
+        let model = json!({"services": {
+            "db": {},
+            "migrate": {"depends_on": {"db": {"condition": "service_healthy"}}},
+            "api": {"depends_on": {"migrate": {"condition": "service_completed_successfully"}, "db": {"condition": "service_healthy"}}},
+            "warm": {"depends_on": {"api": {"condition": "service_healthy"}}},
+            "web": {"depends_on": {"api": {"condition": "service_healthy"}, "warm": {"condition": "service_completed_successfully"}}},
+            "smoke": {"depends_on": {"web": {"condition": "service_healthy"}}},
+            "worker": {"depends_on": {"smoke": {"condition": "service_started"}}},
+            "cache": {},
+        }});
+        let web = rolled(&["web"]);
+        assert_eq!(later(&model, &web), BTreeSet::from(["smoke".to_owned(), "worker".to_owned()]));
+        let needed = BTreeMap::from([("api".to_owned(), false), ("warm".to_owned(), true)]);
+        assert_eq!(conditions(&model, &web), needed);
+
+        // One that comes between two rolled ones comes first: of the other there is an old one.
+        let both = rolled(&["api", "web"]);
+        let after = later(&model, &both);
+        assert_eq!(after, BTreeSet::from(["smoke".to_owned(), "worker".to_owned()]));
+        let needed = [("db".to_owned(), false), ("migrate".to_owned(), true), ("warm".to_owned(), true)];
+        assert_eq!(conditions(&model, &both), BTreeMap::from(needed));
+        let gone = after.into_iter().chain(both.into_keys()).collect();
+        let first = without(&model, &gone);
+        let names: Vec<String> = stack::service_names(&first).into_iter().collect();
+        assert_eq!(names, ["cache", "db", "migrate", "warm"]);
+        assert_eq!(first["services"]["warm"]["depends_on"], json!({}), "no edge to what is not in it");
+        assert_eq!(first["services"]["migrate"], model["services"]["migrate"]);
+    }
+
+    #[test]
+    fn changed_routes_and_ties_stand_in_the_way() {
+        let model = |rule: &str, other: Value| {
+            let labels = json!({"traefik.http.routers.p-0.rule": rule, "preview.app": rule});
+            json!({"services": {"web": {"labels": labels}, "other": other}})
+        };
+        let good = model("Host(`a`)", json!({}));
+        assert_eq!(obstacle("web", &good, Some(&good)), None);
+        let mut relabelled = good.clone();
+        relabelled["services"]["web"]["labels"]["preview.app"] = json!("another");
+        assert_eq!(obstacle("web", &relabelled, Some(&good)), None, "no label of Traefik's");
+        let moved = model("Host(`b`)", json!({}));
+        assert!(obstacle("web", &moved, Some(&good)).unwrap().contains("routes"));
+        let mut more = good.clone();
+        more["services"]["web"]["labels"]["traefik.enable"] = json!("true");
+        assert!(obstacle("web", &more, Some(&good)).is_some() && obstacle("web", &good, Some(&more)).is_some());
+        assert!(obstacle("web", &good, None).is_some());
+        for other in [json!({"links": ["web:w"]}), json!({"volumes_from": ["web:ro"]})] {
+            let tied = model("Host(`a`)", other);
+            assert!(obstacle("web", &tied, Some(&good)).unwrap().contains("other is tied"));
         }
     }
 }

@@ -135,6 +135,7 @@ impl Flight<'_> {
         let images_changed = !prepared.built.is_empty() || !pulls.is_empty();
         let kind = plan.kind;
         let refused = AtomicBool::new(false);
+        let broke = Mutex::new(None);
         let started = self
             .stage(
                 state,
@@ -159,12 +160,17 @@ impl Flight<'_> {
                         return Err(failure::of_up(Fault::new(FaultKind::Failed, "start the containers", why)));
                     }
                     let replicas = stack::replicas(&wanted.model);
-                    let rolling = roll::rolling(prepared, &services, &seen.containers, &replicas);
+                    let good = seen.good.as_ref();
+                    let (rolling, notes) =
+                        roll::rolling(prepared, &wanted.model, good, &services, &seen.containers, &replicas);
+                    for note in notes {
+                        self.observer.event(&Event::Note(&note));
+                    }
                     if rolling.is_empty() {
                         let up = || up(self.client, &selector, &seen.containers, &stack, &progress);
                         self.retrying(up).await.map_err(failure::of_up)?;
                     } else {
-                        let beside = || self.beside(&stack, wanted, &rolling, &seen.containers, &progress);
+                        let beside = || self.beside(&stack, wanted, &rolling, seen, &broke, &progress);
                         self.retrying(beside).await.map_err(failure::of_up)?;
                     }
                     Ok((images, services, Some(events), rolling))
@@ -175,7 +181,10 @@ impl Flight<'_> {
             // Nothing was written, so nothing is to be taken back, where that would be refused too.
             state.records = seen.state.as_ref().map(|before| before.records.clone()).unwrap_or_default();
         }
-        let (images, services, events, rolling) = started.map_err(with_output)?;
+        let (images, services, events, rolling) = match (started, lock(&broke).take()) {
+            (Err(Halt::Fault(_)), Some(crash)) => return Err(crash),
+            (started, _) => started.map_err(with_output)?,
+        };
         let Some(events) = events else {
             // Who may come in, and by which address, is no part of the stack for a proxy that is told by files.
             if let Some(bundle) = &wanted.bundle {
@@ -188,7 +197,7 @@ impl Flight<'_> {
         };
 
         if !rolling.is_empty() {
-            self.roll(state, &stack, &expected, &rolling, &progress).await?;
+            self.roll(state, &stack, wanted, &rolling, &progress).await?;
         }
         let verified = self.verified(state, wanted, prepared, &expected, &selector, events).await?;
         if let Some(bundle) = &wanted.bundle {

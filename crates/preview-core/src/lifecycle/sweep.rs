@@ -277,7 +277,7 @@ async fn prove(client: &Client, swept: &mut Swept, before: Option<DiskUse>, name
         let again = format!("{}/state.json", target.directory(&client.base_dir));
         // Somebody may have deployed it again meanwhile.
         if !after.survey.files.contains_key(&again) {
-            gone.left = rules::remains(&client.base_dir, &target, &after.survey, &after.inventory);
+            gone.left.extend(rules::remains(&client.base_dir, &target, &after.survey, &after.inventory));
             let records = records::of_preview(&listed, &target.app, &target.name);
             gone.left.extend(records.map(|host| format!("DNS record {host}")));
         }
@@ -411,7 +411,9 @@ impl Work<'_> {
         self.observer.event(&Event::Note(&format!("{}; removed", rules::say(suspect, self.now))));
         let (app, name) = (target.app.clone(), target.name.clone());
         let records = records::of_preview(self.listed, &app, &name).collect();
-        let (why, left) = (why.clone(), vec![]);
+        // The state went, and with it who remembers them: whoever reads this has to.
+        let left = gone.records_left.iter().map(|host| records::orphan(host)).collect();
+        let why = why.clone();
         Ok(Done::Gone(Gone { app, name, why, removed: gone.removed, files: gone.files, records, left }))
     }
 

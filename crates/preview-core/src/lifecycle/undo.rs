@@ -216,7 +216,7 @@ async fn record(
     let more: BTreeSet<String> = state.records.difference(&good.records).cloned().collect();
     if !more.is_empty() && undo.client.dns.is_some() {
         match records::remove(undo.client, undo.target, &more, undo.observer).await {
-            Ok(_) => state.records.clone_from(&good.records),
+            Ok(gone) => state.records = good.records.union(&gone.left).cloned().collect(),
             Err(fault) => undo.observer.event(&Event::Warning(&undo.redactor.clean(&fault.chain()))),
         }
     }

@@ -30,11 +30,21 @@ const POLL: Duration = Duration::from_secs(3);
 pub(super) struct Expected {
     replicas: BTreeMap<String, usize>,
     one_shots: BTreeSet<String>,
+    /// Those that count only once they have ended: something else is not to start before.
+    ends: BTreeSet<String>,
 }
 
 impl Expected {
     pub(super) fn of(model: &Value) -> Self {
-        Self { replicas: stack::replicas(model), one_shots: stack::one_shots(model) }
+        Self { replicas: stack::replicas(model), one_shots: stack::one_shots(model), ends: BTreeSet::new() }
+    }
+
+    /// Of these services alone; true: it has to be at its end.
+    pub(super) fn part(model: &Value, services: &BTreeMap<String, bool>) -> Self {
+        let Self { mut replicas, one_shots, .. } = Self::of(model);
+        replicas.retain(|service, _| services.contains_key(service));
+        let ends = services.iter().filter(|(_, ends)| **ends).map(|(service, _)| service.clone()).collect();
+        Self { replicas, one_shots, ends }
     }
 }
 
@@ -93,6 +103,10 @@ pub(super) fn judge(
         let one_shot = expected.one_shots.contains(service);
         for container in of_service {
             let detail = details.get(&container.id);
+            if container.state == ContainerState::Running && expected.ends.contains(service) {
+                waiting.insert(service.clone(), Problem::new(FailureCode::StartFailed, "has not ended yet"));
+                continue;
+            }
             match (container.state, container.health) {
                 (ContainerState::Running, Health::Healthy) => {}
                 (ContainerState::Running, Health::None) => {
@@ -338,6 +352,17 @@ mod tests {
         let ended = container("a", ContainerState::Exited, Health::None);
         assert_eq!(judge(&once, std::slice::from_ref(&ended), &detail(&ended, 0, 0, false)), Verdict::Well);
         assert!(matches!(judge(&once, std::slice::from_ref(&ended), &detail(&ended, 3, 0, false)), Verdict::Broken(_)));
+    }
+
+    #[test]
+    fn what_others_await_the_end_of_is_not_well_before() {
+        let model = json!({"services": {"a": {"restart": "no"}, "b": {}}});
+        let end = Expected::part(&model, &BTreeMap::from([("a".to_owned(), true)]));
+        let running = container("a", ContainerState::Running, Health::None);
+        assert!(matches!(judge(&end, &[running], &BTreeMap::new()), Verdict::Waiting(_)));
+        let ended = container("a", ContainerState::Exited, Health::None);
+        assert_eq!(judge(&end, std::slice::from_ref(&ended), &detail(&ended, 0, 0, false)), Verdict::Well);
+        assert!(matches!(judge(&end, std::slice::from_ref(&ended), &detail(&ended, 3, 0, false)), Verdict::Broken(_)));
     }
 
     #[test]

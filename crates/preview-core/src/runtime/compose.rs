@@ -373,10 +373,9 @@ impl Runtime for Compose {
         self.bring_up(stack, &["--remove-orphans"], progress).await
     }
 
-    async fn up_only(&self, stack: &Stack, services: &[String], progress: Progress<'_>) -> Result<(), Fault> {
-        let mut verb = vec!["--no-deps", "--"];
-        verb.extend(services.iter().map(String::as_str));
-        self.bring_up(stack, &verb, progress).await
+    async fn up_only(&self, stack: &Stack, progress: Progress<'_>) -> Result<(), Fault> {
+        // The whole of a smaller stack: `--no-deps` would drop the conditions of `depends_on` even among the services that are named.
+        self.bring_up(stack, &[], progress).await
     }
 
     async fn beside(

@@ -71,8 +71,8 @@ pub trait Runtime: Send + Sync {
     /// than the stack wants, those that are not as it wants them go first.
     async fn up(&self, stack: &Stack, progress: Progress<'_>) -> Result<(), Fault>;
 
-    /// [`up`](Self::up) of these services alone; all others, and what is no longer in the stack, stay as they are.
-    async fn up_only(&self, stack: &Stack, services: &[String], progress: Progress<'_>) -> Result<(), Fault>;
+    /// [`up`](Self::up) of what this stack has, its dependencies in order; whatever else the project runs stays as it is.
+    async fn up_only(&self, stack: &Stack, progress: Progress<'_>) -> Result<(), Fault>;
 
     /// Starts containers as the stack wants them beside those that run, which stay as they are, until there are so many of each of these services.
     async fn beside(

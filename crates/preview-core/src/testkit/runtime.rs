@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::engine::{MemoryContainer, MemoryEngine};
-use crate::engine::{Chunk, Container, Engine as _, Health};
+use crate::engine::{Chunk, Container, ContainerState, Engine as _, Health};
 use crate::fault::{Fault, FaultKind};
 use crate::ownership::{COMPOSE_PROJECT, COMPOSE_SERVICE, Selector};
 use crate::runtime::{Progress, Resolved, Runtime, Source, Stack};
@@ -27,7 +27,7 @@ struct Inside {
 }
 
 /// A runtime in memory. The model is what [`set_model`](Self::set_model) says; a service with the variable `SICK` in its environment becomes
-/// unhealthy, with its value in its log; one with `SLOW` never gets healthy.
+/// unhealthy, with its value in its log; one with `SLOW` never gets healthy; one with `ONCE` has ended at once, with its value as exit code.
 #[derive(Clone)]
 pub struct MemoryRuntime {
     engine: MemoryEngine,
@@ -131,12 +131,12 @@ impl Runtime for MemoryRuntime {
 
     async fn up(&self, stack: &Stack, _: Progress<'_>) -> Result<(), Fault> {
         self.called("up")?;
-        self.bring_up(stack, None).await
+        self.bring_up(stack, true).await
     }
 
-    async fn up_only(&self, stack: &Stack, services: &[String], _: Progress<'_>) -> Result<(), Fault> {
+    async fn up_only(&self, stack: &Stack, _: Progress<'_>) -> Result<(), Fault> {
         self.called("up_only")?;
-        self.bring_up(stack, Some(services)).await
+        self.bring_up(stack, false).await
     }
 
     async fn beside(&self, stack: &Stack, services: &BTreeMap<String, usize>, _: Progress<'_>) -> Result<(), Fault> {
@@ -195,13 +195,16 @@ impl MemoryRuntime {
             container = container.volume(format!("{project}_{key}"));
         }
         self.engine.add(container);
+        if let Some(code) = table["environment"]["ONCE"].as_str() {
+            self.engine.set_state(name, ContainerState::Exited, code.parse().unwrap_or(1));
+        }
         if let Some(sick) = sick {
             self.engine.log(name, 0, &Chunk::Stdout(format!("{sick}\n").into()));
         }
     }
 
-    /// All services, or these alone.
-    async fn bring_up(&self, stack: &Stack, only: Option<&[String]>) -> Result<(), Fault> {
+    /// The stack's services; whether the project's others go.
+    async fn bring_up(&self, stack: &Stack, alone: bool) -> Result<(), Fault> {
         let model = parse(stack)?;
         for (kind, add) in [("networks", true), ("volumes", false)] {
             for table in model.get(kind).and_then(Value::as_object).into_iter().flatten().map(|(_, table)| table) {
@@ -220,15 +223,12 @@ impl MemoryRuntime {
         let running = self.engine.containers(&Selector::Managed).await?;
         let of_project = running.iter().filter(|c| c.labels.get(COMPOSE_PROJECT).is_some_and(|p| p == project));
         for container in of_project {
-            if only.is_none() && !container.service().is_some_and(|service| images.contains_key(service)) {
+            if alone && !container.service().is_some_and(|service| images.contains_key(service)) {
                 self.change(&mut left)?;
                 self.engine.take(&container.name);
             }
         }
         for (service, image) in &images {
-            if only.is_some_and(|only| !only.contains(service)) {
-                continue;
-            }
             let table = &model["services"][service];
             let Some(id) = ids.get(image) else {
                 return Err(Fault::new(FaultKind::NotFound, "bring the stack up", format!("no such image: {image}")));

@@ -180,6 +180,16 @@ impl Respond for Responder {
         }
         let query: BTreeMap<String, String> = request.url.query_pairs().into_owned().collect();
         let records = format!("/zones/{ZONE}/dns_records");
+        // The largest pages that the documentation allows.
+        let largest = match path.as_str() {
+            "/zones" => 50,
+            path if path == records => 5_000_000,
+            _ => usize::MAX,
+        };
+        let size = query.get("per_page").map(|text| text.parse::<usize>());
+        if size.is_some_and(|size| !size.is_ok_and(|size| (1..=largest).contains(&size))) {
+            return error(400, 1004, "DNS Validation Error: per_page is out of range.");
+        }
         match (request.method.as_str(), path.as_str()) {
             ("GET", "/zones") => {
                 let found = if query.get("name").is_some_and(|name| name == "example.com") {

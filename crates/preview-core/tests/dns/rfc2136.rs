@@ -99,6 +99,22 @@ async fn a_cname_that_the_server_would_drop_without_a_word_is_told() {
 }
 
 #[tokio::test]
+async fn what_is_dropped_after_the_rest_was_written_is_no_refusal() {
+    for kind in KINDS {
+        let Some(server) = Server::start(kind, true) else { return };
+        let four = adapter(&server, "one", "192.0.2.7", "");
+        four.write(&preview("pr-7"), &hosts(&["pr-7"])).await.expect("written");
+        server.nsupdate(&format!("update add pr-7.{ZONE} 300 TXT \"a word\""));
+        let named = adapter(&server, "one", "vm.example.com", "");
+        let fault = named.write(&preview("pr-7"), &hosts(&["pr-7", "pr-7-api"])).await.expect_err("not beside a TXT");
+        assert_eq!(server.dig("pr-7-api", "CNAME"), ["vm.example.com"], "{kind:?}: the other host is written");
+        assert!(fault.transient, "{kind:?}: nobody may take it for nothing written: {fault}");
+        assert_eq!(named.remove(&preview("pr-7"), &hosts(&["pr-7", "pr-7-api"])).await.expect("taken back"), 2);
+        assert_eq!(server.dig("pr-7-api", "CNAME"), Vec::<String>::new(), "{kind:?}");
+    }
+}
+
+#[tokio::test]
 async fn of_two_that_want_one_host_at_once_one_gets_it() {
     for kind in KINDS {
         let Some(server) = Server::start(kind, true) else { return };

@@ -5,6 +5,7 @@ mod notes;
 mod order;
 mod queue;
 mod records;
+mod rolling;
 mod runs;
 mod sweep;
 mod world;

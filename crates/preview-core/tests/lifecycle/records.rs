@@ -214,6 +214,39 @@ async fn a_destroy_without_a_state_finds_records_by_their_mark_and_one_without_d
     assert!(world.hosts().is_empty());
 }
 
+/// A sweep takes all applications; the one that it is started for may write records elsewhere, or nowhere.
+#[tokio::test]
+async fn a_sweep_without_access_to_records_says_which_it_leaves() {
+    let elsewhere = |world: &World| {
+        let value = Value::parse(ADDRESS).expect("an address");
+        let dns = MemoryDns::new(world.zone.clone(), "example.org", "another", value);
+        Arc::new(dns) as Arc<dyn preview_core::dns::Dns>
+    };
+    for reaches_another in [false, true] {
+        let world = World::new();
+        // A first deploy that died with its record written.
+        let life = 8;
+        world.runtime.set_model(model(1, None));
+        let _ = world.run(life, &request()).await;
+        world.lock.lose(crate::world::LOCK);
+        let host = format!("pr-7.{ZONE}");
+        assert_eq!(world.hosts(), [host.as_str()], "{:?}", world.state());
+        let dns = reaches_another.then(|| elsewhere(&world));
+        let client = Client { dns, ..world.client(i64::MAX) };
+        let swept =
+            lifecycle::sweep(&client, &sweeping(), &Told::default(), &Interrupt::default()).await.expect("swept");
+        assert_eq!((swept.removed.len(), swept.exit_code()), (1, 1), "{swept:?}");
+        let left = &swept.removed[0].left;
+        assert!(left.len() == 1 && left[0].contains(&host) && left[0].contains("[dns]"), "{left:?}");
+        assert_eq!((world.state(), world.hosts().len()), (None, 1), "everything else went");
+
+        // The one that may finds it by its mark.
+        let swept = world.sweep(&sweeping()).await;
+        assert_eq!((swept.removed.len(), swept.exit_code()), (1, 0), "{swept:?}");
+        world.assert_nothing_left("swept").await;
+    }
+}
+
 #[tokio::test]
 async fn a_sweep_leaves_records_of_the_living_of_other_vms_and_of_others() {
     let world = World::new();

@@ -111,8 +111,8 @@ impl Runtime for Mortal<MemoryRuntime> {
     async fn up(&self, stack: &Stack, progress: Progress<'_>) -> Result<(), Fault> {
         self.counted(self.inner.up(stack, progress)).await
     }
-    async fn up_only(&self, stack: &Stack, services: &[String], progress: Progress<'_>) -> Result<(), Fault> {
-        self.counted(self.inner.up_only(stack, services, progress)).await
+    async fn up_only(&self, stack: &Stack, progress: Progress<'_>) -> Result<(), Fault> {
+        self.counted(self.inner.up_only(stack, progress)).await
     }
     async fn beside(
         &self,

@@ -90,7 +90,17 @@ impl Api {
 
     /// A request without one.
     pub(super) async fn get(&self, operation: &'static str, path: &str) -> Result<Value, Fault> {
-        self.call(operation, Method::GET, path, &[], None).await.map(|(result, _)| result)
+        self.find(operation, path, &[]).await
+    }
+
+    /// The first page of a list, as long as the server makes it.
+    pub(super) async fn find(
+        &self,
+        operation: &'static str,
+        path: &str,
+        query: &[(&str, &str)],
+    ) -> Result<Value, Fault> {
+        self.call(operation, Method::GET, path, query, None).await.map(|(result, _)| result)
     }
 
     async fn call(

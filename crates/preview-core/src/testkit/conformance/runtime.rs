@@ -48,10 +48,10 @@ pub async fn suite(
     assert_eq!(second["a"], first["a"], "what does not differ is kept");
     assert_ne!(second["b"], first["b"], "what differs is replaced");
     let both = stack(json!({"a": service("green"), "b": service("green")}));
-    runtime.up_only(&both, &["b".to_owned()], &|_| {}).await.expect("one alone");
+    runtime.up_only(&stack(json!({"b": service("green")})), &|_| {}).await.expect("one alone");
     let alone = ids().await;
-    assert_eq!(alone["a"], second["a"], "what was not named is kept, though it differs");
-    assert_ne!(alone["b"], second["b"], "what was named is replaced");
+    assert_eq!(alone["a"], second["a"], "what is not in this stack is kept, though it differs");
+    assert_ne!(alone["b"], second["b"], "what is in it is replaced");
     runtime.beside(&both, &BTreeMap::from([("a".to_owned(), 2)]), &|_| {}).await.expect("one more");
     let beside = ids().await;
     assert_eq!((beside["a"].len(), &beside["b"]), (2, &alone["b"]), "one more of what was named");
