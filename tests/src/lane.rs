@@ -280,9 +280,8 @@ impl Lane {
         loop {
             // A proxy may still wait for a container that has just gone.
             let answer = self.ask(url, &[]);
-            match answer {
-                Ok(answer) if answer.status == status => return answer,
-                _ => {}
+            if answer.as_ref().is_ok_and(|found| found.status == status) {
+                return answer.expect("seen just now");
             }
             assert!(
                 begun.elapsed() < Duration::from_secs(60),

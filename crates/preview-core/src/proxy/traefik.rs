@@ -149,8 +149,7 @@ mod tests {
     }
 
     fn labels(routes: &[Route], access: &Access) -> BTreeMap<String, BTreeMap<String, String>> {
-        let services = traefik().services("shop_pr-7", routes, access);
-        services
+        traefik().services("shop_pr-7", routes, access)
     }
 
     #[test]
