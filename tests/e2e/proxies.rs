@@ -474,15 +474,15 @@ services:
   migrate:
     image: busybox:1.36
     command: ["sh", "-c", "sleep 5; echo azure > /v/done"]
-    volumes: ["v:/v"]
+    volumes: ["data:/v"]
   web:
     image: busybox:1.36
     command: ["sh", "-c", "grep -qx azure /v/done || { touch /v/early; exit 7; }; mkdir -p /w && echo azure > /w/index.html && exec httpd -f -p 8080 -h /w"]
     depends_on: {migrate: {condition: service_completed_successfully}}
     healthcheck: {test: ["CMD", "wget", "-qO-", "http://127.0.0.1:8080/"], interval: 1s, retries: 30}
-    volumes: ["v:/v"]
+    volumes: ["data:/v"]
     stop_grace_period: 0s
-volumes: {v: {}}
+volumes: {data: {}}
 "#;
 
 #[test]
