@@ -189,7 +189,7 @@ impl Session {
     pub(crate) fn project(&self, named: &Named) -> Result<Project, Error> {
         let config = &self.config;
         // Only for who deploys: a preview that is there can be looked at, and removed, whatever the file says by now.
-        if let Some(url) = named.urls.iter().find(|url| !config.proxy.may_lead(&named.name.to_string(), url)) {
+        if let Some(url) = named.urls.iter().find(|url| !config.proxy.may_lead(named.name.as_ref(), url)) {
             let domains = config.proxy.domains.join(", ");
             let message = format!("{url} is none of the addresses that {} may have here: {domains}", named.name);
             return Err(invalid(config.error("proxy.domains", message)));
