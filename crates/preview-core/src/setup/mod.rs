@@ -1,7 +1,7 @@
 //! A machine made ready for previews: from what is wanted to an ordered list of steps, each with a check and a way to mend what the check finds.
 //!
 //! Everything is decided here, in values: the scripts of the steps are fixed texts, what users say reaches them as quoted arguments
-//! or as content of files. [`script`] renders steps for a shell, [`run`] has them carried out over SSH, [`print`](mod@print) makes
+//! or as content of files. `script` renders steps for a shell, `run` has them carried out over SSH, [`print`](mod@print) makes
 //! one script or cloud-init user data of them that needs nothing of ours.
 
 mod daemon;
