@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub mod lane;
+pub mod load;
 mod run;
 
 pub use run::Run;

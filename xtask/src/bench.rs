@@ -20,7 +20,7 @@ use peers::{APP, BASE, Link, Peer, Task};
 use proxy::Proxy;
 
 const USAGE: &str = "\
-usage: cargo xtask bench [--quick] [--rtt 0,50,150] [--services 1,4,8] [--runs 5] [--only stacks|list|program]
+usage: cargo xtask bench [--quick] [--rtt 0,50,150] [--services 1,4,8] [--runs 5] [--only stacks|list|program|updates]
                          [--peers preview,forward,docker-host,script] [--binary FILE] [--all]
 
 Without --all, stacks of other sizes than 4 are measured at 50 ms only, and of two peers.";
@@ -61,7 +61,31 @@ struct Samples {
 
 type Results = BTreeMap<(Row, Peer), Samples>;
 
+/// What a client sees while a preview is updated: the tests' proxies and client, as a document of its own.
+fn updates() -> Result<()> {
+    let lab = Lab::up(Needs::Vms)?;
+    let mut program = cargo(["run", "--quiet", "-p", "preview-tests", "--example", "updates"]);
+    program.env("PREVIEW_LAB", "1");
+    if let Some(config) = &lab.docker_config {
+        program.env("DOCKER_CONFIG", config);
+    }
+    let table = sh::text(&mut program)?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let text = format!(
+        "# Updates under load\n\nWritten by `cargo xtask bench --only updates`: a client asks a preview through its proxy every 20 ms, each time on a new TLS \
+         connection, for 20 s, while the preview is updated; three times each, on this machine ({cores} cores, the client on it too). A request counts as failed if its answer is not 200, or takes longer than 5 s. The \
+         service ends as a server should: after SIGTERM it takes no more connections, and answers those that it has. The goal for `rolling`: none fails.\n\n{table}\n"
+    );
+    let place = root().join("docs/updates.md");
+    fs::write(&place, text)?;
+    eprintln!("wrote {}", place.display());
+    Ok(())
+}
+
 pub(crate) fn run(words: &[&str]) -> Result<()> {
+    if words == ["--only", "updates"] {
+        return updates();
+    }
     let options = Options::parse(words)?;
     let lab = Lab::up(Needs::Vms)?;
     let binary = match &options.binary {

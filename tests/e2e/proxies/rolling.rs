@@ -2,58 +2,15 @@
 
 use preview_tests::Where;
 use preview_tests::lane::{Kind, Lane};
-
-/// While an update runs, a client asks all the time.
-const BUSY: &str = r#"
-services:
-  web:
-    image: preview-lab/ways
-    command: ["ways", "http", "8080", "one"]
-    healthcheck: {test: ["CMD", "curl", "-sf", "http://127.0.0.1:8080/"], interval: 1s, retries: 30}
-  cache:
-    image: busybox:1.36
-    command: ["sh", "-c", "trap exit TERM; while :; do sleep 1; done"]
-"#;
-
-/// Requests, failures and the longest gap in milliseconds, while the preview is updated.
-fn update_under_load(lane: &Lane, update: &str, seconds: u32) -> (u32, u32, u32, String) {
-    let site = &lane.site;
-    let toml = format!(
-        "{}[[route]]\nservice = \"web\"\nport = 8080\nurl = \"https://{{name}}.preview.test\"\nupdate = \"{update}\"\n",
-        lane.table()
-    );
-    site.write("preview.toml", &toml);
-    site.write("compose.yml", BUSY);
-    site.deploy("7").expect(0);
-    lane.until("https://pr-7.preview.test/", 200);
-    let old = site.containers("pr-7");
-    let url = format!("https://pr-7.preview.test:{}/", lane.https);
-    let said = std::thread::scope(|scope| {
-        let seconds = seconds.to_string();
-        let client = scope
-            .spawn(move || lane.client(&["pr-7.preview.test"], &["ways", "hammer", &url, "/certs/ca.pem", &seconds]));
-        std::thread::sleep(std::time::Duration::from_secs(3));
-        site.write("compose.yml", &BUSY.replace("\"one\"", "\"two\""));
-        let done = site.deploy("7").expect(0).json();
-        assert_eq!(done["services"]["web"]["change"], "recreate", "{done}");
-        client.join().expect("the client ends")
-    });
-    assert_eq!(lane.curl("https://pr-7.preview.test/", &[]).body.trim(), "two");
-    let new = site.containers("pr-7");
-    assert_eq!(new.len(), 2, "one container a service is left");
-    assert!(new["web"] != old["web"] && new["cache"] == old["cache"]);
-    let last = said.lines().last().expect("a line").to_owned();
-    let numbers: Vec<u32> = last.split(' ').take(3).map(|word| word.parse().expect("a number")).collect();
-    (numbers[0], numbers[1], numbers[2], last)
-}
+use preview_tests::load::{BUSY, update};
 
 fn rolling(kind: Kind) {
     let Some(lane) = Lane::new(kind, Where::Local, BUSY) else { return };
-    let (asked, failed, gap, said) = update_under_load(&lane, "rolling", 25);
-    assert!(asked > 100, "{said}");
+    let seen = update(&lane, "rolling", 25);
+    assert!(seen.asked > 100, "{seen:?}");
     // Traefik does not ask again once it has sent a request: what it sends to a server that is closing its door at that moment is lost.
-    let few = if kind == Kind::Traefik { asked / 200 } else { 0 };
-    assert!(failed <= few, "of {asked}, the longest gap {gap} ms: {said}\n{}", lane.log());
+    let few = if kind == Kind::Traefik { seen.asked / 200 } else { 0 };
+    assert!(seen.failed <= few, "{seen:?}\n{}", lane.log());
     let site = &lane.site;
 
     // A new version that does not get well: the old one never stopped.
