@@ -73,7 +73,7 @@ fn updates() -> Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let text = format!(
         "# Updates under load\n\nWritten by `cargo xtask bench --only updates`: a client asks a preview through its proxy every 20 ms, each time on a new TLS \
-         connection, for 20 s, while the preview is updated; three times each, on this machine ({cores} cores, the client on it too). A request counts as failed if its answer is not 200, or takes longer than 5 s. The \
+         connection, for 20 s, while the preview is updated, on this machine ({cores} cores, the client on it too). A request counts as failed if its answer is not 200, or takes longer than 5 s. The \
          service ends as a server should: after SIGTERM it takes no more connections, and answers those that it has. The goal for `rolling`: none fails.\n\n{table}\n"
     );
     let place = root().join("docs/updates.md");

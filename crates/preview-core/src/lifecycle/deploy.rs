@@ -131,7 +131,8 @@ pub async fn deploy(
         asking: Asking::default(),
         pages: false,
     };
-    let done = flight.fly(prepared).await;
+    // Boxed, here and below: what a run has in hand on its way is large, and threads of programs that embed this have small stacks.
+    let done = Box::pin(flight.fly(prepared)).await;
     if flight.asking.ticket && flight.lease.check().is_ok() {
         // Who does not wait any more keeps nobody waiting. If this cannot be said, the ticket is that of a dead run.
         if let Ok(changes) = flight.give_up() {

@@ -132,7 +132,7 @@ pub async fn destroy(
         _ => Ok(()),
     };
     let only_if: Option<Condition<'_>> = wish.event_at.is_some().then_some(&in_order);
-    let done = destroy_if(client, wish, observer, interrupt, only_if).await?;
+    let done = Box::pin(destroy_if(client, wish, observer, interrupt, only_if)).await?;
     done.map_err(|kept| refusal(kept, &wish.target))
 }
 

@@ -147,9 +147,9 @@ impl Flight<'_> {
                 continue;
             }
             let tried = if plan.kind == Kind::Unchanged {
-                self.keep(plan, state, &wanted, &seen).await?
+                Box::pin(self.keep(plan, state, &wanted, &seen)).await?
             } else {
-                self.change(plan, state, &prepared, &wanted, &seen, env_file.as_ref(), exists).await?
+                Box::pin(self.change(plan, state, &prepared, &wanted, &seen, env_file.as_ref(), exists)).await?
             };
             if let Some(deployed) = tried {
                 return Ok(deployed);
@@ -239,12 +239,12 @@ impl Flight<'_> {
             }
             // The place may have been taken all the same.
             (Err(halt), _) | (_, Err(halt)) => {
-                return Err(self.crash(halt.into(), seen, prepared, wanted, state).await);
+                return Err(Box::pin(self.crash(halt.into(), seen, prepared, wanted, state)).await);
             }
         };
-        match self.apply(&plan, prepared, wanted, seen, &mut state, begin).await {
+        match Box::pin(self.apply(&plan, prepared, wanted, seen, &mut state, begin)).await {
             Ok((kind, services)) => Ok(Some(self.deployed(Some(kind), wanted.addresses.clone(), services))),
-            Err(crash) => Err(self.crash(crash, seen, prepared, wanted, state).await),
+            Err(crash) => Err(Box::pin(self.crash(crash, seen, prepared, wanted, state)).await),
         }
     }
 

@@ -392,7 +392,7 @@ impl Flight<'_> {
                 Record::State(state) if *state == before => Ok(()),
                 _ => Err(Kept::Changed),
             };
-            match destroy_if(self.client, &destroy, &super::Quiet, self.interrupt, Some(&still)).await {
+            match Box::pin(destroy_if(self.client, &destroy, &super::Quiet, self.interrupt, Some(&still))).await {
                 Ok(Ok(_)) => {
                     went = true;
                     let owner = victim.owner.as_ref().map(|owner| format!(" of {owner}")).unwrap_or_default();

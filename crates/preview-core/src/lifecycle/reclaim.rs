@@ -96,7 +96,7 @@ pub(super) async fn reclaim(
             Record::State(state) if hopeless(state) => Ok(()),
             _ => Err(Kept::Changed),
         };
-        let removed = destroy_if(client, &wish, &super::Quiet, interrupt, Some(&still)).await;
+        let removed = Box::pin(destroy_if(client, &wish, &super::Quiet, interrupt, Some(&still))).await;
         let Target { app, name, .. } = &wish.target;
         match removed {
             Ok(Err(_)) => again = true,

@@ -141,7 +141,7 @@ impl Flight<'_> {
                 state,
                 Phase::Starting,
                 limits.start,
-                self.with_hosts(&refused, async {
+                Box::pin(self.with_hosts(&refused, async {
                     let names = stack::images(&wanted.model).into_values().collect();
                     let ids = async {
                         if images_changed {
@@ -174,7 +174,7 @@ impl Flight<'_> {
                         self.retrying(beside).await.map_err(failure::of_up)?;
                     }
                     Ok((images, services, Some(events), rolling))
-                }),
+                })),
             )
             .await;
         if refused.into_inner() {
@@ -197,9 +197,9 @@ impl Flight<'_> {
         };
 
         if !rolling.is_empty() {
-            self.roll(state, &stack, wanted, &rolling, &progress).await?;
+            Box::pin(self.roll(state, &stack, wanted, &rolling, &progress)).await?;
         }
-        let verified = self.verified(state, wanted, prepared, &expected, &selector, events).await?;
+        let verified = Box::pin(self.verified(state, wanted, prepared, &expected, &selector, events)).await?;
         if let Some(bundle) = &wanted.bundle {
             let led = leading::lead(self.client, &self.deploy.target.project, bundle);
             self.guarded(self.limit(limits.start), led).await?;

@@ -402,7 +402,7 @@ impl Work<'_> {
         };
         let (who, wait) = (self.wish.who.clone(), Duration::ZERO);
         let destroy = Destroy { target: target.clone(), whose: None, who, wait, event_at: None, run: None };
-        let Ok(gone) = destroy_if(self.client, &destroy, &Quiet, self.interrupt, Some(&still)).await? else {
+        let Ok(gone) = Box::pin(destroy_if(self.client, &destroy, &Quiet, self.interrupt, Some(&still))).await? else {
             return Ok(Done::Nothing);
         };
         if !gone.existed && *why == Why::NoState {
