@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use super::{LABEL, Lab, images};
 use crate::sh;
 
-/// The version of Traefik that is built where no registry has it.
+/// The version of Traefik that is built.
 const TRAEFIK: &str = "v3.7.9";
 /// Two empty types that Traefik keeps in a module of its own, which module proxies do not have.
 const TRAEFIK_EXT: &str = "// Package ext holds extension points of Traefik's configuration, all of them empty.\npackage ext\n\n\
@@ -31,7 +31,7 @@ pub enum Extra {
     Caddy,
     /// Servers and clients for web sockets, gRPC and Postgres; `curl`, `psql` and `openssl`.
     Ways,
-    /// Traefik, pulled, or built by Go from its module.
+    /// Traefik, built by Go from its module.
     Traefik,
     /// Pebble, a small ACME server, built by Go from its module.
     Pebble,
@@ -68,7 +68,7 @@ impl Lab {
     /// The name of an image of these, made if it is not there.
     ///
     /// # Errors
-    /// When it cannot be made: Traefik and Pebble need Go where no registry has them.
+    /// When it cannot be made: Traefik and Pebble need Go.
     pub fn extra(&self, extra: Extra) -> Result<&'static str> {
         let image = extra.image();
         let lock = File::create(self.dir.join(format!("lock-{}", image.replace('/', "-"))))?;
@@ -85,7 +85,12 @@ impl Lab {
             match extra {
                 Extra::Traefik => go_image(self, extra, &hash, traefik)?,
                 Extra::Pebble => go_image(self, extra, &hash, pebble)?,
-                _ => build(self, extra, &hash)?,
+                _ => build(self, extra, &hash, |context| {
+                    for (file, text) in extra.files() {
+                        fs::write(context.join(file), text)?;
+                    }
+                    Ok(())
+                })?,
             }
             Ok(((), "built".to_owned()))
         })?;
@@ -103,14 +108,13 @@ fn labels(hash: &str) -> [String; 2] {
     [format!("{LABEL}=1"), format!("{LABEL}.hash={hash}")]
 }
 
-fn build(lab: &Lab, extra: Extra, hash: &str) -> Result<()> {
+/// An image of the files that `fill` puts into its context.
+fn build(lab: &Lab, extra: Extra, hash: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let name = extra.image().replace('/', "-");
     let context = lab.dir.join("work").join(&name);
     let _ = fs::remove_dir_all(&context);
     fs::create_dir_all(&context)?;
-    for (file, text) in extra.files() {
-        fs::write(context.join(file), text)?;
-    }
+    fill(&context)?;
     let mut build = lab.docker(["buildx", "build", "--load", "--progress", "plain", "--tag", extra.image()]);
     for label in labels(hash) {
         build.args(["--label", &label]);
@@ -126,23 +130,11 @@ fn go_image(lab: &Lab, extra: Extra, hash: &str, make: fn(&Lab, &Path) -> Result
     if sh::which("go").is_none() {
         bail!("{} is built by Go, and there is no `go` here", extra.image());
     }
-    let name = extra.image().replace('/', "-");
-    let context = lab.dir.join("work").join(&name);
-    let _ = fs::remove_dir_all(&context);
-    fs::create_dir_all(&context)?;
-    make(lab, &context.join("program"))?;
-    fs::write(
-        context.join("Dockerfile"),
-        "FROM scratch\nCOPY program /usr/local/bin/program\nENTRYPOINT [\"/usr/local/bin/program\"]\n",
-    )?;
-    let mut build = lab.docker(["buildx", "build", "--load", "--progress", "plain", "--tag", extra.image()]);
-    for label in labels(hash) {
-        build.args(["--label", &label]);
-    }
-    build.arg(&context);
-    sh::logged(&mut build, &lab.log(&format!("build-{name}")))?;
-    fs::remove_dir_all(&context)?;
-    Ok(())
+    let text = "FROM scratch\nCOPY program /usr/local/bin/program\nENTRYPOINT [\"/usr/local/bin/program\"]\n";
+    build(lab, extra, hash, |context| {
+        make(lab, &context.join("program"))?;
+        Ok(fs::write(context.join("Dockerfile"), text)?)
+    })
 }
 
 /// Traefik's module as the proxy has it lacks a module within it that its own `go.mod` points to.

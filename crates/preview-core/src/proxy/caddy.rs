@@ -1,4 +1,4 @@
-//! Configuration for Caddy, 2.6 and later. Format: <https://caddyserver.com/docs/caddyfile>.
+//! Configuration for Caddy 2. Format: <https://caddyserver.com/docs/caddyfile>.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,4 @@
-//! Configuration for nginx, 1.18 and later. Format: <https://nginx.org/en/docs/>.
+//! Configuration for nginx. Format: <https://nginx.org/en/docs/>.
 //!
 //! Upstreams are variables: then nginx asks Docker's resolver while it runs, and starts without them.
 
