@@ -25,8 +25,6 @@ use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use examine::Examination;
-#[cfg(any(test, feature = "testkit"))]
-pub(crate) use script::is_guard;
 pub(crate) use script::{apply as apply_script, checked, describe, guard_in, kind_of, quote, trace_unnoted};
 pub(crate) use shell::random_token;
 pub(crate) use ssh_errors::key_changed;
@@ -136,6 +134,8 @@ pub struct Guard {
     pub expected: String,
     /// Its content afterwards: such a word that was never there before.
     pub next: String,
+    /// Other files whose content has to be such a word too, by their paths. They stay as they are, and others may change them meanwhile.
+    pub beside: Vec<(String, String)>,
 }
 
 /// One entry of a tree to upload.
@@ -163,7 +163,7 @@ pub trait Host: Send + Sync {
     /// Makes these changes in this order, in one round trip; stops at the first that fails.
     async fn apply(&self, changes: &[Change]) -> Result<(), Fault>;
 
-    /// Makes these changes if the guard's file is as expected, and then gives it its next content; false, and nothing changed, if it is not.
+    /// Makes these changes if the guard's file and those beside it are as expected, and then gives it its next content; false, and nothing changed, if it is not.
     /// Nobody else who asks with the same guard is between the look and the end of the changes. One round trip.
     ///
     /// The guard changes last: who reads it first and other files then, never finds the new guard with the old files.

@@ -259,8 +259,24 @@ pub(crate) fn apply(changes: &[Change], mark: &str) -> Result<String, Fault> {
 }
 
 /// Whether a guard has this content; anything else counts as an absent guard, so that a damaged one heals.
-pub(crate) fn is_guard(content: &str) -> bool {
+fn is_guard(content: &str) -> bool {
     !content.is_empty() && content.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+impl Guard {
+    /// # Errors
+    /// What is no path, or no guard's content.
+    pub(crate) fn check(&self, operation: &'static str) -> Result<(), Fault> {
+        let Self { path, expected, next, beside } = self;
+        for path in [path].into_iter().chain(beside.iter().map(|(path, _)| path)) {
+            checked(operation, path)?;
+        }
+        let mut seen = [expected].into_iter().chain(beside.iter().map(|(_, expected)| expected));
+        if is_guard(next) && seen.all(|expected| expected.is_empty() || is_guard(expected)) {
+            return Ok(());
+        }
+        Err(Fault::new(FaultKind::Invalid, operation, "a guard is a word of hexadecimal digits"))
+    }
 }
 
 /// A guard's content as it counts.
@@ -278,11 +294,13 @@ pub(super) const MOVED: &[u8] = b"moved";
 /// As [`apply`], but under a lock, and only if the guard's file is as expected. The lock is the shell's and ends with it.
 pub(super) fn apply_if(guard: &Guard, changes: &[Change], mark: &str) -> Result<String, Fault> {
     const OPERATION: &str = "change files on the host";
-    let Guard { path, expected, next } = guard;
-    if !is_guard(next) || !(expected.is_empty() || is_guard(expected)) {
-        return Err(Fault::new(FaultKind::Invalid, OPERATION, "a guard is a word of hexadecimal digits"));
+    guard.check(OPERATION)?;
+    let Guard { path, expected, next, beside } = guard;
+    let (path, next) = (quote(path), quote(next));
+    let mut looks = format!("as \"$g\" '{expected}'");
+    for (path, expected) in beside {
+        let _ = write!(looks, " && as {} '{expected}'", quote(path));
     }
-    let (path, expected, next) = (quote(checked(OPERATION, path)?), format!("'{expected}'"), quote(next));
     let changes = apply(changes, mark)?;
     Ok(format!(
         "for p in flock timeout; do command -v $p >/dev/null || {{ echo \"$p: not found\" >&2; exit {GUARD}; }}; done\n\
@@ -291,9 +309,8 @@ pub(super) fn apply_if(guard: &Guard, changes: &[Change], mark: &str) -> Result<
          command exec 9<>\"$g\" || exit {GUARD}\n\
          # Not `flock -w`: busybox has none.\n\
          timeout 10 flock 9 || {{ echo 'locked by somebody for 10 s' >&2; exit {GUARD}; }}\n\
-         c=$(tr '\\000' x <\"$g\") || exit {GUARD}\n\
-         case $c in *[!0-9a-f]*) c= ;; esac\n\
-         [ \"$c\" = {expected} ] || {{ printf moved; exit 0; }}\n\
+         as() {{ c=; [ ! -f \"$1\" ] || c=$(tr '\\000' x <\"$1\") || exit {GUARD}; case $c in *[!0-9a-f]*) c= ;; esac; [ \"$c\" = \"$2\" ]; }}\n\
+         {looks} || {{ printf moved; exit 0; }}\n\
          {changes}\
          printf %s {next} >\"$g\" || exit {GUARD}\n"
     ))

@@ -24,7 +24,7 @@ use crate::host::{Change, Query};
 use crate::lock::Lease;
 use crate::ownership::Selector;
 use crate::project::Target;
-use crate::queue::{self, TICKET};
+use crate::queue::{self, FREED, TICKET};
 use crate::secret::Secret;
 use crate::state::{Phase, State, Subject};
 
@@ -251,7 +251,13 @@ pub(super) async fn destroy_if(
     let own = format!("{}/{}", target.app, target.name);
     let query = Query {
         read: vec![format!("{own}/state.json")],
-        list: vec![format!("{own}/*"), format!("{own}/.env"), format!("{own}/files/*"), format!("*/*/{TICKET}")],
+        list: vec![
+            format!("{own}/*"),
+            format!("{own}/.env"),
+            format!("{own}/files/*"),
+            format!("*/*/{TICKET}"),
+            FREED.to_owned(),
+        ],
         ..Query::default()
     };
     let work = async {
@@ -339,8 +345,8 @@ pub(super) async fn destroy_if(
         let text = survey.files.get(&target.file(&client.base_dir, "state.json"));
         let state = text.and_then(|text| State::parse("state.json", text).ok());
         last.extend(leading::hide(&client.base_dir, state.as_ref().map_or(&[], |state| &state.addresses)));
-        // Only where somebody waits: else nothing of a preview that is gone stays.
-        if others.iter().any(|path| path.ends_with(TICKET)) {
+        // Only where somebody waits, or ever waited: else nothing of a preview that is gone stays.
+        if others.iter().any(|path| path.ends_with(TICKET) || path.ends_with(FREED)) {
             last.push(freed(&client.base_dir)?);
         }
         last.extend(asked.iter().flat_map(|file| unbury(client, target, file)));

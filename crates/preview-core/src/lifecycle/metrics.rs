@@ -23,7 +23,7 @@ pub async fn publish(client: &Client, file: &str, places: Weight) -> Result<(), 
             let survey = client.host.survey(&client.base_dir, &metrics::query()).await?;
             let path = format!("{}/{}", client.base_dir, metrics::GUARD);
             let expected = survey.files.get(&path).map(|text| guard_in(text).to_owned()).unwrap_or_default();
-            let guard = Guard { path, expected, next: random_token()? };
+            let guard = Guard { path, expected, next: random_token()?, beside: vec![] };
             let content = Secret::new(metrics::text(&client.base_dir, &survey, places).into_bytes());
             let change = Change::Write { path: file.to_owned(), content, mode: 0o644 };
             if client.host.apply_if(&guard, &[change]).await? {

@@ -17,6 +17,7 @@ use crate::ownership::Selector;
 use crate::plan::{self, Action, Kind, Plan, Running};
 use crate::project::{Deploy, Project, PullPolicy};
 use crate::proxy::{Proxy, pages};
+use crate::queue::FREED;
 use crate::route::parts;
 use crate::runtime::Runtime;
 use crate::secret::{Redactor, Secret};
@@ -53,6 +54,7 @@ pub(super) async fn observe(
         // The guard before what it guards.
         read: vec![
             PLACES.to_owned(),
+            FREED.to_owned(),
             "*/*/state.json".to_owned(),
             format!("{own}/stack-*.json"),
             format!("{own}/.env"),

@@ -124,7 +124,9 @@ impl Flight<'_> {
                 if asking.ticket || stale {
                     changes.extend(self.give_up()?);
                 }
-                let taken = self.swap(&seen.survey, &changes).await?;
+                // Somebody in front whom limits of their own kept back might fit after what became free since: then it is not one's turn.
+                let passed = tickets.first().is_some_and(|first| !own(first));
+                let taken = self.swap(&seen.survey, passed, &changes).await?;
                 asking.ticket &= !taken;
                 Ok(if taken { Reserved::Taken(true) } else { Reserved::Moved })
             }
@@ -145,11 +147,16 @@ impl Flight<'_> {
         if limit.is_zero() { Err(Halt::TimedOut(limit)) } else { Ok(()) }
     }
 
-    /// Makes changes if no place was given away since this survey.
-    async fn swap(&self, survey: &Survey, changes: &[Change]) -> Result<bool, Fault> {
-        let path = format!("{}/{PLACES}", self.client.base_dir);
-        let expected = survey.files.get(&path).map(|text| guard_in(text).to_owned()).unwrap_or_default();
-        let guard = Guard { path, expected, next: random_token()? };
+    /// Makes changes if no place was given away since this survey, and if that matters, none became free either.
+    async fn swap(&self, survey: &Survey, nor_freed: bool, changes: &[Change]) -> Result<bool, Fault> {
+        let seen = |name: &str| {
+            let path = format!("{}/{name}", self.client.base_dir);
+            let word = survey.files.get(&path).map(|text| guard_in(text).to_owned()).unwrap_or_default();
+            (path, word)
+        };
+        let (path, expected) = seen(PLACES);
+        let beside = if nor_freed { vec![seen(FREED)] } else { vec![] };
+        let guard = Guard { path, expected, next: random_token()?, beside };
         self.client.host.apply_if(&guard, changes).await
     }
 
@@ -212,8 +219,9 @@ impl Flight<'_> {
                 let content = Secret::new(ticket.to_json());
                 // Written or not: it is removed at the end.
                 asking.ticket = true;
-                let written =
-                    self.swap(survey, &[Change::Write { path: self.ticket_path(), content, mode: 0o600 }]).await?;
+                let written = self
+                    .swap(survey, false, &[Change::Write { path: self.ticket_path(), content, mode: 0o600 }])
+                    .await?;
                 asking.ticket = written;
                 if written && asking.queued.is_none() {
                     asking.queued = Some(Instant::now());

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use crate::fault::{Fault, FaultKind};
-use crate::host::{Change, Entry, Facts, Guard, Host, Query, Stream, Survey, checked, guard_in, is_guard, upload};
+use crate::host::{Change, Entry, Facts, Guard, Host, Query, Stream, Survey, checked, guard_in, upload};
 
 /// The methods of [`Host`], for failures to inject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +43,7 @@ struct State {
     addresses: HashMap<(String, u16), SocketAddr>,
     failures: HashMap<HostCall, VecDeque<Fault>>,
     calls: Vec<String>,
+    meanwhile: VecDeque<Vec<Change>>,
 }
 
 /// A host in memory.
@@ -128,6 +129,11 @@ impl MemoryHost {
     /// The next call that is not yet meant to fail fails so, before it does anything.
     pub fn fail_next(&self, call: HostCall, fault: Fault) {
         self.state().failures.entry(call).or_default().push_back(fault);
+    }
+
+    /// Somebody else makes these changes just before the next call of [`Host::apply_if`] looks at its guard.
+    pub fn meanwhile(&self, changes: Vec<Change>) {
+        self.state().meanwhile.push_back(changes);
     }
 
     /// The calls so far: `survey /base`, `apply write /base/x; remove /base/y`, `upload /base/files/1`, …
@@ -351,17 +357,20 @@ impl Host for MemoryHost {
     async fn apply_if(&self, guard: &Guard, changes: &[Change]) -> Result<bool, Fault> {
         let text: Vec<String> = changes.iter().map(describe).collect();
         self.called(HostCall::Apply, format!("apply {} if {}", text.join("; "), guard.path))?;
-        checked(APPLY, &guard.path)?;
-        if !is_guard(&guard.next) || !(guard.expected.is_empty() || is_guard(&guard.expected)) {
-            return Err(Fault::new(FaultKind::Invalid, APPLY, "a guard is a word of hexadecimal digits"));
-        }
+        guard.check(APPLY)?;
         let mut state = self.state();
-        let found = match state.resolve(&guard.path) {
-            Some((_, Node::File(content))) => String::from_utf8_lossy(content).into_owned(),
-            _ => String::new(),
-        };
-        if guard_in(&found) != guard.expected {
-            return Ok(false);
+        let others = state.meanwhile.pop_front().unwrap_or_default();
+        others.iter().try_for_each(|change| state.change(change))?;
+        for (path, expected) in
+            [(&guard.path, &guard.expected)].into_iter().chain(guard.beside.iter().map(|(p, e)| (p, e)))
+        {
+            let found = match state.resolve(path) {
+                Some((_, Node::File(content))) => String::from_utf8_lossy(content).into_owned(),
+                _ => String::new(),
+            };
+            if guard_in(&found) != expected {
+                return Ok(false);
+            }
         }
         let content = crate::secret::Secret::new(guard.next.clone().into_bytes());
         let last = Change::Write { path: guard.path.clone(), content, mode: 0o600 };

@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use preview_core::admission::{Limits, Weight};
 use preview_core::engine::Engine as _;
+use preview_core::host::Change;
 use preview_core::lifecycle::{self, Destroy, Error, Interrupt, Quiet, Refusal, Wish};
 use preview_core::lock::{Holder, Lock};
 use preview_core::ownership::Selector;
 use preview_core::plan::Kind;
-use preview_core::project::{Heavy, OnFull, Project, Timeouts};
+use preview_core::project::{Deploy, Heavy, OnFull, Project, Timeouts};
+use preview_core::secret::Secret;
 use serde_json::json;
 
 use crate::world::{MOMENT, World, destroy, model, numbered, project, request};
@@ -96,6 +98,42 @@ async fn a_queue() {
     let left: Vec<_> =
         world.host.paths().into_iter().filter(|path| path.contains("/pr-3") || path.contains("/pr-9")).collect();
     assert_eq!(left, Vec::<String>::new());
+}
+
+/// A place becomes free between a run's look at the host and its taking a place: who was kept back by a limit of their own until then
+/// comes first.
+#[tokio::test]
+async fn nobody_is_overtaken_by_who_looked_too_early() {
+    let world = World::new();
+    world.runtime.set_model(model(1, None));
+    let run = async |number: u64, weight: u16, owner: &str| {
+        let limits = Limits { places: Weight::places(2), per_owner: Some(Weight::places(2)), ..Limits::default() };
+        let timeouts = Timeouts { queue: Duration::from_secs(40), ..Timeouts::default() };
+        let weight = Weight::places(weight);
+        let narrow = Project { limits, weight, on_full: OnFull::Queue, timeouts, ..project() };
+        let deploy = Deploy { owner: Some(owner.to_owned()), ..numbered(number) };
+        world.run_with(i64::MAX, &narrow, &deploy, &Interrupt::default()).await
+    };
+    run(1, 1, "ada").await.expect("there is a place");
+    let (second, third, ()) = tokio::join!(
+        run(2, 2, "ada"),
+        async {
+            until(|| world.tickets() == ["/base/shop/pr-2/queue.json"]).await;
+            // The end of a destroy. What it made free is enough for ada, and then there is nothing left for bob.
+            let (path, freed) = ("/base/shop/pr-1/state.json".to_owned(), Secret::new(b"f4eed".to_vec()));
+            let freed = Change::Write { path: "/base/.freed".to_owned(), content: freed, mode: 0o600 };
+            world.host.meanwhile(vec![Change::Remove { path }, freed]);
+            run(3, 1, "bob").await
+        },
+        async {
+            until(|| world.tickets().iter().any(|path| path.contains("pr-3"))).await;
+            until(|| world.host.content("/base/shop/pr-2/state.json").is_some_and(|text| text.contains("ready"))).await;
+            assert_eq!(world.host.content("/base/shop/pr-3/state.json"), None, "it is not its turn");
+            world.destroy_number(2).await;
+        }
+    );
+    second.expect("its turn");
+    third.expect("its turn");
 }
 
 /// Who waits is told the time limit, and leaves nothing; a close ends the waiting.

@@ -82,7 +82,7 @@ impl Host for Mortal<Arc<MemoryHost>> {
             return Ok(false);
         }
         alive(&self.life)?;
-        self.inner.apply_if(&Guard { expected: between, ..guard.clone() }, &[]).await
+        self.inner.apply_if(&Guard { expected: between, beside: vec![], ..guard.clone() }, &[]).await
     }
     async fn upload(&self, directory: &str, entries: &[Entry]) -> Result<bool, Fault> {
         alive(&self.life)?;

@@ -54,6 +54,7 @@ pub async fn suite(host: &dyn Host, base: &str) {
         changes_stop_at_the_first_failure,
         changes_in_order,
         changes_depend_on_their_guard,
+        changes_depend_on_what_is_beside_their_guard,
         one_of_many_wins_a_guard,
         lines_are_added_and_only_the_last_are_kept,
         no_line_of_many_is_lost,
@@ -150,7 +151,7 @@ async fn facts_are_plausible(host: &dyn Host, base: &str) {
 }
 
 fn guard(base: &str, expected: &str, next: &str) -> Guard {
-    Guard { path: format!("{base}/.guard"), expected: expected.to_owned(), next: next.to_owned() }
+    Guard { path: format!("{base}/.guard"), expected: expected.to_owned(), next: next.to_owned(), beside: vec![] }
 }
 
 async fn changes_depend_on_their_guard(host: &dyn Host, base: &str) {
@@ -179,7 +180,26 @@ async fn changes_depend_on_their_guard(host: &dyn Host, base: &str) {
     for (expected, next) in [("3", "a\nb"), ("3", ""), ("3", "$(id)"), ("x", "4")] {
         assert_eq!(kind(host.apply_if(&guard(base, expected, next), &[]).await), FaultKind::Invalid);
     }
-    assert_eq!(kind(host.apply_if(&guard("relative", "", "x"), &[]).await), FaultKind::Invalid);
+    assert_eq!(kind(host.apply_if(&guard("relative", "", "1"), &[]).await), FaultKind::Invalid);
+}
+
+async fn changes_depend_on_what_is_beside_their_guard(host: &dyn Host, base: &str) {
+    let other = format!("{base}/it's beside");
+    let attempt = async |beside: &str, next: &str| {
+        let now = read(host, base, ".guard").await.unwrap_or_default();
+        let guard = Guard { beside: vec![(other.clone(), beside.to_owned())], ..guard(base, &now, next) };
+        host.apply_if(&guard, &[write(format!("{base}/file"), next)]).await
+    };
+    assert!(!attempt("ab", "1").await.expect("is answered"), "it is absent");
+    assert!(attempt("", "1").await.expect("is answered"));
+    apply(host, &[write(&*other, "ab\n")]).await;
+    assert!(!attempt("", "2").await.expect("is answered"));
+    assert!(!attempt("ac", "2").await.expect("is answered"));
+    assert_eq!(read(host, base, "file").await.as_deref(), Some("1"));
+    assert!(attempt("ab", "2").await.expect("is answered"));
+    assert_eq!(read(host, base, "it's beside").await.as_deref(), Some("ab\n"), "it stays as it is");
+    assert_eq!(read(host, base, ".guard").await.as_deref(), Some("2"));
+    assert_eq!(kind(attempt("$(id)", "3").await), FaultKind::Invalid);
 }
 
 async fn one_of_many_wins_a_guard(host: &dyn Host, base: &str) {
