@@ -12,8 +12,8 @@ pub(crate) const SOCKET_PROXY: &str = "preview-lab/socket-proxy";
 
 /// Traefik's image: the lab's.
 fn traefik(lab: &Lab) -> Option<String> {
-    if !lab.has_go() {
-        eprintln!("skipped: Traefik is built by Go here, and there is no `go`");
+    if !lab.has_programs() {
+        eprintln!("skipped: there is no registry to pull Traefik from, and no `go` to build it");
         return None;
     }
     Some(lab.extra(Extra::Traefik).expect("the image is made").to_owned())

@@ -46,8 +46,8 @@ impl Lane {
     #[must_use]
     pub fn new(kind: Kind, place: Where, compose: &str) -> Option<Self> {
         let lab = lab()?;
-        if kind == Kind::Traefik && !lab.has_go() {
-            eprintln!("skipped: Traefik is built by Go here, and there is no `go`");
+        if kind == Kind::Traefik && !lab.has_programs() {
+            eprintln!("skipped: there is no registry to pull Traefik from, and no `go` to build it");
             return None;
         }
         let site = Site::new(place, compose)?;

@@ -38,9 +38,9 @@ pub(crate) fn all(rest: &[&str]) -> Result<()> {
 fn ahead(lab: &Lab) {
     let lab = lab.clone();
     std::thread::spawn(move || {
-        if !lab.has_go() {
+        if !lab.has_programs() {
             eprintln!(
-                "== Traefik and Pebble: skipped, there is no `go` to build them with, and so are the tests that need them"
+                "== Traefik and Pebble: skipped, there is no registry to pull them from and no `go` to build them, and so are the tests that need them"
             );
             return;
         }

@@ -56,6 +56,12 @@ fn one(lab: &Lab, image: &str, make: fn(&Lab) -> Result<()>) -> Result<()> {
     })
 }
 
+/// Whether the engine has an image now, pulled if a registry can be reached.
+pub(super) fn pulled(lab: &Lab, image: &str) -> bool {
+    let pull = || sh::text_within(&mut lab.docker(["pull", "-q", image]), PULL_LIMIT).is_ok();
+    exists(lab, image) || (registry(lab).unwrap_or(false) && pull())
+}
+
 /// Asks for the smallest image once, and remembers the answer until `lab down`.
 fn registry(lab: &Lab) -> Result<bool> {
     let answer = lab.dir.join("registry");

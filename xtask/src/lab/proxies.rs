@@ -19,21 +19,22 @@ const WAYS: &str = include_str!("ways/Dockerfile");
 const WAYS_PY: &str = include_str!("ways/ways.py");
 const NGINX: &str = "FROM debian:bookworm-slim\nRUN apt-get update && apt-get install -y --no-install-recommends nginx-light \
     && rm -rf /var/lib/apt/lists/* /etc/nginx/sites-enabled/default\nCMD [\"nginx\", \"-g\", \"daemon off;\"]\n";
-const CADDY: &str = "FROM debian:bookworm-slim\nRUN apt-get update && apt-get install -y --no-install-recommends caddy ca-certificates \
-    && rm -rf /var/lib/apt/lists/*\nCMD [\"caddy\", \"run\", \"--config\", \"/etc/caddy/Caddyfile\", \"--adapter\", \"caddyfile\"]\n";
+/// With BusyBox's shell and utilities, as the official image has them, which is of Alpine.
+const CADDY: &str = "FROM debian:bookworm-slim\nRUN apt-get update && apt-get install -y --no-install-recommends caddy ca-certificates busybox-static \
+    && rm -rf /var/lib/apt/lists/* && mkdir /small && busybox --install -s /small\nENV PATH=/small:/usr/sbin:/usr/bin:/sbin:/bin\nCMD [\"caddy\", \"run\", \"--config\", \"/etc/caddy/Caddyfile\", \"--adapter\", \"caddyfile\"]\n";
 
 /// An image that is made when it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Extra {
     /// Debian's nginx.
     Nginx,
-    /// Debian's Caddy.
+    /// Debian's Caddy, beside BusyBox.
     Caddy,
     /// Servers and clients for web sockets, gRPC and Postgres; `curl`, `psql` and `openssl`.
     Ways,
-    /// Traefik, built by Go from its module.
+    /// Traefik: its official image's, or built by Go from its module.
     Traefik,
-    /// Pebble, a small ACME server, built by Go from its module.
+    /// Pebble, a small ACME server: its official image's, or built by Go from its module.
     Pebble,
 }
 
@@ -59,6 +60,15 @@ impl Extra {
             Self::Pebble => vec![("version", PEBBLE)],
         }
     }
+
+    /// The official image, and where the program is in it.
+    fn official(self) -> Option<(String, &'static str)> {
+        match self {
+            Self::Traefik => Some((format!("traefik:{TRAEFIK}"), "/usr/local/bin/traefik")),
+            Self::Pebble => Some((format!("ghcr.io/letsencrypt/pebble:{}", PEBBLE.trim_start_matches('v')), "/app")),
+            _ => None,
+        }
+    }
 }
 
 /// The version of Pebble.
@@ -68,7 +78,7 @@ impl Lab {
     /// The name of an image of these, made if it is not there.
     ///
     /// # Errors
-    /// When it cannot be made: Traefik and Pebble need Go.
+    /// When it cannot be made: Traefik and Pebble need a registry or Go.
     pub fn extra(&self, extra: Extra) -> Result<&'static str> {
         let image = extra.image();
         let lock = File::create(self.dir.join(format!("lock-{}", image.replace('/', "-"))))?;
@@ -83,8 +93,8 @@ impl Lab {
         }
         sh::step(image, || {
             match extra {
-                Extra::Traefik => go_image(self, extra, &hash, traefik)?,
-                Extra::Pebble => go_image(self, extra, &hash, pebble)?,
+                Extra::Traefik => program_image(self, extra, &hash, traefik)?,
+                Extra::Pebble => program_image(self, extra, &hash, pebble)?,
                 _ => build(self, extra, &hash, |context| {
                     for (file, text) in extra.files() {
                         fs::write(context.join(file), text)?;
@@ -97,10 +107,14 @@ impl Lab {
         Ok(image)
     }
 
-    /// Whether [`Lab::extra`] can make what only Go makes.
+    /// Whether [`Lab::extra`] can make Traefik and Pebble: out of their official images, or with Go.
     #[must_use]
-    pub fn has_go(&self) -> bool {
-        sh::which("go").is_some() || images::exists(self, Extra::Traefik.image())
+    pub fn has_programs(&self) -> bool {
+        let there = |extra: Extra| {
+            let official = || extra.official().is_some_and(|(image, _)| images::pulled(self, &image));
+            images::exists(self, extra.image()) || official()
+        };
+        sh::which("go").is_some() || (there(Extra::Traefik) && there(Extra::Pebble))
     }
 }
 
@@ -125,12 +139,22 @@ fn build(lab: &Lab, extra: Extra, hash: &str, fill: impl FnOnce(&Path) -> Result
     Ok(())
 }
 
-/// An image that holds one static program, built by Go.
-fn go_image(lab: &Lab, extra: Extra, hash: &str, make: fn(&Lab, &Path) -> Result<()>) -> Result<()> {
-    if sh::which("go").is_none() {
-        bail!("{} is built by Go, and there is no `go` here", extra.image());
+/// An image that holds one static program, the same whether that is taken from the official image or built by Go.
+fn program_image(lab: &Lab, extra: Extra, hash: &str, make: fn(&Lab, &Path) -> Result<()>) -> Result<()> {
+    let text = |copy: &str| {
+        format!("FROM scratch\nCOPY {copy} /usr/local/bin/program\nENTRYPOINT [\"/usr/local/bin/program\"]\n")
+    };
+    if let Some((image, path)) = extra.official().filter(|(image, _)| images::pulled(lab, image)) {
+        let text = text(&format!("--from={image} {path}"));
+        match build(lab, extra, hash, |context| Ok(fs::write(context.join("Dockerfile"), text)?)) {
+            Err(error) => eprintln!("{image} is not as expected, so Go has to build it: {error:#}"),
+            done => return done,
+        }
     }
-    let text = "FROM scratch\nCOPY program /usr/local/bin/program\nENTRYPOINT [\"/usr/local/bin/program\"]\n";
+    if sh::which("go").is_none() {
+        bail!("{} is pulled or built by Go; no registry can be reached, and there is no `go` here", extra.image());
+    }
+    let text = text("program");
     build(lab, extra, hash, |context| {
         make(lab, &context.join("program"))?;
         Ok(fs::write(context.join("Dockerfile"), text)?)
