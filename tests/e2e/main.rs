@@ -6,6 +6,7 @@ mod bad_input;
 mod capacity;
 mod ci;
 mod crowd;
+mod disks;
 mod dns;
 mod doctor;
 mod embed;
