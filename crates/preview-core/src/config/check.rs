@@ -107,10 +107,22 @@ pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
             return wrong(&key("service"), "is empty");
         }
         // These become parts of the proxy's labels.
-        for (name, word) in [("entrypoint", &route.entrypoint), ("tls_options", &route.tls_options)] {
+        for (name, word, listed) in [
+            ("entrypoint", &route.entrypoint, &proxy.route_entrypoints),
+            ("tls_options", &route.tls_options, &proxy.route_tls_options),
+        ] {
+            let Some(word) = word else { continue };
             let legal = |c: char| c.is_ascii_alphanumeric() || "_.@-".contains(c);
-            if word.as_ref().is_some_and(|word| word.is_empty() || !word.chars().all(legal)) {
+            if word.is_empty() || !word.chars().all(legal) {
                 return wrong(&key(name), "holds something else than letters, digits and _ . @ -");
+            }
+            // Another entry point may be for others, and other options may let others in.
+            if file.origin.is_overruled() && !listed.contains(word) {
+                let help = format!(
+                    "`[proxy] route_{}` of the base branch's configuration lists what pull requests may name",
+                    if name == "entrypoint" { "entrypoints" } else { name }
+                );
+                return Err(file.origin.at(&key(name), format!("`{word}` is not for pull requests")).with_help(help));
             }
         }
     }

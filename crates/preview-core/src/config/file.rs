@@ -175,6 +175,10 @@ pub struct Proxy {
     /// Hosts that addresses of previews may have: `{name}.preview.example.com`, with `{name}` for the preview's own name, and `*` for a part of a label.
     /// On a host with neither the path has to begin with the preview's name. Default: any.
     pub domains: Vec<String>,
+    /// Entry points that a `[[route]]` of a pull request may name, where this file is the base branch's. Default: none.
+    pub route_entrypoints: Vec<String>,
+    /// TLS options that a `[[route]]` of a pull request may name, where this file is the base branch's. Default: none.
+    pub route_tls_options: Vec<String>,
     /// Who may come in: addresses and networks, `203.0.113.0/24`. Default: everybody.
     pub allow_ips: Vec<String>,
     /// A password that is asked for. Default: none.
@@ -372,6 +376,8 @@ impl Default for Proxy {
             certificate: None,
             certificate_key: None,
             domains: Vec::new(),
+            route_entrypoints: Vec::new(),
+            route_tls_options: Vec::new(),
             allow_ips: Vec::new(),
             basic_auth: None,
             noindex: true,

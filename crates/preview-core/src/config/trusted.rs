@@ -98,6 +98,22 @@ mod tests {
     }
 
     #[test]
+    fn entry_points_are_the_base_branchs_to_open() {
+        let route = "[[route]]\nservice = 'db'\nport = 5432\nurl = 'tcp://{name}.example.com'\nprotocol = 'tcp'\n";
+        let proxy = "[proxy]\nkind = 'traefik'\n";
+        for (key, list) in [("entrypoint", "route_entrypoints"), ("tls_options", "route_tls_options")] {
+            let own = format!("{route}{key} = 'inside'\n");
+            assert!(settings(&own, &format!("{proxy}{list} = ['inside']")).is_ok());
+            let error = settings(&own, proxy).unwrap_err();
+            assert!(error.to_string().contains("`inside` is not for pull requests"), "{error}");
+            assert!(error.to_string().contains(list), "{error}");
+            // Without a base branch nobody is asked.
+            let alone = parse(&format!("{own}{proxy}"), "preview.toml");
+            assert!(Settings::merge(alone, &Environment::new(), &Overrides::default()).is_ok());
+        }
+    }
+
+    #[test]
     fn what_decides_over_the_host_comes_from_the_base_alone() {
         let own = "app = 'mine'\nttl = 'never'\nprofiles = ['x']\n[limits]\nmax_previews = 99\n[guardrails]\nmemory = '64GB'\n[isolation]\nexcept = ['x']\n\
                    [vm]\nhost = 'ssh://me@elsewhere'\n[timeouts]\ntotal = '9h'\n[policy]\nforks = true\n[metrics]\nfile = '/home/deploy/x.prom'\n[dns]\nkind = 'cloudflare'\nzone = 'example.org'\n[env]\nA = '1'";

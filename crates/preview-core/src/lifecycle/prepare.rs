@@ -236,6 +236,11 @@ fn access(project: &Project, deploy: &Deploy, variables: &Variables) -> Result<A
     let basic_auth = match &spec.basic_auth {
         Some((user, name)) if project.proxy != Proxy::None => {
             let wrong = |why: &str| Error::invalid(format!("{}: `{name}` {why}", spec.place));
+            if project.env.contains_key(name) {
+                return Err(wrong(
+                    "is set by [env], where everybody can read it: it comes from [[secrets]] or [generate]",
+                ));
+            }
             let password = variables.get(name).ok_or_else(|| {
                 wrong("is no variable of this run: it comes from [[secrets]], or from [generate], which makes one up for each preview")
             })?;

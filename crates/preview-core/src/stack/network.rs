@@ -144,7 +144,24 @@ pub(super) fn own_words(
     differences: &mut Vec<Difference>,
 ) {
     let names: Vec<String> = super::service_names(model).into_iter().collect();
-    let links: Vec<Value> = names.iter().map(|name| json!(format!("{}:{name}", own(name)))).collect();
+    let mut links: Vec<Value> = names.iter().map(|name| json!(format!("{}:{name}", own(name)))).collect();
+    // Whatever else they are called must not lead to the service of another preview that has that name. A link leads to one service, so a name that
+    // several have stays as it is.
+    let mut called: BTreeMap<String, BTreeSet<&String>> = BTreeMap::new();
+    for (name, table) in super::services(model) {
+        let attachments = table.get("networks").and_then(Value::as_object).into_iter().flatten();
+        let aliases = attachments.filter_map(|(_, attachment)| attachment.get("aliases")?.as_array()).flatten();
+        for other in aliases.chain(table.get("hostname")).filter_map(Value::as_str) {
+            called.entry(other.to_owned()).or_default().insert(name);
+        }
+    }
+    called.retain(|other, of| of.len() == 1 && !names.contains(other));
+    links.extend(
+        called
+            .iter()
+            .flat_map(|(other, of)| of.iter().map(move |name| (other, name)))
+            .map(|(other, name)| json!(format!("{}:{other}", own(name)))),
+    );
     for name in &names {
         let Some(table) = model.get_mut("services").and_then(|s| s.get_mut(name)).and_then(Value::as_object_mut) else {
             continue;

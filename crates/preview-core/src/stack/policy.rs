@@ -185,19 +185,17 @@ pub fn violations(
     for (name, table) in services(model) {
         court.place = format!("services.{name}");
         court.service = Some(name);
-        // On the proxy's network the name of a service is a name for all.
-        if proxy_network.is_some() && (name.starts_with("preview-") || name.ends_with(crate::route::OWN)) {
-            court.found.push(Violation {
-                key: format!("services.{name}"),
-                why: "names like this belong to the proxy and to what is beside it".to_owned(),
-                instead: "call the service otherwise".to_owned(),
-            });
+        if proxy_network.is_some() {
+            shared_names(&mut court, name, table);
         }
         service(&mut court, table);
     }
     court.service = None;
     for (name, table) in entries(model, "networks") {
         court.place = format!("networks.{name}");
+        if name.to_ascii_lowercase().starts_with("preview_") {
+            court.refuse("", "names like this belong to networks that previews get", "call the network otherwise");
+        }
         network(&mut court, table, proxy_network);
         labels(&mut court, table);
     }
@@ -232,6 +230,28 @@ pub fn violations(
     }
     court.found.sort();
     court.found
+}
+
+/// On the proxy's network the name of a service is a name for all, and so is the host name of its containers. Docker does not mind the case.
+fn shared_names(court: &mut Court<'_>, name: &str, table: &Map<String, Value>) {
+    let of_the_proxy = |name: &str| {
+        let name = name.to_ascii_lowercase();
+        name.starts_with("preview-") || name.ends_with(crate::route::OWN)
+    };
+    let (why, instead) = ("names like this belong to the proxy and to what is beside it", "call the service otherwise");
+    if of_the_proxy(name) {
+        court.refuse("", why, instead);
+    } else if name.contains('.') {
+        court.refuse("", "on the proxy's network it would answer for a host of that name", instead);
+    }
+    if let Some(host) = table.get("hostname").and_then(Value::as_str) {
+        if of_the_proxy(host) {
+            court.refuse("hostname", why, "remove it");
+        } else if host.contains('.') {
+            let why = "on the proxy's network it would answer for a host of that name";
+            court.refuse("hostname", why, "take one without a dot, and `domainname` for the rest");
+        }
+    }
 }
 
 fn is_on(value: Option<&Value>) -> bool {

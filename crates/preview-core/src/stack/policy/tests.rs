@@ -217,3 +217,26 @@ fn allowed_paths_are_the_hosts_and_not_this_machines() {
     let found = host_mounts(&model, Path::new("/repo"), &[allow("volumes", &["/srv/models", "/repo/conf"])]);
     assert_eq!(found.into_iter().collect::<Vec<_>>(), ["/services/api/volumes/1/source"]);
 }
+
+#[test]
+fn names_on_the_proxys_network_are_not_for_the_taking() {
+    let model = |name: &str, service: Value| json!({"services": { name: service }});
+    for name in ["preview-socket-proxy", "Preview-Traefik", "api.pr-8.shop.PREVIEW", "api.openai.com"] {
+        assert_eq!(keys(&model(name, json!({}))), [format!("services.{name}")]);
+        assert_eq!(keys(&model("api", json!({"hostname": name}))), ["services.api.hostname"]);
+        // Nobody shares a network where there is no proxy.
+        let alone = model(name, json!({"hostname": name}));
+        assert_eq!(violations(&alone, Path::new("/repo"), None, &[]), []);
+    }
+    assert_eq!(keys(&model("api", json!({"hostname": "rabbit", "domainname": "example.com"}))), Vec::<String>::new());
+}
+
+#[test]
+fn networks_that_previews_get_cannot_be_declared() {
+    for key in ["preview_proxy", "Preview_outside_web", "preview_"] {
+        let model = json!({"services": {}, "networks": { key: {} }});
+        assert_eq!(keys(&model), [format!("networks.{key}")]);
+        assert_eq!(violations(&model, Path::new("/repo"), None, &[]).len(), 1);
+    }
+    assert_eq!(keys(&json!({"services": {}, "networks": {"previews": {}}})), Vec::<String>::new());
+}
