@@ -96,6 +96,8 @@ services:
     image: busybox:1.36
     command: ["sh", "-c", "mkdir /w && echo db of $${WHO} >/w/index.html && exec httpd -f -p 80 -h /w"]
     environment: {WHO: "${PREVIEW_NAME}"}
+    hostname: store
+    networks: {default: {aliases: [records]}}
     stop_grace_period: 0s
 "#;
     let Some(site) = Site::new(place, COMPOSE) else { return };
@@ -124,7 +126,9 @@ services:
     for _ in 0..4 {
         for pr in ["7", "8"] {
             assert_eq!(asks(pr, "ui", "api"), format!("api of pr-{pr}\n"));
-            assert_eq!(asks(pr, "ui", "db"), format!("db of pr-{pr}\n"));
+            for name in ["db", "store", "records"] {
+                assert_eq!(asks(pr, "ui", name), format!("db of pr-{pr}\n"));
+            }
             assert_eq!(asks(pr, "api", "api"), format!("api of pr-{pr}\n"));
         }
     }
@@ -192,12 +196,12 @@ fn a_stack_that_builds_and_differs_for_the_proxy_alone() {
         "-c",
         program,
     ]);
-    let write = |more: &str| {
-        site.write(
-            "preview.toml",
-            &format!("url = \"http://{{name}}.preview.test\"\n[proxy]\nkind = \"nginx\"\nnetwork = \"{network}\"\ncontainer = \"{network}\"\n{more}"),
-        );
+    let settings = |url: &str, more: &str| {
+        format!(
+            "url = \"{url}\"\n[proxy]\nkind = \"nginx\"\nnetwork = \"{network}\"\ncontainer = \"{network}\"\n{more}"
+        )
     };
+    let write = |more: &str| site.write("preview.toml", &settings("http://{name}.preview.test", more));
     let told = || site.docker(&["exec", &network, "sh", "-c", "cat /etc/preview/routes/live/locations/*/*.conf"]);
     write("");
     site.deploy("7").expect(0);
@@ -206,6 +210,14 @@ fn a_stack_that_builds_and_differs_for_the_proxy_alone() {
     let done = site.deploy("7").expect(0).json();
     assert_eq!(done["kind"], "unchanged", "no container differs");
     assert!(told().contains("allow 192.0.2.0/24;\n    deny all;"), "{}", told());
+    // A new address is all that differs, and it stays when the next version fails.
+    let url = |name: &str| site.write("preview.toml", &settings(&format!("http://{{name}}{name}.preview.test"), ""));
+    url("-moved");
+    assert_eq!(site.deploy("7").expect(0).json()["kind"], "unchanged");
+    site.write("compose.yml", &BUILT.replace("[httpd, -f, -p, '8080']", "['false']"));
+    site.deploy("7").expect(4);
+    let status = site.run(&["status", "--pr", "7", "--format", "json"]).expect(0).json();
+    assert_eq!(status["addresses"][0]["url"], "http://pr-7-moved.preview.test", "{status}");
     site.run(&["destroy", "--pr", "7"]).expect(0);
     assert_eq!(
         site.docker(&["exec", &network, "sh", "-c", "ls /etc/preview/routes/live/ /etc/preview/routes/live/locations"]),

@@ -102,6 +102,19 @@ impl Flight<'_> {
         if self.pages { leading::show(&self.client.base_dir, state) } else { Vec::new() }
     }
 
+    /// The status pages of a state that follows the one that was seen: addresses that it has no more lose theirs.
+    pub(super) fn turn_pages(&self, seen: &Seen, state: &State) -> Vec<Change> {
+        if !self.pages {
+            return Vec::new();
+        }
+        let before = seen.state.iter().flat_map(|before| &before.addresses);
+        let gone = before.filter(|address| !state.addresses.iter().any(|other| other.url == address.url));
+        let gone: Vec<Address> = gone.cloned().collect();
+        let mut changes = leading::hide(&self.client.base_dir, &gone);
+        changes.extend(self.show(state));
+        changes
+    }
+
     pub(super) fn save(&self, state: &State) -> Change {
         Change::Write { path: self.path("state.json"), content: Secret::new(state.to_json()), mode: 0o600 }
     }
@@ -170,7 +183,8 @@ impl Flight<'_> {
     ) -> Result<Option<Deployed>, Landing> {
         // What runs stays as it is, but it may count for more than before.
         if let Some(before) = &seen.state {
-            let more = State { weight: state.weight, memory: state.memory, ..before.clone() };
+            let addresses = wanted.addresses.clone();
+            let more = State { weight: state.weight, memory: state.memory, addresses, ..before.clone() };
             let mut asking = std::mem::take(&mut self.asking);
             let reserved = self.reserve(&more, seen, &mut asking).await;
             self.asking = asking;
@@ -198,9 +212,11 @@ impl Flight<'_> {
         if let Some(good) = &mut state.good {
             good.records = records::wanted(self.client, self.project);
             good.commit.clone_from(&self.deploy.commit);
+            good.addresses.clone_from(&wanted.addresses);
         }
         let written = self.guarded(self.limit(self.project.timeouts.start), async {
-            let last = [self.save(&state), self.ending(Kind::Unchanged)];
+            let mut last = vec![self.save(&state), self.ending(Kind::Unchanged)];
+            last.extend(self.turn_pages(seen, &state));
             self.lease.conclude(&*self.client.host, &last, &[]).await
         });
         written.await.map_err(|halt| grounded(self.halt_error(halt), true))?;

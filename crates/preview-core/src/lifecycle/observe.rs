@@ -171,7 +171,16 @@ pub(super) fn want(
     Ok((prepare::render(project, deploy, prepared, &client.base_dir, &ports), ports))
 }
 
-/// An address that another preview of the host has already, and which that is.
+/// Whether an address is another one, or below it, or above it: to a browser all of a host is one place, and the longer path wins.
+fn meet(one: &str, other: &str) -> bool {
+    let (one, other) = (parts(one), parts(other));
+    let (short, long) = if one.path.len() < other.path.len() { (one.path, other.path) } else { (other.path, one.path) };
+    // There are proxies that do not mind the case.
+    let starts = long.get(..short.len()).is_some_and(|start| start.eq_ignore_ascii_case(short));
+    one.host.eq_ignore_ascii_case(other.host) && starts && matches!(long.as_bytes().get(short.len()), None | Some(b'/'))
+}
+
+/// An address that another preview of the host has already, or one below or above that, and which preview that is.
 fn address_taken(
     client: &Client,
     deploy: &Deploy,
@@ -182,16 +191,14 @@ fn address_taken(
     if project.proxy == Proxy::None {
         return None;
     }
-    let place = |url: &str| {
-        let at = parts(url);
-        (at.host.to_owned(), at.path.to_owned())
-    };
-    let wanted: BTreeMap<_, _> =
-        prepared.routes.iter().filter_map(|route| route.url.as_ref()).map(|url| (place(url), url)).collect();
+    let wanted: Vec<&String> = prepared.routes.iter().filter_map(|route| route.url.as_ref()).collect();
     let own = deploy.target.file(&client.base_dir, "state.json");
     let others = seen.survey.files.iter().filter(|(path, _)| path.ends_with("/state.json") && **path != own);
     others.filter_map(|(path, text)| State::parse(path, text).ok()).find_map(|other| {
-        let taken = other.addresses.iter().find_map(|address| wanted.get(&place(&address.url)))?;
+        // Where an update moves away from an address, it comes back to it if it fails.
+        let has = other.addresses.iter().chain(other.good.iter().flat_map(|good| &good.addresses));
+        let mut has = has.map(|address| &address.url);
+        let taken = has.find_map(|has| wanted.iter().find(|url| meet(url, has)))?;
         Some(((*taken).clone(), format!("{} of {}", other.name, other.app)))
     })
 }
@@ -259,5 +266,30 @@ pub(super) fn draw(project: &Project, deploy: &Deploy, prepared: &Prepared, want
         addresses: wanted.addresses.clone(),
         differences: wanted.differences.clone(),
         warnings: prepared.warnings.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_below_another_is_not_free() {
+        let host = "https://pr-8.example.com";
+        for (one, other, same) in [
+            ("", "", true),
+            ("", "/login", true),
+            ("/a", "/a/b/c", true),
+            ("/a", "/A/b", true),
+            ("/a", "/ab", false),
+            ("/a", "/b", false),
+            ("/a/b", "/a/c", false),
+            ("/\u{e9}a", "/\u{e8}a", false),
+        ] {
+            let (one, other) = (format!("{host}{one}"), format!("{host}{other}"));
+            assert_eq!((meet(&one, &other), meet(&other, &one)), (same, same), "{one} {other}");
+        }
+        assert!(meet("http://A.example.com:8080/x/", "https://a.example.com/x"), "one place to the proxy");
+        assert!(!meet("https://a.example.com", "https://b.example.com"));
     }
 }

@@ -110,13 +110,26 @@ impl Flight<'_> {
         let has = seen.state.as_ref().is_some_and(|before| {
             before.weight >= state.weight && (limits.overcommit.is_none() || before.memory >= state.memory)
         });
-        if has && !asking.ticket && !stale {
+        let placed = has && !asking.ticket && !stale;
+        // Others may want the same address: then one of them is the first.
+        let moves = || {
+            let has = |url: &str| {
+                let before = seen.state.iter().flat_map(|before| &before.addresses);
+                before.into_iter().any(|before| before.url == url)
+            };
+            state.addresses.iter().any(|address| !has(&address.url))
+        };
+        if placed && !moves() {
             return Ok(Reserved::Taken(false));
         }
         asking.tries += 1;
         if asking.tries > TRIES {
             let context = "others were faster each time; run the same command again";
             return Err(Fault::new(FaultKind::Conflict, OPERATION, context).transient().into());
+        }
+        if placed {
+            let taken = self.swap(&seen.survey, false, &[self.save(state)]).await?;
+            return Ok(if taken { Reserved::Taken(true) } else { Reserved::Moved });
         }
         match queue::turn(&wish, &tickets, &holders, &seen.survey.facts, limits) {
             Ok(()) => {

@@ -33,7 +33,7 @@ use crate::registry;
 use crate::runtime::Stack;
 use crate::secret::Secret;
 use crate::stack;
-use crate::state::{Address, Good, Phase, State};
+use crate::state::{Good, Phase, State};
 use crate::sweep::Pulled;
 
 /// Again at most so often, for what may go away by itself.
@@ -310,13 +310,7 @@ impl Flight<'_> {
         let path = self.path(&file);
         let content = Secret::new(rendered.into_bytes());
         let mut changes = vec![Change::Write { path: path.clone(), content, mode: 0o600 }, self.save(&ready)];
-        if self.pages {
-            let gone = |address: &&Address| !ready.addresses.iter().any(|other| other.url == address.url);
-            let before = seen.state.iter().flat_map(|state| &state.addresses);
-            let gone: Vec<Address> = before.filter(gone).cloned().collect();
-            changes.extend(leading::hide(&self.client.base_dir, &gone));
-            changes.extend(self.show(&ready));
-        }
+        changes.extend(self.turn_pages(seen, &ready));
         if ready.weight < state.weight || ready.memory < state.memory {
             changes.push(self.freed()?);
         }

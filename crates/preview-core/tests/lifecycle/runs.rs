@@ -5,13 +5,15 @@ use std::time::Duration;
 use preview_core::admission::{Limits, Weight};
 use preview_core::engine::Engine as _;
 use preview_core::fault::{Fault, FaultKind};
+use preview_core::host::Change;
 use preview_core::lifecycle::{Error, Interrupt, Refusal, Restored};
 use preview_core::lock::{Holder, Lock};
 use preview_core::plan::Kind;
-use preview_core::project::{Deploy, Project};
-use preview_core::state::{Phase, Subject};
+use preview_core::project::{Deploy, Project, RouteSpec};
+use preview_core::secret::Secret;
+use preview_core::state::{Phase, State, Subject};
 
-use crate::world::{LOCK, World, failed, model, numbered, project, request, selector};
+use crate::world::{LOCK, World, ZONE, failed, model, numbered, project, request, selector};
 
 #[tokio::test]
 async fn create_unchanged_update_destroy() {
@@ -232,4 +234,49 @@ async fn the_dead_hold_no_place() {
     assert!(matches!(done, Err(Error::Refused(Refusal::Full { .. }))), "somebody is at work on it");
     assert_eq!(world.state(), Some(before));
     drop(held);
+}
+
+/// Nobody gets an address that another preview has, goes back to, or takes at the same moment.
+#[tokio::test]
+async fn an_address_is_one_previews_alone() {
+    let world = World::new();
+    let mut checked = model(1, None);
+    checked["services"]["web"]["healthcheck"] = serde_json::json!({"test": ["CMD", "true"]});
+    world.runtime.set_model(checked);
+    let at = async |number: u64, path: &str| {
+        let url = Some(format!("https://all.{ZONE}{path}"));
+        let route = RouteSpec { service: "web".into(), port: 80, url, ..RouteSpec::default() };
+        let project = Project { routes: Some(vec![route]), ..project() };
+        world.run_with(i64::MAX, &project, &numbered(number), &Interrupt::default()).await
+    };
+    let taken = |done: Result<_, Error>, by: &str| match done {
+        Err(Error::Refused(Refusal::NameTaken { by: other, .. })) => assert_eq!(other, format!("{by} of shop")),
+        other => panic!("{other:?}"),
+    };
+    at(1, "/one").await.expect("it is free");
+    taken(at(2, "/one").await, "pr-1");
+    taken(at(2, "/one/below").await, "pr-1");
+    taken(at(2, "").await, "pr-1");
+    at(2, "/ones").await.expect("it is another");
+    at(2, "/two").await.expect("it is free");
+    at(3, "/ones").await.expect("it is free again");
+
+    // An update that moves away may come back.
+    let file = |number: u64| format!("/base/shop/pr-{number}/state.json");
+    let mut moving: State = serde_json::from_str(&world.host.content(&file(2)).expect("a state")).expect("parses");
+    moving.addresses[0].url = format!("https://all.{ZONE}/elsewhere");
+    world.host.put(&file(2), moving.to_json());
+    taken(at(4, "/two").await, "pr-2");
+
+    // Somebody else takes it between the look and the writing.
+    let first = |number: u64, path: &str| {
+        let mut other = moving.clone();
+        other.name = format!("pr-{number}");
+        other.addresses[0].url = format!("https://all.{ZONE}{path}");
+        let write = |path: String, content: Vec<u8>| Change::Write { path, content: Secret::new(content), mode: 0o600 };
+        vec![write(file(number), other.to_json()), write("/base/.places".to_owned(), b"0ther".to_vec())]
+    };
+    world.host.meanwhile(first(5, "/new"));
+    taken(at(3, "/new").await, "pr-5");
+    assert!(world.host.content(&file(3)).expect("a state").contains("/ones"), "nothing was changed");
 }
