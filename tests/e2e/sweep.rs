@@ -326,3 +326,50 @@ fn what_killed_runs_left_on_this_machine() {
 fn what_killed_runs_left_on_a_vm() {
     killed(Where::Vm(VmEngine::V28));
 }
+
+/// GitHub is asked about each preview; what it does not say changes nothing.
+#[test]
+fn the_forge_is_asked() {
+    use wiremock::matchers::{header, method, path};
+    use wiremock::{Mock, MockServer, ResponseTemplate};
+
+    const TOKEN: &str = "planted-forge-token";
+    let Some(mut site) = Site::new(Where::Local, SMALL) else { return };
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let server = runtime.block_on(MockServer::start());
+    site.write("preview.toml", &limits(6, ""));
+    site.set("GITHUB_REPOSITORY", "acme/shop");
+    site.set("GITHUB_API_URL", &server.uri());
+    site.set("GITHUB_TOKEN", TOKEN);
+    for pr in ["7", "8"] {
+        site.deploy(pr).expect(0);
+    }
+    let sweep = ["sweep", "--forge", "--grace", "0s"];
+    let refused = site.run(&sweep);
+    assert!(
+        refused.code != 0 && refused.err.contains("shows no repository acme/shop to this token"),
+        "{}",
+        refused.err
+    );
+    for (at, body) in [
+        ("/repos/acme/shop/pulls/7", serde_json::json!({"state": "open"})),
+        ("/repos/acme/shop/pulls/8", serde_json::json!({"state": "closed"})),
+    ] {
+        let answer = ResponseTemplate::new(200).set_body_json(body);
+        let bearer = header("authorization", format!("Bearer {TOKEN}").as_str());
+        runtime.block_on(Mock::given(method("GET")).and(path(at)).and(bearer).respond_with(answer).mount(&server));
+    }
+    assert_eq!(site.phase("pr-8"), "ready", "nothing was changed");
+    let ran = site.run(&sweep).expect(0);
+    assert!(ran.out.contains("pr-8: pull request 8 is not open any more"), "{}", ran.out);
+    assert_eq!((site.phase("pr-7").as_str(), site.phase("pr-8").as_str()), ("ready", ""));
+    for ran in [&refused, &ran] {
+        assert!(!ran.out.contains(TOKEN) && !ran.err.contains(TOKEN), "{}{}", ran.out, ran.err);
+    }
+    // As the job says it.
+    site.set("PREVIEW_FORGE", "true");
+    runtime.block_on(server.reset());
+    assert_ne!(site.run(&["sweep"]).code, 0);
+    site.run(&["destroy", "--pr", "7"]).expect(0);
+    nothing(&site);
+}

@@ -253,6 +253,7 @@ impl Command {
 const SWEEP: &str = "\
 Examples:
   preview sweep --dry-run
+  preview sweep --forge                      in a CI job: asks GitHub or GitLab what is still open
   gh pr list --state open --limit 1000 --json number -q '.[].number' | preview sweep --open-prs -
   git ls-remote --heads origin | sed 's|.*refs/heads/||' | preview sweep --open-branches -
 
@@ -270,6 +271,10 @@ pub(crate) struct Sweep {
     /// A file with the branches of this application, one a line; `-` for standard input; `none` for none. Previews of others go
     #[arg(long, value_name = "FILE")]
     pub(crate) open_branches: Option<String>,
+    /// Ask GitHub or GitLab, as the variables of the CI job name it, about each preview of this repository: those whose pull request is closed or
+    /// whose branch is gone, go. Needs GITHUB_TOKEN or GITLAB_TOKEN, unless the repository is public. Also PREVIEW_FORGE=true
+    #[arg(long, conflicts_with_all = ["open_prs", "open_branches"])]
+    pub(crate) forge: bool,
     /// What was deployed so shortly ago may be missing in these lists; `10m` without it
     #[arg(long, value_name = "TIME")]
     pub(crate) grace: Option<String>,

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::io::Read as _;
 
+use preview_core::forge::{Forge, GitHub, GitLab, github};
 use preview_core::lifecycle::{self, Error, Wish};
 use preview_core::report;
+use preview_core::secret::Secret;
 use preview_core::sweep::Open;
 use preview_core::units::TimeSpan;
 use serde_json::json;
@@ -14,12 +16,26 @@ use crate::cli::{self, Which};
 use crate::output;
 use crate::session::Session;
 
+/// `true` is `--forge`, where nothing is said of lists.
+const FORGE: &str = "PREVIEW_FORGE";
+
 impl Context {
     pub(super) async fn sweep(&self, wish: &cli::Sweep) -> Result<u8, Error> {
         let session = self.session(None)?;
-        let wish = request(&session, wish, &self.run)?;
+        let listed = wish.open_prs.is_some() || wish.open_branches.is_some();
+        let asked = wish.forge || (!listed && session.environment.get(FORGE).is_some_and(|said| said == "true"));
+        let mut wish = request(&session, &cli::Sweep { forge: asked, ..wish.clone() }, &self.run)?;
+        let forge = if asked { Some(self.forge(&session)?) } else { None };
         let dns = session.dns()?;
         let client = named(session.connect().await?, dns);
+        if let Some((forge, repository)) = forge {
+            let there = lifecycle::still_there(&client, &*forge, &wish.open.app, &repository, &*self.console).await;
+            if there.is_err() {
+                close(&client).await;
+            }
+            let (pulls, branches) = there?;
+            (wish.open.pulls, wish.open.branches) = (Some(pulls), Some(branches));
+        }
         let limit = session.config.timeouts.total.duration();
         let swept = lifecycle::sweep(&client, &wish, &*self.console, &self.interrupt);
         let swept = tokio::time::timeout(limit, swept).await.unwrap_or_else(|_| Err(too_long(limit.as_secs())));
@@ -37,6 +53,28 @@ impl Context {
         }
         self.files(&[], &report::swept_markdown(&swept))?;
         Ok(swept.exit_code())
+    }
+
+    /// The forge that this job runs for, and the repository there.
+    fn forge(&self, session: &Session) -> Result<(Box<dyn Forge>, String), Error> {
+        let get = |name: &str| session.environment.get(name).filter(|value| !value.is_empty()).cloned();
+        let token = |names: &[&str]| {
+            let token = names.iter().find_map(|name| get(name)).map(Secret::new);
+            token.inspect(|token| self.redactor.learn(token))
+        };
+        if let (Some(base), Some(project)) = (get("CI_API_V4_URL"), get("CI_PROJECT_PATH")) {
+            let forge = GitLab::new(&base, token(&["GITLAB_TOKEN"]).as_ref())?;
+            return Ok((Box::new(forge), project));
+        }
+        let Some(repository) = get("GITHUB_REPOSITORY") else {
+            return Err(Error::invalid(
+                "--forge: it is not known which repository to ask for: that is what GITHUB_REPOSITORY says in a job of GitHub Actions, and \
+                 CI_PROJECT_PATH with CI_API_V4_URL in one of GitLab CI",
+            ));
+        };
+        let base = get("GITHUB_API_URL").unwrap_or_else(|| github::API.to_owned());
+        let forge = GitHub::new(&base, token(&["GITHUB_TOKEN", "GH_TOKEN"]).as_ref())?;
+        Ok((Box::new(forge), repository))
     }
 
     pub(super) async fn keep(&self, which: &Which, span: &str) -> Result<u8, Error> {
@@ -79,8 +117,9 @@ fn too_long(seconds: u64) -> Error {
 
 fn request(session: &Session, wish: &cli::Sweep, run: &str) -> Result<lifecycle::Sweep, Error> {
     let get = |name: &str| session.environment.get(name).filter(|value| !value.is_empty()).cloned();
-    let open_prs = wish.open_prs.clone().or_else(|| get("PREVIEW_OPEN_PRS"));
-    let open_branches = wish.open_branches.clone().or_else(|| get("PREVIEW_OPEN_BRANCHES"));
+    let or = |name: &str| if wish.forge { None } else { get(name) };
+    let open_prs = wish.open_prs.clone().or_else(|| or("PREVIEW_OPEN_PRS"));
+    let open_branches = wish.open_branches.clone().or_else(|| or("PREVIEW_OPEN_BRANCHES"));
     let both = [&open_prs, &open_branches];
     if both.iter().all(|source| source.as_deref() == Some("-")) {
         return Err(Error::invalid("--open-prs and --open-branches cannot both be read from standard input"));

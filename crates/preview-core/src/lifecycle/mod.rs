@@ -37,7 +37,7 @@ pub use error::{Error, FailureReport, Refusal, Restored};
 pub use footprint::{Footprint, footprint};
 pub use keep::{Wish, keep};
 pub use metrics::publish;
-pub use query::{Listed, Queued, Status, history, list, log_containers, pick_container, status};
+pub use query::{Listed, Queued, Status, history, list, log_containers, pick_container, status, still_there};
 pub use run::{Event, Interrupt, Observer, Quiet};
 pub use sweep::{Sweep, sweep};
 pub use swept::{Gone, Mended, Swept, Unswept};

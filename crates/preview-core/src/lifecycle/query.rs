@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Client, Error};
+use super::{Client, Error, Event, Observer};
 use crate::engine::{Container, ContainerState, Health};
+use crate::fault::FaultKind;
+use crate::forge::{Forge, PullState};
 use crate::history::{self, Entry};
 use crate::host::{Query, Survey};
 use crate::lock::Holder;
@@ -15,6 +18,9 @@ use crate::plan::condition;
 use crate::project::Target;
 use crate::queue::{self, TICKET};
 use crate::state::{Address, Failure, Phase, State, Subject};
+
+/// So many questions to a forge are on their way at once.
+const AT_ONCE: usize = 4;
 
 /// One preview in a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -69,6 +75,49 @@ pub async fn list(client: &Client, app: Option<&str>) -> Result<Vec<Listed>, Err
     let (survey, containers) =
         futures_util::try_join!(client.host.survey(&client.base_dir, &query), client.engine.containers(&selector))?;
     Ok(join(&client.base_dir, &survey, &containers))
+}
+
+/// What of an application's previews on the host are of something that is still there, as the forge says: pull requests that are open, branches that
+/// exist. Previews of other repositories are not asked about.
+///
+/// # Errors
+/// When the host or the forge does not say: then nothing is known of any.
+pub async fn still_there(
+    client: &Client,
+    forge: &dyn Forge,
+    app: &str,
+    repository: &str,
+    observer: &dyn Observer,
+) -> Result<(BTreeSet<u64>, BTreeSet<String>), Error> {
+    let query = Query { read: vec![format!("{app}/*/state.json")], files_only: true, ..Query::default() };
+    let survey = client.host.survey(&client.base_dir, &query).await?;
+    let states = survey.files.iter().filter_map(|(path, text)| State::parse(path, text).ok());
+    let own = states.filter(|state| state.app == app && state.repository.as_deref().is_none_or(|of| of == repository));
+    let subjects: Vec<Subject> = own.map(|state| state.subject).collect();
+    let asked = futures_util::stream::iter(subjects).map(|subject| async move {
+        let there = match &subject {
+            Subject::Pull(number) => match forge.pull_state(repository, *number).await {
+                Ok(state) => state == PullState::Open,
+                Err(fault) if fault.kind == FaultKind::NotFound => {
+                    let text = format!("{}: its preview stays, `preview destroy` removes it", fault.chain());
+                    observer.event(&Event::Warning(&text));
+                    true
+                }
+                Err(fault) => return Err(fault),
+            },
+            Subject::Branch(branch) => forge.branch_exists(repository, branch).await?,
+        };
+        Ok((subject, there))
+    });
+    let asked: Vec<(Subject, bool)> = asked.buffer_unordered(AT_ONCE).try_collect().await?;
+    let (mut pulls, mut branches) = (BTreeSet::new(), BTreeSet::new());
+    for (subject, _) in asked.into_iter().filter(|(_, there)| *there) {
+        match subject {
+            Subject::Pull(number) => drop(pulls.insert(number)),
+            Subject::Branch(branch) => drop(branches.insert(branch)),
+        }
+    }
+    Ok((pulls, branches))
 }
 
 /// The last runs that ended on a host, the last first: of one application and of the whole host, or of all.

@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use preview_core::admission::Weight;
+use preview_core::fault::FaultKind;
+use preview_core::forge::PullState;
 use preview_core::lifecycle::{self, Interrupt, Quiet, Sweep, Wish};
 use preview_core::lock::{Holder, Lock};
 use preview_core::plan::Kind;
-use preview_core::project::{Project, Target, Timeouts};
-use preview_core::state::Phase;
+use preview_core::project::{Deploy, Project, Target, Timeouts};
+use preview_core::state::{Phase, Subject};
 use preview_core::sweep::Open;
+use preview_core::testkit::forge::MemoryForge;
 use serde_json::json;
 
 use crate::world::{LOCK, MOMENT, World, model, numbered, project, request};
@@ -143,4 +146,46 @@ async fn old_images_go_when_the_disk_is_full() {
     assert_eq!(world.sweep(&sweeping()).await.images, ["pulled:1"]);
     assert!(!there("pulled:1") && there("foreign:1"));
     assert!(!world.host.paths().iter().any(|path| path.starts_with("/base/.images/")), "its record is gone too");
+}
+
+/// What the forge says is closed goes; what it does not know, and what is of another repository, stays.
+#[tokio::test]
+async fn the_forge_is_asked_what_is_open() {
+    let world = World::new();
+    world.runtime.set_model(model(1, None));
+    let forge = MemoryForge::default();
+    for (number, state) in [(1, Some(PullState::Open)), (2, Some(PullState::Closed)), (3, None)] {
+        world.deploy_for(i64::MAX, &numbered(number)).await.expect("there is a place");
+        if let Some(state) = state {
+            forge.set("acme/shop", number, state);
+        }
+    }
+    let other = Deploy { repository: Some("acme/other".into()), ..numbered(4) };
+    world.deploy_for(i64::MAX, &other).await.expect("there is a place");
+    for (name, branch) in [("one", "feature/one"), ("two", "feature/two")] {
+        let target = Target { app: "shop".into(), name: name.into(), project: format!("shop_{name}") };
+        let deploy = Deploy { target, subject: Subject::Branch(branch.into()), ..request() };
+        world.deploy_for(i64::MAX, &deploy).await.expect("there is a place");
+    }
+    forge.push("acme/shop", "feature/one");
+
+    let client = world.client(i64::MAX);
+    let hidden = lifecycle::still_there(&client, &forge, "shop", "acme/hidden", &Quiet).await;
+    assert_eq!(hidden.map_err(|_| ()), Ok(Default::default()), "it has no previews of that repository");
+    let asked = lifecycle::still_there(&client, &forge, "shop", "acme/shop", &Quiet).await.expect("it says");
+    assert_eq!(asked, ([1, 3].into(), ["feature/one".to_owned()].into()));
+    let (pulls, branches) = (Some(asked.0), Some(asked.1));
+    let repository = Some("acme/shop".to_owned());
+    let open = Open { app: "shop".into(), repository, pulls, branches, grace: Duration::ZERO };
+    world.host.set_facts(|facts| facts.now += 1_000_000_000);
+    let swept = world.sweep(&Sweep { open, ..sweeping() }).await;
+    let names: Vec<&str> = swept.removed.iter().map(|gone| gone.name.as_str()).collect();
+    assert_eq!(names, ["pr-2", "two"]);
+
+    // A forge that does not answer says nothing of anything.
+    let blind = MemoryForge::default();
+    match lifecycle::still_there(&client, &blind, "shop", "acme/shop", &Quiet).await {
+        Err(lifecycle::Error::Fault(fault)) => assert_eq!(fault.kind, FaultKind::Denied),
+        other => panic!("{other:?}"),
+    }
 }
