@@ -8,6 +8,7 @@ use super::destroy::Whose;
 use super::error::Refusal;
 use super::files::Upload;
 use super::prepare::{self, Prepared, Wanted};
+use super::roll;
 use super::{Client, Error, Observer};
 use crate::engine::Container;
 use crate::fault::{Fault, FaultKind};
@@ -168,7 +169,8 @@ pub(super) fn want(
             })?
         }
     };
-    Ok((prepare::render(project, deploy, prepared, &client.base_dir, &ports), ports))
+    let generations = roll::generations(prepared, seen.good.as_ref());
+    Ok((prepare::render(project, deploy, prepared, &client.base_dir, &ports, &generations), ports))
 }
 
 /// Whether an address is another one, or below it, or above it: to a browser all of a host is one place, and the longer path wins.
