@@ -181,6 +181,9 @@ pub struct Good {
     /// The commit, if it was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
+    /// Name of the file that holds what a proxy that is told by files was told; by its content, as the stack's. Older versions did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routes: Option<String>,
     /// Its public addresses. Older versions did not write them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<Address>,

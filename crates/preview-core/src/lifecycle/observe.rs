@@ -58,10 +58,16 @@ pub(super) async fn observe(
             FREED.to_owned(),
             "*/*/state.json".to_owned(),
             format!("{own}/stack-*.json"),
+            format!("{own}/routes-*.json"),
             format!("{own}/.env"),
             fence::pattern(&target.app, &target.name),
         ],
-        list: vec![format!("{own}/files/*"), format!("{own}/stack-*.json"), pages::DIRECTORY.to_owned()],
+        list: vec![
+            format!("{own}/files/*"),
+            format!("{own}/stack-*.json"),
+            format!("{own}/routes-*.json"),
+            pages::DIRECTORY.to_owned(),
+        ],
         joined: vec![queue::pattern()],
         ..Query::default()
     };

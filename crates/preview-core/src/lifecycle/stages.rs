@@ -289,6 +289,9 @@ impl Flight<'_> {
         let files: Vec<String> = prepared.uploads.iter().map(|upload| upload.hash.clone()).collect();
         let rendered = wanted.model.to_string();
         let file = plan::stack_file(&rendered);
+        let base = &self.client.base_dir;
+        let told = wanted.bundle.as_ref().map(|bundle| leading::remember(&self.deploy.target, base, bundle));
+        let (routes, told) = told.unzip();
         let mut ready = state.clone();
         ready.phase = Phase::Ready;
         ready.weight = self.project.weight;
@@ -303,17 +306,21 @@ impl Flight<'_> {
             records: wanted_hosts.clone(),
             weight: Some(self.project.weight),
             commit: self.deploy.commit.clone(),
+            routes: routes.clone(),
             addresses: wanted.addresses.clone(),
             at: now,
         });
         let path = self.path(&file);
         let content = Secret::new(rendered.into_bytes());
-        let mut changes = vec![Change::Write { path: path.clone(), content, mode: 0o600 }, self.save(&ready)];
+        let mut changes = vec![Change::Write { path: path.clone(), content, mode: 0o600 }];
+        changes.extend(told);
+        changes.push(self.save(&ready));
         changes.extend(self.turn_pages(seen, &ready));
         if ready.weight < state.weight || ready.memory < state.memory {
             changes.push(self.freed()?);
         }
-        let kept: Vec<String> = files.iter().map(|hash| self.path(&format!("files/{hash}"))).chain([path]).collect();
+        let kept = files.iter().map(|hash| format!("files/{hash}")).chain(routes);
+        let kept: Vec<String> = kept.map(|name| self.path(&name)).chain([path]).collect();
         let stale = seen.survey.paths.iter().filter(|path| !kept.contains(path));
         changes.extend(stale.map(|path| Change::Remove { path: path.clone() }));
         changes.push(self.ending(kind));
