@@ -421,6 +421,13 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_good_version_that_an_older_program_wrote_is_read() {
+        let text = r#"{"digest": "d", "stack": "stack-1.json", "containers": {}, "images": {}, "files": [], "at": "2026-01-01T00:00:00Z"}"#;
+        let good: Good = serde_json::from_str(text).unwrap();
+        assert_eq!((good.routes, good.addresses, good.weight), (None, vec![], None));
+    }
+
+    #[test]
     fn the_word_in_json_is_the_word_for_people() {
         for phase in Phase::ALL {
             assert_eq!(serde_json::to_string(&phase).unwrap(), format!("\"{phase}\""));
