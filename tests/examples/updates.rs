@@ -4,14 +4,15 @@ use preview_tests::Where;
 use preview_tests::lane::{Kind, Lane};
 use preview_tests::load::{BUSY, update};
 
-/// So many updates of each kind; more of them take half a minute each.
-const RUNS: usize = 1;
+/// So many updates of what may lose something seldom; each takes half a minute.
+const RUNS: usize = 3;
 
 fn main() {
-    println!("| proxy | update | requests | failed | longest gap, ms | how |\n|---|---|---|---|---|---|");
+    println!("| proxy | update | updates | requests | failed | longest gap, ms | how |\n|---|---|---|---|---|---|---|");
     for (kind, name) in [(Kind::Traefik, "Traefik"), (Kind::Nginx, "nginx"), (Kind::Caddy, "Caddy")] {
         for way in ["rolling", "recreate"] {
-            let seen: Vec<_> = (0..RUNS)
+            let runs = if way == "rolling" { RUNS } else { 1 };
+            let seen: Vec<_> = (0..runs)
                 .filter_map(|_| {
                     let lane = Lane::new(kind, Where::Local, BUSY)?;
                     let seen = update(&lane, way, 20);
@@ -26,7 +27,8 @@ fn main() {
             let gaps: Vec<String> = seen.iter().map(|seen| seen.gap.to_string()).collect();
             let how: Vec<&str> = seen.iter().map(|seen| seen.how.as_str()).filter(|how| *how != "{}").collect();
             println!(
-                "| {name} | {way} | {} | {} | {} | {} |",
+                "| {name} | {way} | {} | {} | {} | {} | {} |",
+                seen.len(),
                 sum(|seen| seen.asked),
                 sum(|seen| seen.failed),
                 gaps.join(", "),

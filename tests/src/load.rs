@@ -42,21 +42,33 @@ pub fn update(lane: &Lane, way: &str, seconds: u32) -> Seen {
     site.deploy("7").expect(0);
     let _ = lane.until("https://pr-7.preview.test/", 200);
     let old = site.containers("pr-7");
+    let seen = hammer(lane, seconds, || {
+        site.write("compose.yml", &BUSY.replace("\"one\"", "\"two\""));
+        let done = site.deploy("7").expect(0).json();
+        assert_eq!(done["services"]["web"]["change"], "recreate", "{done}");
+    });
+    assert_eq!(lane.until("https://pr-7.preview.test/", 200).body.trim(), "two");
+    let new = site.containers("pr-7");
+    assert_eq!(new.len(), 2, "one container a service is left");
+    assert!(new["web"] != old["web"] && new["cache"] == old["cache"]);
+    seen
+}
+
+/// What a client sees that asks pull request 7 for so many seconds, in the middle of which this is done.
+///
+/// # Panics
+/// If the client fails.
+#[must_use]
+pub fn hammer(lane: &Lane, seconds: u32, change: impl FnOnce()) -> Seen {
     let url = format!("https://pr-7.preview.test:{}/", lane.https);
     let said = std::thread::scope(|scope| {
         let seconds = seconds.to_string();
         let client = scope
             .spawn(move || lane.client(&["pr-7.preview.test"], &["ways", "hammer", &url, "/certs/ca.pem", &seconds]));
         std::thread::sleep(Duration::from_secs(3));
-        site.write("compose.yml", &BUSY.replace("\"one\"", "\"two\""));
-        let done = site.deploy("7").expect(0).json();
-        assert_eq!(done["services"]["web"]["change"], "recreate", "{done}");
+        change();
         client.join().expect("the client ends")
     });
-    assert_eq!(lane.until("https://pr-7.preview.test/", 200).body.trim(), "two");
-    let new = site.containers("pr-7");
-    assert_eq!(new.len(), 2, "one container a service is left");
-    assert!(new["web"] != old["web"] && new["cache"] == old["cache"]);
     let last = said.lines().last().expect("a line");
     let mut words = last.splitn(4, ' ');
     let mut number = || words.next().and_then(|word| word.parse().ok()).expect("a number");

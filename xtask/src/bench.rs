@@ -74,7 +74,8 @@ fn updates() -> Result<()> {
     let text = format!(
         "# Updates under load\n\nWritten by `cargo xtask bench --only updates`: a client asks a preview through its proxy every 20 ms, each time on a new TLS \
          connection, for 20 s, while the preview is updated, on this machine ({cores} cores, the client on it too). A request counts as failed if its answer is not 200, or takes longer than 5 s. The \
-         service ends as a server should: after SIGTERM it takes no more connections, and answers those that it has. The goal for `rolling`: none fails.\n\n{table}\n"
+         service ends as a server should: after SIGTERM it takes no more connections, and answers those that it has. The goal for `rolling`: none \
+         fails. A row with several updates adds them up, and has the longest gap of each.\n\n{table}\n"
     );
     let place = root().join("docs/updates.md");
     fs::write(&place, text)?;

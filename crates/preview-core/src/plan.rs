@@ -122,8 +122,18 @@ pub fn digest(model: &Value, steps: &[StepSpec]) -> String {
 /// Name of the file for a rendered stack: by its content.
 #[must_use]
 pub fn stack_file(rendered: &str) -> String {
-    let hash: String = Sha256::digest(rendered).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("stack-{hash}.json")
+    file_of("stack", rendered)
+}
+
+/// Name of the file for what a proxy was told: by its content.
+#[must_use]
+pub fn routes_file(told: &str) -> String {
+    file_of("routes", told)
+}
+
+fn file_of(what: &str, content: &str) -> String {
+    let hash: String = Sha256::digest(content).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("{what}-{hash}.json")
 }
 
 /// What happens to each service when `model` is brought up.
@@ -262,6 +272,7 @@ mod tests {
         State {
             good: Some(crate::state::Good {
                 addresses: vec![],
+                routes: None,
                 digest: digest(model, &[]),
                 stack: stack_file(""),
                 containers: container_ids(containers),

@@ -54,6 +54,9 @@ impl Default for Access {
     }
 }
 
+/// How often each service was replaced beside its old containers, by service; those that are not replaced so are not named.
+pub type Generations = BTreeMap<String, u32>;
+
 /// Labels for the proxy by routed service; there may be none.
 pub type RoutedServices = BTreeMap<String, BTreeMap<String, String>>;
 

@@ -181,6 +181,9 @@ pub struct Good {
     /// The commit, if it was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
+    /// Name of the file that holds what a proxy that is told by files was told; by its content, as the stack's. Older versions did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routes: Option<String>,
     /// Its public addresses. Older versions did not write them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<Address>,
@@ -415,6 +418,13 @@ pub(crate) mod tests {
         assert_eq!(read("").code, None);
         assert_eq!(read(r#""code": "unhealthy","#).code, Some(FailureCode::Unhealthy));
         assert_eq!(read(r#""code": "of_a_later_version","#).code, None);
+    }
+
+    #[test]
+    fn a_good_version_that_an_older_program_wrote_is_read() {
+        let text = r#"{"digest": "d", "stack": "stack-1.json", "containers": {}, "images": {}, "files": [], "at": "2026-01-01T00:00:00Z"}"#;
+        let good: Good = serde_json::from_str(text).unwrap();
+        assert_eq!((good.routes, good.addresses, good.weight), (None, vec![], None));
     }
 
     #[test]

@@ -79,6 +79,50 @@ fn caddy_is_told_by_files() {
     files(Kind::Caddy, Where::Local);
 }
 
+/// What a version told the proxy that did not get to the end goes with it, whether its run takes it back or a sweep does.
+#[test]
+fn nginx_forgets_what_a_version_brought_that_failed() {
+    let Some(lane) = Lane::new(Kind::Nginx, Where::Local, SMALL) else { return };
+    let (site, proxy) = (&lane.site, lane.container());
+    site.write("preview.toml", &format!("{URL}{}", lane.table()));
+    site.deploy("7").expect(0);
+    lane.until("https://pr-7.preview.test/", 200);
+    let web = site.containers("pr-7")["web"].clone();
+    // From now on a reload is done for a while before that is said.
+    let slow = "cd /usr/sbin && mv nginx nginx.real && printf '#!/bin/sh\\nnginx.real \"$@\" || exit\\n[ \"$2\" != reload ] || [ ! -e /slow ] || sleep 8\\n' > nginx && chmod 755 nginx";
+    site.docker(&["exec", &proxy, "sh", "-c", slow]);
+    site.write("compose.yml", &SMALL.replace("web-one", "web-two"));
+    site.write("preview.toml", &format!("url = \"https://{{name}}-other.preview.test\"\n{}", lane.table()));
+    for killed in [false, true] {
+        site.docker(&["exec", &proxy, "touch", "/slow"]);
+        let mut run = site.start(&["deploy", "--pr", "7"]);
+        assert_eq!(lane.until("https://pr-7-other.preview.test/", 200).body.trim(), "web-two");
+        assert_eq!(
+            lane.curl("https://pr-7.preview.test/", &[]).status,
+            503,
+            "its address went, but for its status page"
+        );
+        site.docker(&["exec", &proxy, "rm", "/slow"]);
+        if killed {
+            run.kill();
+            let swept = site.run(&["sweep", "--format", "json"]).expect(0).json();
+            assert_eq!(swept["mended"].as_array().map(Vec::len), Some(1), "{swept}");
+        } else {
+            run.interrupt();
+            run.end().expect(5);
+        }
+        assert_eq!(lane.until("https://pr-7.preview.test/", 200).body.trim(), "web-one");
+        assert_eq!(lane.curl("https://pr-7-other.preview.test/", &[]).status, 404);
+    }
+    assert_ne!(site.containers("pr-7")["web"], web);
+    // And then it gets through.
+    site.deploy("7").expect(0);
+    assert_eq!(lane.until("https://pr-7-other.preview.test/", 200).body.trim(), "web-two");
+    assert_eq!(lane.curl("https://pr-7.preview.test/", &[]).status, 404);
+    site.run(&["destroy", "--pr", "7"]).expect(0);
+    assert_eq!(site.remains(), Vec::<String>::new());
+}
+
 /// Routed services share the proxy's network, and Compose gives each its name there: still each preview finds its own.
 fn names_stay_apart(place: Where) {
     const COMPOSE: &str = r#"

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use super::diagnose::{Problems, diagnose, last_lines};
 use super::error::FailureReport;
 use super::flight::Flight;
+use super::leading;
 use super::observe::Seen;
 use super::prepare::{Prepared, Wanted};
 use super::run::{self, Halt};
@@ -171,6 +172,10 @@ impl Flight<'_> {
             observer: self.observer,
             redactor: self.redactor,
             good: seen.good_text.as_deref().zip(state.good.as_ref()),
+            routes: state
+                .good
+                .as_ref()
+                .and_then(|good| leading::told(&seen.survey.files, &self.deploy.target, &self.client.base_dir, good)),
             state: &state,
             end,
             failure,

@@ -281,27 +281,24 @@ pub(super) async fn destroy_if(
             if let Some(Err(kept)) = only_if.map(|only_if| only_if(record)) {
                 return Ok(Err(kept));
             }
-            let died = state.as_ref().is_some_and(|state| state.phase.in_flight());
-            let hosts = state.as_ref().map(|state| state.records.clone());
-            if let Some(mut state) = state {
-                story.learn(&state);
-                state.phase = Phase::Destroying;
-                let content = Secret::new(state.to_json());
+            if let Some(state) = &state {
+                story.learn(state);
+                let content = Secret::new(State { phase: Phase::Destroying, ..state.clone() }.to_json());
                 match client.host.apply(&[Change::Write { path, content, mode: 0o600 }]).await {
                     // On a full disk a removal is what helps, and needs no mark.
                     Err(fault) if fault.kind == FaultKind::NoSpace => {}
                     marked => marked?,
                 }
             }
-            Ok(Ok((survey, died, hosts)))
+            Ok(Ok((survey, state)))
         };
         let remove = client.engine.remove(&selector, &seen);
         // Whose it is was looked at beside asking for the lock; if somebody else had that meanwhile, it may have changed.
         let certain = wish.whose.is_none() || (matches!(other, Some(None)) && !contended);
-        let names = async |marked: &Result<(_, _, Option<records::Hosts>), Kept>| match marked {
-            Ok((_, _, Some(hosts))) => records::remove(client, target, hosts, observer).await,
+        let names = async |marked: &Result<(_, Option<State>), Kept>| match marked {
+            Ok((_, Some(state))) => records::remove(client, target, &state.records, observer).await,
             // Nobody remembers them; their marks tell.
-            Ok((_, _, None)) => {
+            Ok((_, None)) => {
                 let hosts = records::by_mark(client, target, observer).await?;
                 records::remove(client, target, &hosts, observer).await
             }
@@ -321,7 +318,7 @@ pub(super) async fn destroy_if(
                 marked => (marked, remove.await?),
             }
         };
-        let (survey, died, _) = match marked {
+        let (survey, state) = match marked {
             Ok(marked) => marked,
             Err(kept) => return Ok((Err(kept), false)),
         };
@@ -332,7 +329,7 @@ pub(super) async fn destroy_if(
             }
             observer.event(&Event::Warning(&format!("{}; the next sweep tries again", fault.chain())));
         }
-        if died {
+        if state.as_ref().is_some_and(|state| state.phase.in_flight()) {
             // The engine may still be at work for the run that died; otherwise one look is enough.
             removed += remove_all(&*client.engine, &selector).await?;
         }
@@ -342,8 +339,6 @@ pub(super) async fn destroy_if(
         let (own, others): (Vec<&String>, Vec<&String>) =
             survey.paths.iter().partition(|path| path.starts_with(&target.directory(&client.base_dir)));
         let mut last = contents(target, &client.base_dir, own.iter().copied());
-        let text = survey.files.get(&target.file(&client.base_dir, "state.json"));
-        let state = text.and_then(|text| State::parse("state.json", text).ok());
         last.extend(leading::hide(&client.base_dir, state.as_ref().map_or(&[], |state| &state.addresses)));
         // Only where somebody waits, or ever waited: else nothing of a preview that is gone stays.
         if others.iter().any(|path| path.ends_with(TICKET) || path.ends_with(FREED)) {

@@ -214,9 +214,18 @@ impl Flight<'_> {
             good.commit.clone_from(&self.deploy.commit);
             good.addresses.clone_from(&wanted.addresses);
         }
+        let mut last = Vec::new();
+        if let (Some(bundle), Some(good)) = (&wanted.bundle, &mut state.good) {
+            let (routes, told) = leading::remember(&self.deploy.target, &self.client.base_dir, bundle);
+            let before = good.routes.replace(routes).filter(|before| good.routes.as_ref() != Some(before));
+            last.extend([told, self.save(&state)]);
+            last.extend(before.map(|name| Change::Remove { path: self.path(&name) }));
+        } else {
+            last.push(self.save(&state));
+        }
+        last.push(self.ending(Kind::Unchanged));
+        last.extend(self.turn_pages(seen, &state));
         let written = self.guarded(self.limit(self.project.timeouts.start), async {
-            let mut last = vec![self.save(&state), self.ending(Kind::Unchanged)];
-            last.extend(self.turn_pages(seen, &state));
             self.lease.conclude(&*self.client.host, &last, &[]).await
         });
         written.await.map_err(|halt| grounded(self.halt_error(halt), true))?;

@@ -1,5 +1,7 @@
 //! What leads to a preview besides its containers: routes of a proxy that is told by files, and status pages.
 
+use std::collections::BTreeMap;
+
 use futures_util::StreamExt as _;
 use tokio::io::AsyncWriteExt as _;
 
@@ -8,9 +10,11 @@ use crate::engine::{Chunk, ExecRequest};
 use crate::failure::FailureCode;
 use crate::fault::{Fault, FaultKind};
 use crate::host::{Change, Survey};
+use crate::plan;
+use crate::project::Target;
 use crate::proxy::{Bundle, FileProxy, Proxy, pages};
 use crate::secret::Secret;
-use crate::state::{Address, State};
+use crate::state::{Address, Good, State};
 
 /// More words of a proxy are not wanted.
 const WORDS: usize = 16 << 10;
@@ -24,11 +28,26 @@ pub(super) async fn lead(client: &Client, project: &str, bundle: &Bundle) -> Res
     exec(client, proxy, OPERATION, proxy.replace(project), &tar).await.map(|_| ())
 }
 
+/// What tells the proxy of these routes again, as a file of the host: its path, and its content, which may hold the hash of a password.
+pub(super) fn remember(target: &Target, base: &str, bundle: &Bundle) -> (String, Change) {
+    // A map of strings always serialises.
+    let text = serde_json::to_string(&bundle.files).unwrap_or_default();
+    let name = plan::routes_file(&text);
+    let path = target.file(base, &name);
+    (name, Change::Write { path, content: Secret::new(text.into_bytes()), mode: 0o600 })
+}
+
+/// What the proxy was told of the good version, where that is in these files of the host.
+pub(super) fn told(files: &BTreeMap<String, String>, target: &Target, base: &str, good: &Good) -> Option<Bundle> {
+    let text = files.get(&target.file(base, good.routes.as_ref()?))?;
+    Some(Bundle { files: serde_json::from_str(text).ok()? })
+}
+
 /// Takes a project's routes away. A proxy that does not run leads nowhere; what it keeps of them goes with the next sweep.
 pub(super) async fn mislead(client: &Client, project: &str) -> Result<(), Fault> {
     const OPERATION: &str = "take the routes from the proxy";
     let Proxy::Files(proxy) = &client.proxy else { return Ok(()) };
-    let nothing = Bundle { files: std::collections::BTreeMap::new() }.tar().unwrap_or_default();
+    let nothing = Bundle { files: BTreeMap::new() }.tar().unwrap_or_default();
     exec(client, proxy, OPERATION, proxy.replace(project), &nothing).await.map(|_| ())
 }
 

@@ -8,6 +8,7 @@ use super::destroy::Whose;
 use super::error::Refusal;
 use super::files::Upload;
 use super::prepare::{self, Prepared, Wanted};
+use super::roll;
 use super::{Client, Error, Observer};
 use crate::engine::Container;
 use crate::fault::{Fault, FaultKind};
@@ -57,10 +58,16 @@ pub(super) async fn observe(
             FREED.to_owned(),
             "*/*/state.json".to_owned(),
             format!("{own}/stack-*.json"),
+            format!("{own}/routes-*.json"),
             format!("{own}/.env"),
             fence::pattern(&target.app, &target.name),
         ],
-        list: vec![format!("{own}/files/*"), format!("{own}/stack-*.json"), pages::DIRECTORY.to_owned()],
+        list: vec![
+            format!("{own}/files/*"),
+            format!("{own}/stack-*.json"),
+            format!("{own}/routes-*.json"),
+            pages::DIRECTORY.to_owned(),
+        ],
         joined: vec![queue::pattern()],
         ..Query::default()
     };
@@ -168,7 +175,8 @@ pub(super) fn want(
             })?
         }
     };
-    Ok((prepare::render(project, deploy, prepared, &client.base_dir, &ports), ports))
+    let generations = roll::generations(prepared, seen.good.as_ref());
+    Ok((prepare::render(project, deploy, prepared, &client.base_dir, &ports, &generations), ports))
 }
 
 /// Whether an address is another one, or below it, or above it: to a browser all of a host is one place, and the longer path wins.

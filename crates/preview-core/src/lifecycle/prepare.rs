@@ -8,7 +8,7 @@ use super::files::{self, Upload};
 use super::{Error, Event, Observer, Refusal};
 use crate::project::{Deploy, Project, RouteSpec};
 use crate::proxy::{self, Bundle, Owner, Proxy};
-use crate::route::{Access, Route};
+use crate::route::{Access, Generations, Route};
 use crate::runtime::{Runtime, Source, Variables, reads};
 use crate::secret::{Redactor, Secret};
 use crate::stack::{self, Difference, FileUse, Input, Port};
@@ -253,13 +253,14 @@ fn access(project: &Project, deploy: &Deploy, variables: &Variables) -> Result<A
     Ok(Access { basic_auth, allow_ips: spec.allow_ips.clone(), noindex: spec.noindex })
 }
 
-/// Renders the stack, with these host ports (unused behind a proxy).
+/// Renders the stack, with these host ports (unused behind a proxy) and generations (used by one that is told by labels).
 pub(super) fn render(
     project: &Project,
     deploy: &Deploy,
     prepared: &Prepared,
     base: &str,
     host_ports: &BTreeMap<String, u16>,
+    generations: &Generations,
 ) -> Wanted {
     let files = files::places(&prepared.uploads, &deploy.target.directory(base));
     let mut addresses = Vec::new();
@@ -276,7 +277,7 @@ pub(super) fn render(
     }
     let target = &deploy.target;
     let owner = Owner { app: &target.app, name: &target.name, project: &target.project };
-    let services = project.proxy.services(owner, &full, &prepared.access);
+    let services = project.proxy.services(owner, &full, &prepared.access, generations);
     let routed = project.proxy.network().map(|network| (network, &services));
     let rendered = stack::render(&Input {
         model: &prepared.model,

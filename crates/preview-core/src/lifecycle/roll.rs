@@ -10,7 +10,7 @@ use super::crash::{Crash, broken, known};
 use super::diagnose::Problems;
 use super::flight::Flight;
 use super::observe::Seen;
-use super::prepare::{Prepared, Wanted};
+use super::prepare::{self, Prepared, Wanted};
 use super::run::Halt;
 use super::verify::lock;
 use super::wait::{self, Expected, Restarts, Verdict};
@@ -19,47 +19,83 @@ use crate::engine::{Container, ContainerState, Health};
 use crate::failure;
 use crate::fault::Fault;
 use crate::plan::Change;
+use crate::proxy;
+use crate::route::Generations;
 use crate::runtime::{Progress, Stack};
 use crate::secret::Secret;
 use crate::stack;
 use crate::state::{Phase, State};
 
-/// The services to roll, and how many containers of each there are for a moment: those that are replaced, and run well until then. The second
-/// value says of those that are replaced at once all the same why that is.
-pub(super) fn rolling(
+/// The generation of each service that is to be rolled, as the good version has it.
+pub(super) fn generations(prepared: &Prepared, good: Option<&Value>) -> Generations {
+    let of = |service: &String| good.map_or(0, |good| proxy::generation(labels(good, service).map(|(key, _)| key)));
+    let rolling = prepared.routes.iter().filter(|route| route.rolling);
+    rolling.map(|route| (route.service.clone(), of(&route.service))).collect()
+}
+
+/// A service's labels.
+fn labels<'a>(model: &'a Value, service: &str) -> impl Iterator<Item = (&'a str, &'a Value)> + use<'a> {
+    let labels = model.get("services").and_then(|services| services.get(service)?.get("labels")?.as_object());
+    labels.into_iter().flatten().map(|(key, value)| (key.as_str(), value))
+}
+
+/// A generation that is later than all that are there. What a run left that died is one of them, and may be of another version.
+fn next_generation(good: Option<&Value>, seen: &[Container]) -> u32 {
+    let good = good.into_iter().flat_map(|good| stack::service_names(good).into_iter().map(move |name| (good, name)));
+    let good = good.map(|(good, service)| proxy::generation(labels(good, &service).map(|(key, _)| key)));
+    let seen = seen.iter().map(|container| proxy::generation(container.labels.keys().map(String::as_str)));
+    good.chain(seen).max().unwrap_or(0).saturating_add(1)
+}
+
+/// The services that may be rolled, and how many containers of each there are for a moment: those that are replaced, and run well until then.
+fn candidates(
     prepared: &Prepared,
-    wanted: &Value,
-    good: Option<&Value>,
     services: &BTreeMap<String, Change>,
     seen: &[Container],
     replicas: &BTreeMap<String, usize>,
-) -> (BTreeMap<String, usize>, Vec<String>) {
+) -> BTreeMap<String, usize> {
     let wished: BTreeSet<&String> =
         prepared.routes.iter().filter(|route| route.rolling).map(|route| &route.service).collect();
     let works = |container: &&Container| {
         container.state == ContainerState::Running && matches!(container.health, Health::None | Health::Healthy)
     };
-    let (mut rolling, mut notes) = (BTreeMap::new(), Vec::new());
+    let mut rolling = BTreeMap::new();
     for service in wished {
         let old: Vec<&Container> = seen.iter().filter(|c| c.service() == Some(service)).collect();
         let serves = !old.is_empty() && old.iter().all(works);
         let new = replicas.get(service).copied().unwrap_or(1);
-        if !serves || new == 0 || !matches!(services.get(service), Some(Change::Recreate(_))) {
-            continue;
-        }
-        match obstacle(service, wanted, good) {
-            None => drop(rolling.insert(service.clone(), old.len() + new)),
-            Some(why) => notes.push(format!("{service}: its containers are replaced at once this time, since {why}")),
+        if serves && new > 0 && matches!(services.get(service), Some(Change::Recreate(_))) {
+            rolling.insert(service.clone(), old.len() + new);
         }
     }
-    (rolling, notes)
+    rolling
+}
+
+/// Whether a service's new containers say when they are ready. A proxy that is told by labels sends requests to all others as soon as they run.
+fn checked(model: &Value, service: &str, seen: &[Container]) -> bool {
+    let check = model.get("services").and_then(|services| services.get(service)?.get("healthcheck"));
+    let of_image = || {
+        // An image may bring a check of its own; what runs is of such an image.
+        let mut old = seen.iter().filter(|container| container.service() == Some(service));
+        old.any(|container| container.health != Health::None)
+    };
+    match check {
+        Some(check) if check.get("disable") == Some(&Value::Bool(true)) => false,
+        Some(check) => check
+            .get("test")
+            .and_then(Value::as_array)
+            .map_or_else(of_image, |test| test.first().and_then(Value::as_str) != Some("NONE")),
+        None => of_image(),
+    }
 }
 
 /// Why old and new containers of a service cannot stand side by side.
 fn obstacle(service: &str, wanted: &Value, good: Option<&Value>) -> Option<String> {
     let Some(good) = good else { return Some("it is not known what the proxy was told of the old ones".to_owned()) };
-    // Traefik drops a router altogether that two containers define in different words: nobody would answer until the old one is gone.
-    if routers(good, service) != routers(wanted, service) {
+    // Traefik drops altogether what two containers define in different words: nobody would answer until the old one is gone.
+    let old = definitions(good, service);
+    let new = stack::service_names(wanted).into_iter().flat_map(|name| definitions(wanted, &name));
+    if new.into_iter().any(|(name, words)| old.get(name).is_some_and(|before| *before != words)) {
         return Some("its routes changed, and Traefik takes only one version of them at a time".to_owned());
     }
     // A stack without the service would lack what these name.
@@ -72,10 +108,15 @@ fn obstacle(service: &str, wanted: &Value, good: Option<&Value>) -> Option<Strin
     Some(format!("{other} is tied to them (`links` or `volumes_from`)"))
 }
 
-/// What a service's labels tell Traefik.
-fn routers<'a>(model: &'a Value, service: &str) -> BTreeMap<&'a String, &'a Value> {
-    let labels = model.get("services").and_then(|services| services.get(service)?.get("labels")?.as_object());
-    labels.into_iter().flatten().filter(|(key, _)| key.starts_with("traefik.")).collect()
+/// What a service's labels define for the proxy, by name, each with all that is said of it.
+fn definitions<'a>(model: &'a Value, service: &str) -> BTreeMap<&'a str, BTreeMap<&'a str, &'a Value>> {
+    let mut defined: BTreeMap<&str, BTreeMap<&str, &Value>> = BTreeMap::new();
+    for (key, value) in labels(model, service) {
+        if let Some(name) = proxy::defined(key) {
+            defined.entry(name).or_default().insert(key, value);
+        }
+    }
+    defined
 }
 
 /// Who waits for whom, and until when.
@@ -139,6 +180,36 @@ fn say(problems: &Problems) -> String {
 }
 
 impl Flight<'_> {
+    /// The services to roll, and how many containers of each there are for a moment; and the stack with a generation of its own for what is rolled. Says of
+    /// those that are replaced at once all the same why that is.
+    pub(super) fn rolling(
+        &self,
+        prepared: &Prepared,
+        wanted: &Wanted,
+        services: &BTreeMap<String, Change>,
+        seen: &Seen,
+    ) -> Option<(BTreeMap<String, usize>, Wanted)> {
+        let good = seen.good.as_ref();
+        let replicas = stack::replicas(&wanted.model);
+        let mut rolling = candidates(prepared, services, &seen.containers, &replicas);
+        let next = next_generation(good, &seen.containers);
+        while !rolling.is_empty() {
+            let mut generations = generations(prepared, good);
+            let later = rolling.keys().filter(|service| checked(&wanted.model, service, &seen.containers));
+            generations.extend(later.map(|service| (service.clone(), next)));
+            let (base, ports) = (&self.client.base_dir, BTreeMap::new());
+            // No ports: what is rolled is behind a proxy.
+            let wanted = prepare::render(self.project, self.deploy, prepared, base, &ports, &generations);
+            let blocked =
+                rolling.keys().find_map(|service| Some((service.clone(), obstacle(service, &wanted.model, good)?)));
+            let Some((service, why)) = blocked else { return Some((rolling, wanted)) };
+            let note = format!("{service}: its containers are replaced at once this time, since {why}");
+            self.observer.event(&Event::Note(&note));
+            rolling.remove(&service);
+        }
+        None
+    }
+
     /// Starts the new containers of these services beside the old ones, after what they wait for is as it should be. What waits for them comes with
     /// the last `up`.
     pub(super) async fn beside(
@@ -263,25 +334,72 @@ mod tests {
     }
 
     #[test]
-    fn changed_routes_and_ties_stand_in_the_way() {
-        let model = |rule: &str, other: Value| {
-            let labels = json!({"traefik.http.routers.p-0.rule": rule, "preview.app": rule});
+    fn what_is_defined_in_other_words_and_ties_stand_in_the_way() {
+        let model = |router: &str, rule: &str, other: Value| {
+            let labels = json!({format!("traefik.http.routers.{router}.rule"): rule, "traefik.enable": "true", "preview.app": rule});
             json!({"services": {"web": {"labels": labels}, "other": other}})
         };
-        let good = model("Host(`a`)", json!({}));
+        let good = model("p-0", "Host(`a`)", json!({}));
         assert_eq!(obstacle("web", &good, Some(&good)), None);
-        let mut relabelled = good.clone();
-        relabelled["services"]["web"]["labels"]["preview.app"] = json!("another");
-        assert_eq!(obstacle("web", &relabelled, Some(&good)), None, "no label of Traefik's");
-        let moved = model("Host(`b`)", json!({}));
+        let moved = model("p-0", "Host(`b`)", json!({}));
         assert!(obstacle("web", &moved, Some(&good)).unwrap().contains("routes"));
+        assert_eq!(obstacle("web", &model("p-0-g1", "Host(`b`)", json!({})), Some(&good)), None, "by another name");
         let mut more = good.clone();
-        more["services"]["web"]["labels"]["traefik.enable"] = json!("true");
+        more["services"]["web"]["labels"]["traefik.http.routers.p-0.tls"] = json!("true");
         assert!(obstacle("web", &more, Some(&good)).is_some() && obstacle("web", &good, Some(&more)).is_some());
+        // Of another service, which is there before the old containers go.
+        let taken = json!({"labels": {"traefik.http.routers.p-0.rule": "Host(`c`)"}});
+        assert!(obstacle("web", &model("p-0-g1", "Host(`a`)", taken), Some(&good)).unwrap().contains("routes"));
         assert!(obstacle("web", &good, None).is_some());
         for other in [json!({"links": ["web:w"]}), json!({"volumes_from": ["web:ro"]})] {
-            let tied = model("Host(`a`)", other);
+            let tied = model("p-0", "Host(`a`)", other);
             assert!(obstacle("web", &tied, Some(&good)).unwrap().contains("other is tied"));
+        }
+    }
+
+    fn container(service: &str, health: Health, router: &str) -> Container {
+        let label = format!("traefik.http.routers.{router}.rule");
+        Container {
+            id: router.into(),
+            name: router.into(),
+            image: String::new(),
+            image_id: String::new(),
+            state: ContainerState::Running,
+            health,
+            labels: BTreeMap::from([
+                (label, String::new()),
+                (crate::ownership::COMPOSE_SERVICE.to_owned(), service.to_owned()),
+            ]),
+            created: 0,
+            ports: vec![],
+            networks: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_generation_is_later_than_all_that_are_there() {
+        let good = json!({"services": {
+            "web": {"labels": {"traefik.http.routers.p-0-g3.rule": ""}},
+            "db": {"labels": {"traefik.tcp.routers.p-1-g12.rule": ""}},
+            "cache": {},
+        }});
+        assert_eq!(next_generation(None, &[]), 1);
+        assert_eq!(next_generation(Some(&good), &[]), 13);
+        assert_eq!(next_generation(Some(&good), &[container("web", Health::None, "p-0-g5")]), 13);
+        assert_eq!(next_generation(Some(&good), &[container("web", Health::None, "p-0-g20")]), 21, "a run died");
+    }
+
+    #[test]
+    fn new_containers_say_when_they_are_ready_or_not() {
+        let model = |check: Value| json!({"services": {"web": {"healthcheck": check}, "other": {}}});
+        let (with, without) = ([container("web", Health::Healthy, "p-0")], [container("web", Health::None, "p-0")]);
+        assert!(checked(&model(json!({"test": ["CMD", "true"]})), "web", &without));
+        assert!(!checked(&model(json!({"test": ["NONE"]})), "web", &with));
+        assert!(!checked(&model(json!({"disable": true})), "web", &with));
+        for of_image in [json!({"interval": "1s"}), json!(null)] {
+            let model = model(of_image);
+            assert!(checked(&model, "web", &with) && !checked(&model, "web", &without));
+            assert!(!checked(&model, "other", &with), "another one's");
         }
     }
 }

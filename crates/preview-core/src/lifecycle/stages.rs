@@ -17,7 +17,6 @@ use super::leading;
 use super::observe::{Seen, missing_uploads, pulls};
 use super::prepare::{Prepared, Wanted};
 use super::records;
-use super::roll;
 use super::run::{Halt, guarded};
 use super::up::up;
 use super::verify::lock;
@@ -154,24 +153,19 @@ impl Flight<'_> {
                     let running = Running { images: &images, ..seen.running() };
                     let services = plan::changes(&wanted.model, &running);
                     if plan::unchanged(&wanted.model, &wanted.digest, &running) {
-                        return Ok((images, services, None, BTreeMap::new()));
+                        return Ok((images, services, None, None));
                     }
                     if let Some(why) = stack::router_labels(&labels) {
                         return Err(failure::of_up(Fault::new(FaultKind::Failed, "start the containers", why)));
                     }
-                    let replicas = stack::replicas(&wanted.model);
-                    let good = seen.good.as_ref();
-                    let (rolling, notes) =
-                        roll::rolling(prepared, &wanted.model, good, &services, &seen.containers, &replicas);
-                    for note in notes {
-                        self.observer.event(&Event::Note(&note));
-                    }
-                    if rolling.is_empty() {
+                    let rolling = self.rolling(prepared, wanted, &services, seen);
+                    if let Some((rolling, wanted)) = &rolling {
+                        let stack = self.stack(wanted, prepared);
+                        let beside = || self.beside(&stack, wanted, rolling, seen, &broke, &progress);
+                        self.retrying(beside).await.map_err(failure::of_up)?;
+                    } else {
                         let up = || up(self.client, &selector, &seen.containers, &stack, &progress);
                         self.retrying(up).await.map_err(failure::of_up)?;
-                    } else {
-                        let beside = || self.beside(&stack, wanted, &rolling, seen, &broke, &progress);
-                        self.retrying(beside).await.map_err(failure::of_up)?;
                     }
                     Ok((images, services, Some(events), rolling))
                 })),
@@ -196,9 +190,14 @@ impl Flight<'_> {
             return Ok((Kind::Unchanged, services));
         };
 
-        if !rolling.is_empty() {
-            Box::pin(self.roll(state, &stack, wanted, &rolling, &progress)).await?;
-        }
+        let wanted = match &rolling {
+            None => wanted,
+            Some((rolling, wanted)) => {
+                let stack = self.stack(wanted, prepared);
+                Box::pin(self.roll(state, &stack, wanted, rolling, &progress)).await?;
+                wanted
+            }
+        };
         let verified = Box::pin(self.verified(state, wanted, prepared, &expected, &selector, events)).await?;
         if let Some(bundle) = &wanted.bundle {
             let led = leading::lead(self.client, &self.deploy.target.project, bundle);
@@ -290,6 +289,9 @@ impl Flight<'_> {
         let files: Vec<String> = prepared.uploads.iter().map(|upload| upload.hash.clone()).collect();
         let rendered = wanted.model.to_string();
         let file = plan::stack_file(&rendered);
+        let base = &self.client.base_dir;
+        let told = wanted.bundle.as_ref().map(|bundle| leading::remember(&self.deploy.target, base, bundle));
+        let (routes, told) = told.unzip();
         let mut ready = state.clone();
         ready.phase = Phase::Ready;
         ready.weight = self.project.weight;
@@ -304,17 +306,21 @@ impl Flight<'_> {
             records: wanted_hosts.clone(),
             weight: Some(self.project.weight),
             commit: self.deploy.commit.clone(),
+            routes: routes.clone(),
             addresses: wanted.addresses.clone(),
             at: now,
         });
         let path = self.path(&file);
         let content = Secret::new(rendered.into_bytes());
-        let mut changes = vec![Change::Write { path: path.clone(), content, mode: 0o600 }, self.save(&ready)];
+        let mut changes = vec![Change::Write { path: path.clone(), content, mode: 0o600 }];
+        changes.extend(told);
+        changes.push(self.save(&ready));
         changes.extend(self.turn_pages(seen, &ready));
         if ready.weight < state.weight || ready.memory < state.memory {
             changes.push(self.freed()?);
         }
-        let kept: Vec<String> = files.iter().map(|hash| self.path(&format!("files/{hash}"))).chain([path]).collect();
+        let kept = files.iter().map(|hash| format!("files/{hash}")).chain(routes);
+        let kept: Vec<String> = kept.map(|name| self.path(&name)).chain([path]).collect();
         let stale = seen.survey.paths.iter().filter(|path| !kept.contains(path));
         changes.extend(stale.map(|path| Change::Remove { path: path.clone() }));
         changes.push(self.ending(kind));

@@ -427,9 +427,9 @@ impl Work<'_> {
         let lease = acquire(lock, &path, &self.wish.who, &what, Duration::ZERO, &Quiet, self.interrupt, &|| ()).await?;
         let own = format!("{}/{}", target.app, target.name);
         let query = Query {
-            read: vec![format!("{own}/state.json"), format!("{own}/stack-*.json")],
+            read: ["state", "stack-*", "routes-*"].map(|name| format!("{own}/{name}.json")).to_vec(),
             // What the dead run was sending has a name of its own, and no pattern for files meets it.
-            list: vec![format!("{own}/files/*"), format!("{own}/files/.*"), format!("{own}/stack-*.json")],
+            list: ["files/*", "files/.*", "stack-*.json", "routes-*.json"].map(|name| format!("{own}/{name}")).to_vec(),
             ..Query::default()
         };
         let never = Interrupt::default();
@@ -459,6 +459,7 @@ impl Work<'_> {
                     observer: &Quiet,
                     redactor: &Redactor::default(),
                     good: Some((text, good)),
+                    routes: leading::told(&survey.files, target, base, good),
                     state: &state,
                     end: Phase::Failed,
                     failure,

@@ -21,6 +21,7 @@ use crate::lock::Lease;
 use crate::ownership::Selector;
 use crate::plan;
 use crate::project::{Target, Timeouts};
+use crate::proxy::Bundle;
 use crate::runtime::{Stack, Variables};
 use crate::secret::{Redactor, Secret};
 use crate::stack;
@@ -41,6 +42,8 @@ pub(super) struct Undo<'a> {
     pub(super) redactor: &'a Redactor,
     /// The rendered stack of the last good version, and what is remembered of it.
     pub(super) good: Option<(&'a str, &'a Good)>,
+    /// What a proxy that is told by files was told of that version.
+    pub(super) routes: Option<Bundle>,
     pub(super) state: &'a State,
     pub(super) end: Phase,
     pub(super) failure: Failure,
@@ -124,7 +127,24 @@ pub(super) fn contents<'a>(target: &Target, base: &str, others: impl IntoIterato
     all.filter(|path| !path.ends_with("/.lock")).map(|path| Change::Remove { path }).collect()
 }
 
+/// The routes of the version before. The failed one may have got so far that the proxy knows its own.
+async fn lead_back(undo: &Undo<'_>) -> Result<(), Fault> {
+    let Some(bundle) = &undo.routes else { return Ok(()) };
+    match leading::lead(undo.client, &undo.target.project, bundle).await {
+        Err(fault) if fault.kind == FaultKind::Unreachable => Err(fault),
+        // It may be the very reason for all this, and then it has not been told of anything else.
+        Err(fault) => {
+            let text = format!("{}; the next deploy tells it again", undo.redactor.clean(&fault.chain()));
+            undo.observer.event(&Event::Warning(&text));
+            Ok(())
+        }
+        led => led,
+    }
+}
+
 async fn restore(undo: &Undo<'_>, text: &str, good: &Good) -> Result<Restored, Fault> {
+    // First: who may come in is not to depend on how the containers do.
+    lead_back(undo).await?;
     let engine = &*undo.client.engine;
     let selector = Selector::preview(&undo.target.app, &undo.target.name);
     let mut model: Value = serde_json::from_str(text).map_err(|error| {
@@ -227,8 +247,8 @@ async fn record(
     good.stack = plan::stack_file(&rendered);
     let base = &undo.client.base_dir;
     let path = undo.target.file(base, &good.stack);
-    let kept = good.files.iter().map(|hash| undo.target.file(base, &format!("files/{hash}")));
-    let kept: Vec<String> = kept.chain([path.clone()]).collect();
+    let kept = good.files.iter().map(|hash| format!("files/{hash}")).chain(good.routes.clone());
+    let kept: Vec<String> = kept.map(|name| undo.target.file(base, &name)).chain([path.clone()]).collect();
     state.good = Some(good);
     let write = |path, content| Change::Write { path, content: Secret::new(content), mode: 0o600 };
     let mut changes =

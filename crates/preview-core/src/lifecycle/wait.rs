@@ -386,6 +386,7 @@ mod tests {
 
         let good = Good {
             addresses: vec![],
+            routes: None,
             digest: String::new(),
             stack: String::new(),
             containers: BTreeMap::from([("a".to_owned(), vec!["a".to_owned()])]),

@@ -13,7 +13,7 @@ mod traefik;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::route::{Access, Route, RoutedServices, own_name};
+use crate::route::{Access, Generations, Route, RoutedServices, own_name};
 
 pub use auth::hash;
 pub use files::{Bundle, FileKind, FileProxy, status_server};
@@ -49,6 +49,17 @@ impl Owner<'_> {
     }
 }
 
+/// The generation of a container with these labels.
+pub fn generation<'a>(labels: impl IntoIterator<Item = &'a str>) -> u32 {
+    traefik::generation(labels)
+}
+
+/// What a label defines, if it is something that two containers have to define in the same words.
+#[must_use]
+pub fn defined(label: &str) -> Option<&str> {
+    traefik::named(label)
+}
+
 impl Proxy {
     /// The network that it shares with the services it leads to.
     #[must_use]
@@ -81,12 +92,18 @@ impl Proxy {
         }
     }
 
-    /// What the routed services need.
+    /// What the routed services need. Of two generations of a service that stand side by side, the later one gets the requests, if the proxy is told by labels.
     #[must_use]
-    pub fn services(&self, owner: Owner<'_>, routes: &[Route], access: &Access) -> RoutedServices {
+    pub fn services(
+        &self,
+        owner: Owner<'_>,
+        routes: &[Route],
+        access: &Access,
+        generations: &Generations,
+    ) -> RoutedServices {
         match self {
             Self::None => RoutedServices::new(),
-            Self::Traefik(traefik) => traefik.services(owner.project, routes, access),
+            Self::Traefik(traefik) => traefik.services(owner.project, routes, access, generations),
             Self::Files(_) => routes.iter().map(|route| (route.service.clone(), BTreeMap::new())).collect(),
         }
     }

@@ -34,6 +34,7 @@ fn ready(number: u64) -> State {
         updated_at: at,
         good: Some(Good {
             addresses: vec![],
+            routes: None,
             digest: String::new(),
             stack: String::new(),
             containers: BTreeMap::new(),

@@ -6,6 +6,7 @@ mod order;
 mod queue;
 mod records;
 mod rolling;
+mod routes;
 mod runs;
 mod sweep;
 mod world;
