@@ -1,8 +1,11 @@
 //! Each check of `preview doctor` fails when just that is broken, and all is well on a healthy VM with a real nginx before its previews.
 //!
-//! What a container that plays a VM shares with this machine cannot be broken there: swap and memory are the kernel's, so the floor of memory is raised
-//! instead, and swap is judged in `doctor::tests`; the clock is the kernel's too, so the VM gets a `date` that lies.
+//! What a container that plays a VM shares with this machine cannot be broken there: memory is the kernel's, so the floor is raised instead, and of swap the VM
+//! gets a `/proc/meminfo` that lies; the clock is the kernel's too, so the VM gets a `date` that lies. An engine that is too old is the real one, with a
+//! relay before it that speaks the older API.
 
+mod probe;
+mod relay;
 mod ward;
 
 use std::sync::Arc;
@@ -12,7 +15,7 @@ use serde_json::Value;
 use ward::{Ward, of};
 
 /// What is not looked at on a VM whose wildcard record was made by hand.
-const UNUSED: &[&str] = &["dns-provider"];
+const UNUSED: &[&str] = &["dns-provider", "probe"];
 
 #[test]
 fn each_check_fails_when_just_that_is_broken() {
@@ -143,6 +146,17 @@ fn host(ward: &Ward) {
     }
     ward.root("rm /usr/local/bin/date");
 
+    for (total, status, words) in [(0, "warning", "no swap"), (2_000_000, "ok", "of swap")] {
+        ward.root(&format!("sed 's/^SwapTotal:.*/SwapTotal: {total} kB/' /proc/meminfo > /run/meminfo; mount --bind /run/meminfo /proc/meminfo"));
+        let report = ward.doctor(&[]);
+        let swap = of(&report, "swap");
+        assert_eq!(swap["status"], status, "{swap}");
+        assert!(swap["found"].as_str().expect("text").contains(words), "{swap}");
+        assert_eq!(swap["next"].is_string(), total == 0, "{swap}");
+        assert_eq!((&report["ok"], &report["warnings"]), (&Value::Bool(true), &Value::from(u8::from(total == 0))));
+        ward.root("umount /proc/meminfo");
+    }
+
     let history = format!("{base}/.history.jsonl");
     ward.root(&format!(
         "cp -p {history} {history}.kept; sed -i 's/\"ended_at\":\"20../\"ended_at\":\"2019/' {history}"
@@ -260,6 +274,23 @@ fn no_engine(ward: &Ward) {
     let depends =
         &["networks", "log-rotation", "proxy-network", "proxy-container", "ports", "certificate", "redirect", "answer"];
     ward.broken(8, "docker-version", "failed", &["no Docker engine answers", "systemctl restart docker"], depends);
+}
+
+#[test]
+fn an_engine_that_is_too_old() {
+    let Some(mut site) = Site::new(Where::Local, "") else { return };
+    let real = std::env::var("DOCKER_HOST").ok().and_then(|host| Some(host.strip_prefix("unix://")?.to_owned()));
+    let real = real.unwrap_or_else(|| "/var/run/docker.sock".to_owned());
+    let socket = relay::old_engine(site.dir.path(), real.as_ref());
+    site.set("DOCKER_HOST", &format!("unix://{}", socket.display()));
+    let report = site.run(&["doctor", "--probe", "--format", "json"]).expect(8).json();
+    let version = of(&report, "docker-version");
+    assert_eq!(version["status"], "failed", "{version}");
+    assert!(version["found"].as_str().expect("text").ends_with("(API 1.40) is too old"), "{version}");
+    assert!(version["next"].as_str().expect("text").contains("Docker 20.10 or newer"), "{version}");
+    // All else is looked at all the same, and nothing is deployed there.
+    assert_eq!(of(&report, "networks")["status"], "ok", "{report}");
+    assert_eq!(of(&report, "probe")["found"], "`docker-version` failed");
 }
 
 #[test]

@@ -30,8 +30,16 @@ impl Site {
     /// If it does not start.
     #[must_use]
     pub fn start(&self, args: &[&str]) -> Run {
+        Self::started(self.command(args))
+    }
+
+    /// The same, of a command that was changed.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn started(mut command: Command) -> Run {
         let private = tempfile::tempdir().expect("a directory");
-        let mut command = self.command(args);
         command.env("TMPDIR", private.path()).env("XDG_RUNTIME_DIR", private.path());
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");

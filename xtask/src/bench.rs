@@ -126,14 +126,22 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     }
     let facts = report::Facts::collect(&lab, &vm)?;
     let text = report::render(&results, program.as_ref(), &facts, options.runs);
-    if options.whole {
-        let place = root().join("docs/benchmarks.md");
-        fs::write(&place, text)?;
+    let place = root().join("docs/benchmarks.md");
+    let document = match &program {
+        _ if options.whole => Some(text),
+        Some(program) if words == ["--only", "program"] => {
+            Some(report::renewed(&fs::read_to_string(&place)?, program)?)
+        }
+        _ => {
+            println!("{text}");
+            None
+        }
+    };
+    if let Some(document) = document {
+        fs::write(&place, document)?;
         eprintln!("wrote {}", place.display());
-    } else {
-        println!("{text}");
     }
-    Ok(())
+    program.as_ref().map_or(Ok(()), report::check)
 }
 
 /// A stack through its whole life, by each peer in turn; who begins changes from run to run.

@@ -217,7 +217,8 @@ pub(crate) enum Command {
     /// Say how many previews fit on the VM and what binds first, or which VM so many need
     #[command(after_help = CAPACITY)]
     Capacity(Capacity),
-    /// Look for everything that can be wrong, here, on the VM and on the way in, and say what to do about it; changes nothing
+    /// Look for everything that can be wrong, here, on the VM and on the way in, and say what to do about it; changes nothing without
+    /// `--probe`
     #[command(after_help = DOCTOR)]
     Doctor(Doctor),
     /// Make a VM ready for previews
@@ -285,6 +286,7 @@ Examples:
   preview doctor
   preview doctor --strict --format json        for a pipeline: warnings count too
   preview doctor --ca ca.pem                   where a private authority issues the certificates
+  preview doctor --probe                       a preview is made, asked through DNS, port, TLS and proxy, and removed
 
 Ends with 0 if nothing failed, with 8 otherwise. Every check, with what to do about it: docs/doctor.md.";
 
@@ -296,6 +298,12 @@ pub(crate) struct Doctor {
     /// A file (PEM) with the authorities that may vouch for certificates, instead of those that this machine trusts
     #[arg(long, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
+    /// Deploy a small preview like any other, if there is a place, ask it the way that its users go, and remove it again
+    #[arg(long)]
+    pub(crate) probe: bool,
+    /// The image of that preview: any with busybox
+    #[arg(long, value_name = "IMAGE", default_value = preview_core::doctor::IMAGE, requires = "probe")]
+    pub(crate) probe_image: String,
 }
 
 const CAPACITY: &str = "\

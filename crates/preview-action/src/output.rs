@@ -60,14 +60,16 @@ pub(crate) fn console(
     environment: &Environment,
     redactor: &Redactor,
 ) -> Arc<dyn Console> {
+    use tracing_subscriber::filter::{LevelFilter, Targets};
     use tracing_subscriber::layer::SubscriberExt as _;
     use tracing_subscriber::util::SubscriberInitExt as _;
+    let (ours, others) = match verbose {
+        0 | 1 => (LevelFilter::WARN, LevelFilter::WARN),
+        2 => (LevelFilter::DEBUG, LevelFilter::WARN),
+        _ => (LevelFilter::TRACE, LevelFilter::INFO),
+    };
     // Our binary and our library begin with the same word.
-    let filter = tracing_subscriber::EnvFilter::new(match verbose {
-        0 | 1 => "warn",
-        2 => "preview=debug,warn",
-        _ => "preview=trace,info",
-    });
+    let filter = Targets::new().with_target("preview", ours).with_default(others);
     // A second run in one process, as in tests, keeps the first one's.
     if json {
         let log = Arc::new(Log::new(command, run, environment, redactor.clone()));
@@ -75,8 +77,8 @@ pub(crate) fn console(
         log
     } else {
         let cleaned = redactor.clone();
-        let _ =
-            tracing_subscriber::fmt().with_writer(move || Cleaned(cleaned.clone())).with_env_filter(filter).try_init();
+        let lines = tracing_subscriber::fmt::layer().with_writer(move || Cleaned(cleaned.clone()));
+        let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
         Arc::new(Text::new(Ci::of(environment), verbose > 0, redactor.clone()))
     }
 }

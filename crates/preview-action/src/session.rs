@@ -1,13 +1,13 @@
 //! From flags, environment and files to what the library wants: configuration, names, project, connection.
 
 mod names;
+mod project;
 mod reach;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use preview_core::admission::{Limits, Weight};
 use preview_core::config::{self, Config, ConfigFile, Environment, Overrides, Settings};
 use preview_core::engine::docker::DockerEngine;
 use preview_core::host::ssh::Destination;
@@ -16,13 +16,9 @@ use preview_core::lifecycle::{Client, Error};
 use preview_core::lock::Lock;
 use preview_core::lock::shell::ShellLock;
 use preview_core::name::{AppName, Key, Named, PreviewName, project_name};
-use preview_core::project::{self, Project, Target};
-use preview_core::proxy::{FileKind, FileProxy, Proxy, Traefik};
-use preview_core::registry;
+use preview_core::project::Target;
 use preview_core::runtime::compose::Compose;
 use preview_core::secret::Secret;
-use preview_core::secrets;
-use preview_core::stack::{Allowance, Guardrails, Isolation, normal};
 use preview_core::state::Subject;
 
 use crate::ci;
@@ -170,227 +166,10 @@ impl Session {
         Ok(Target { app: self.app.to_string(), project: project_name(&self.app, &name), name: name.to_string() })
     }
 
-    /// Limits of time.
-    pub(crate) fn timeouts(&self) -> project::Timeouts {
-        let timeouts = &self.config.timeouts;
-        project::Timeouts {
-            lock: timeouts.lock.into(),
-            build: timeouts.build.into(),
-            pull: timeouts.pull.into(),
-            start: timeouts.start.into(),
-            verify: timeouts.verify.into(),
-            step: timeouts.step.into(),
-            queue: timeouts.queue.into(),
-            total: timeouts.total.into(),
-        }
-    }
-
-    /// How the application is deployed.
-    pub(crate) fn project(&self, named: &Named) -> Result<Project, Error> {
-        let config = &self.config;
-        // Only for who deploys: a preview that is there can be looked at, and removed, whatever the file says by now.
-        if let Some(url) = named.urls.iter().find(|url| !config.proxy.may_lead(named.name.as_ref(), url)) {
-            let domains = config.proxy.domains.join(", ");
-            let message = format!("{url} is none of the addresses that {} may have here: {domains}", named.name);
-            return Err(invalid(config.error("proxy.domains", message)));
-        }
-        let place = |key: &str| {
-            let text = config.error(key, "").to_string();
-            text.trim_end_matches([' ', ':', ';']).to_owned()
-        };
-        let files = if config.compose.is_empty() {
-            let found = config::COMPOSE_FILES.iter().map(|name| self.directory.join(name)).find(|path| path.is_file());
-            let found = found.ok_or_else(|| {
-                invalid(format!(
-                    "there is no Compose file in {}: looked for {}; name it with `compose = \"…\"` in preview.toml, or with --compose",
-                    self.directory.display(),
-                    config::COMPOSE_FILES.join(", ")
-                ))
-            })?;
-            vec![found]
-        } else {
-            self.existing("compose", &config.compose)?
-        };
-        let routes: Vec<project::RouteSpec> = config
-            .routes
-            .iter()
-            .enumerate()
-            .map(|(index, route)| project::RouteSpec {
-                service: route.service.clone(),
-                port: route.port.get(),
-                url: route.url.as_ref().and(named.urls.get(index)).map(ToString::to_string),
-                strip_prefix: route.strip_prefix,
-                protocol: route.protocol,
-                rolling: route.update == config::Update::Rolling,
-                priority: route.priority.map(std::num::NonZeroU32::get),
-                entrypoint: route.entrypoint.clone(),
-                tls_options: route.tls_options.clone(),
-                place: place(&format!("route[{index}].service")),
-            })
-            .collect();
-        let sources = config
-            .secrets
-            .iter()
-            .map(|table| secrets::from_table(table, &self.environment))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(invalid)?;
-        Ok(Project {
-            files,
-            directory: self.directory.clone(),
-            repository: repository(&self.directory),
-            env_files: self.existing("env_file", &config.env_files)?,
-            profiles: config.profiles.clone(),
-            pull: match config.pull {
-                config::Pull::Missing => project::PullPolicy::Missing,
-                config::Pull::Always => project::PullPolicy::Always,
-            },
-            logins: self.logins(),
-            hosts: named.hosts.clone(),
-            url: if routes.is_empty() { named.urls.first().map(ToString::to_string) } else { None },
-            routes: (!routes.is_empty()).then_some(routes),
-            proxy: self.proxy(),
-            access: project::AccessSpec {
-                basic_auth: config.proxy.basic_auth.as_ref().map(|auth| (auth.user.clone(), auth.password.to_string())),
-                place: place("proxy.basic_auth.password"),
-                allow_ips: config.proxy.allow_ips.clone(),
-                noindex: config.proxy.noindex,
-            },
-            limits: Limits {
-                places: Weight::places(config.limits.max_previews.get()),
-                per_owner: config.limits.max_per_owner.map(|places| Weight::places(places.get())),
-                per_app: config.limits.max_per_app.map(|places| Weight::places(places.get())),
-                free_disk: config.limits.min_free_disk.bytes(),
-                free_memory: config.limits.min_free_memory.bytes(),
-                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range was checked")]
-                overcommit: config.limits.memory_overcommit.map(|times| (times * 100.0).round() as u32),
-            },
-            heavy: config
-                .limits
-                .heavy
-                .zip(config.limits.heavy_window.clone())
-                .map(|(heavy, window)| project::Heavy { window, builds_only: heavy == config::Heavy::Build }),
-            on_full: match config.limits.on_full {
-                config::OnFull::Refuse => project::OnFull::Refuse,
-                config::OnFull::Queue => project::OnFull::Queue,
-                config::OnFull::ReplaceOldest => project::OnFull::ReplaceOldest,
-            },
-            weight: Weight::try_from(config.limits.weight).unwrap_or_default(),
-            ttl: config.ttl.0.map(Into::into),
-            guardrails: Guardrails {
-                cpus: config.guardrails.cpus,
-                memory: config.guardrails.memory.bytes(),
-                pids: u64::from(config.guardrails.pids.get()),
-                log_size: config.guardrails.log_size.bytes(),
-                log_files: config.guardrails.log_files.get(),
-                restart: config.guardrails.restart.as_str().to_owned(),
-            },
-            isolation: Isolation {
-                read_only: config.isolation.read_only,
-                tmpfs: config.isolation.tmpfs.bytes(),
-                user: config.isolation.user.clone(),
-                no_new_privileges: config.isolation.no_new_privileges,
-                internal: config.isolation.internal,
-                cap_drop_all: config.isolation.cap_drop_all,
-                except: config.isolation.except.clone(),
-            },
-            isolation_place: place("isolation"),
-            allowed: config
-                .policy
-                .allow
-                .iter()
-                .map(|allow| Allowance {
-                    service: allow.service.clone(),
-                    key: allow.key.clone(),
-                    values: allow.values.clone(),
-                })
-                .collect(),
-            timeouts: self.timeouts(),
-            health: config.health.as_ref().map(|health| project::HealthProbe {
-                path: health.path.clone(),
-                service: health.service.clone(),
-                port: health.port.map(std::num::NonZeroU16::get),
-                place: place(if health.service.is_some() { "health.service" } else { "health" }),
-            }),
-            secrets: sources,
-            generate: config.generate.iter().map(|(name, generate)| (name.to_string(), generate.length)).collect(),
-            env: config.env.iter().map(|(name, value)| (name.to_string(), value.clone())).collect(),
-            env_services: config.env_services.clone(),
-            env_services_place: place("env_services"),
-            steps: config
-                .steps
-                .iter()
-                .enumerate()
-                .map(|(index, step)| project::StepSpec {
-                    name: step.name.clone().unwrap_or_else(|| step.run.join(" ")),
-                    service: step.service.clone(),
-                    run: step.run.clone(),
-                    timeout: step.timeout.map(Into::into),
-                    place: place(&format!("step[{index}].service")),
-                })
-                .collect(),
-        })
-    }
-
-    /// The proxy on the host.
-    pub(crate) fn proxy(&self) -> Proxy {
-        let proxy = &self.config.proxy;
-        let files = |kind| {
-            let certificate = proxy.certificate.as_ref().zip(proxy.certificate_key.as_ref());
-            Proxy::Files(FileProxy {
-                kind,
-                network: proxy.network.clone(),
-                container: proxy.container.clone(),
-                routes: proxy.routes_dir.to_string(),
-                certificate: certificate.map(|(certificate, key)| (certificate.to_string(), key.to_string())),
-                tls: proxy.tls,
-                pages: proxy.pages_dir.as_ref().map(ToString::to_string),
-            })
-        };
-        match proxy.kind {
-            config::ProxyKind::None => Proxy::None,
-            config::ProxyKind::Traefik => Proxy::Traefik(Traefik {
-                network: proxy.network.clone(),
-                entrypoint: proxy.entrypoint.clone(),
-                tls: proxy.tls,
-                cert_resolver: proxy.cert_resolver.clone(),
-            }),
-            config::ProxyKind::Nginx => files(FileKind::Nginx),
-            config::ProxyKind::Caddy => files(FileKind::Caddy),
-        }
-    }
-
-    /// Files that the configuration names, relative to the project directory; each must exist.
-    fn existing(&self, key: &str, files: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
-        let repository = repository(&self.directory);
-        files
-            .iter()
-            .map(|file| {
-                let path = normal(&self.directory.join(file));
-                let wrong = |message: String| Err(invalid(self.config.error(key, message)));
-                // A pull request must not have other files of this machine read; where flags and variables lead is the pipeline's to say.
-                let of_the_file = self.config.error(key, "").file.is_some();
-                if of_the_file && !path.starts_with(&repository) {
-                    return wrong(format!("{} is outside the repository", path.display()));
-                }
-                if !path.is_file() {
-                    return wrong(format!("{} does not exist", path.display()));
-                }
-                Ok(path)
-            })
-            .collect()
-    }
-
     /// The Docker CLI's configuration directory.
     pub(crate) fn docker_config(&self) -> Option<PathBuf> {
         let named = self.environment.get("DOCKER_CONFIG").map(PathBuf::from);
         named.or_else(|| Some(Path::new(self.environment.get("HOME")?).join(".docker")))
-    }
-
-    /// What `docker login` left on this machine.
-    fn logins(&self) -> registry::Logins {
-        let file = self.docker_config().map(|directory| directory.join("config.json"));
-        let text = file.and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
-        registry::logins(&text)
     }
 
     /// Reaches the host: one connection, over which the engine's socket is forwarded too.
@@ -492,9 +271,4 @@ fn application(environment: &Environment, directory: &Path) -> String {
         || directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
         str::to_owned,
     )
-}
-
-/// The directory that files of a stack must lie in: the checkout, or the project directory where there is none.
-fn repository(directory: &Path) -> PathBuf {
-    directory.ancestors().find(|path| path.join(".git").exists()).unwrap_or(directory).to_owned()
 }

@@ -32,6 +32,21 @@ pub(super) struct Ward {
     own: tempfile::TempDir,
 }
 
+/// The command, where names are what this file says.
+pub(super) fn named(site: &Site, hosts: &Path, path: &str, args: &[&str]) -> Command {
+    let plain = site.command(args);
+    let mut command = Command::new("unshare");
+    // Root needs no user namespace, and may not be allowed one.
+    if run(Command::new("id").arg("-u")) != "0" {
+        command.arg("--map-root-user");
+    }
+    command.args(["--mount", "sh", "-c", NAMES, "sh"]).arg(hosts);
+    command.args(["env", &format!("PATH={path}")]).arg(plain.get_program()).args(plain.get_args());
+    command.env_clear().envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.current_dir(site.dir.path()).stdin(Stdio::null());
+    command
+}
+
 /// The finding about this.
 #[track_caller]
 pub(super) fn of<'a>(report: &'a Value, id: &str) -> &'a Value {
@@ -112,17 +127,7 @@ impl Ward {
     }
 
     fn command(&self, path: &str, args: &[&str]) -> Command {
-        let plain = self.site.command(&[&["doctor", "--format", "json"], args].concat());
-        let mut command = Command::new("unshare");
-        // Root needs no user namespace, and may not be allowed one.
-        if run(Command::new("id").arg("-u")) != "0" {
-            command.arg("--map-root-user");
-        }
-        command.args(["--mount", "sh", "-c", NAMES, "sh"]).arg(self.dir().join("hosts"));
-        command.args(["env", &format!("PATH={path}")]).arg(plain.get_program()).args(plain.get_args());
-        command.env_clear().envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        command.current_dir(self.site.dir.path()).stdin(Stdio::null());
-        command
+        named(&self.site, &self.dir().join("hosts"), path, &[&["doctor", "--format", "json"], args].concat())
     }
 
     #[track_caller]

@@ -8,17 +8,18 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use preview_core::config::ProxyKind;
 use preview_core::dns::Dns;
-use preview_core::doctor::{self, Place, Programs, Report, Wish};
+use preview_core::doctor::{self, Finding, Place, Programs, Report, Wish};
 use preview_core::failure::FailureCode;
 use preview_core::fault::{Fault, FaultKind};
 use preview_core::host::ssh::Destination;
 use preview_core::host::{local, ssh};
 use preview_core::lifecycle::Error;
+use preview_core::project;
 
-use super::Context;
+use super::{Context, Reached};
 use crate::cli;
-use crate::output;
-use crate::session::Session;
+use crate::output::{self, About};
+use crate::session::{self, Session};
 
 /// Something failed, or with `--strict` was warned of.
 const UNWELL: u8 = 8;
@@ -27,11 +28,11 @@ impl Context {
     pub(super) async fn doctor(&self, wish: &cli::Doctor) -> Result<u8, Error> {
         // What the configuration says against itself is a finding, too.
         let session = Session::load(&self.global, None, self.environment.clone());
+        let prepared =
+            session.and_then(|session| self.complaint(&session, wish.ca.as_deref()).map(|wish| (session, wish)));
         let looked = async {
-            let prepared =
-                session.and_then(|session| self.complaint(&session, wish.ca.as_deref()).map(|wish| (session, wish)));
-            match prepared {
-                Ok((session, wish)) => examine(&session, &wish).await,
+            match &prepared {
+                Ok((session, wish)) => examine(session, wish).await,
                 Err(error) => {
                     let programs = self.programs(None);
                     Ok(doctor::without_configuration(&error.chain(), &programs).await)
@@ -45,6 +46,16 @@ impl Context {
                 return Err(fault.coded(FailureCode::Interrupted).into());
             }
         };
+        let report = match &prepared {
+            Ok((session, _)) if wish.probe => {
+                let found = match report.in_the_way() {
+                    Some(check) => doctor::not_probed(format!("`{check}` failed")),
+                    None => self.probe(session, wish).await?,
+                };
+                report.with(found)
+            }
+            _ => report,
+        };
         let text = if self.json() {
             output::json(&report)
         } else {
@@ -53,6 +64,45 @@ impl Context {
         };
         output::to_stdout(&self.redactor.clean(&text));
         Ok(if report.passes(wish.strict) { 0 } else { UNWELL })
+    }
+
+    fn probe_request(&self, session: &Session) -> Result<(project::Project, project::Deploy), Error> {
+        let key = session.probe_key()?;
+        let around = session.around(&session.named(&key)?)?;
+        let request = project::Deploy {
+            owner: Some(doctor::OWNER.to_owned()),
+            repository: session.repository(),
+            ..project::Deploy::new(session.target(&key)?, session::subject(&key), &session.who(), &self.run)
+        };
+        Ok((around, request))
+    }
+
+    /// A preview of its own, asked and removed.
+    async fn probe(&self, session: &Session, wish: &cli::Doctor) -> Result<Finding, Error> {
+        let prepared = self.probe_request(session);
+        let prepared = prepared.and_then(|(around, request)| Ok((self.dns(session, &around)?, around, request)));
+        let (dns, around, request) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => return Ok(doctor::not_begun(&error)),
+        };
+        self.console.about(&About { preview: Some(&request.target.name), ..About::default() });
+        let resolver = session.compose();
+        let reached = Reached { dns, ..Reached::default() };
+        let wish = doctor::Probe { image: wish.probe_image.clone(), ca: wish.ca.clone() };
+        let found = doctor::probe(
+            reached.connect(session),
+            &resolver,
+            around,
+            &request,
+            &wish,
+            &*self.console,
+            &self.redactor,
+            &self.interrupt,
+        )
+        .await;
+        self.publish(session, reached.client().as_ref(), found.as_ref().err()).await;
+        reached.close().await;
+        found
     }
 
     fn programs(&self, session: Option<&Session>) -> Programs {
@@ -85,6 +135,8 @@ impl Context {
             base_dir: session.base_dir()?,
             docker_socket: session.docker_socket(),
             proxy_network: (config.proxy.kind != ProxyKind::None).then(|| config.proxy.network.clone()),
+            proxy_container: matches!(config.proxy.kind, ProxyKind::Nginx | ProxyKind::Caddy)
+                .then(|| config.proxy.container.clone()),
             urls,
             records: config.dns.as_ref().is_some_and(|table| table.kind() != "none"),
             tunnel: config.tunnel.is_some(),

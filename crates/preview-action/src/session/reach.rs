@@ -73,11 +73,21 @@ impl Session {
     /// Names a preview that nobody deploys: `preview-doctor-probe`, or the last pull request there can be where the templates
     /// are for pull requests alone.
     pub(crate) fn any_key(&self) -> Result<Key, Error> {
-        let branch = Key::branch("doctor-probe").map_err(invalid)?;
+        self.stand_in("doctor-probe", 9_999_999_999)
+    }
+
+    /// Names the preview of `doctor --probe`. Another one than that which nobody deploys: resolvers remember for long that a name has no
+    /// address.
+    pub(crate) fn probe_key(&self) -> Result<Key, Error> {
+        self.stand_in("doctor-whole-path", 9_999_999_998)
+    }
+
+    fn stand_in(&self, branch: &str, number: u64) -> Result<Key, Error> {
+        let branch = Key::branch(branch).map_err(invalid)?;
         if self.named(&branch).is_ok() {
             return Ok(branch);
         }
-        Key::pull(9_999_999_999).map_err(invalid)
+        Key::pull(number).map_err(invalid)
     }
 
     /// The engine's socket of this machine: `DOCKER_HOST` says where, as it does for the Docker CLI.

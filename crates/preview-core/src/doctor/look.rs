@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Empty;
+use http_body_util::{BodyExt as _, Empty};
 use hyper::header::{HOST, LOCATION, USER_AGENT};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -112,10 +112,9 @@ pub(super) async fn front(
     ports.extend(plain_stream.as_ref().map(|stream| (80, stream.as_ref().map(drop).map_err(Clone::clone))));
     let certificate = async {
         let stream = own_stream.ok().filter(|_| url.is_https())?;
-        Some(match tokio::time::timeout(ANSWER, tls::greet(stream, url.host())).await {
-            Err(_) => Err(Trouble::Handshake(format!("no answer within {} s", ANSWER.as_secs()))),
-            Ok(Err(trouble)) => Err(trouble),
-            Ok(Ok(stream)) => roots.and_then(|roots| tls::judge(&stream, url.host(), roots, jiff::Timestamp::now())),
+        Some(match greet(stream, url.host()).await {
+            Err(trouble) => Err(trouble),
+            Ok(stream) => roots.and_then(|roots| tls::judge(&stream, url.host(), roots, jiff::Timestamp::now())),
         })
     };
     let redirect = async {
@@ -130,15 +129,79 @@ pub(super) async fn front(
 pub(super) async fn answer(https: bool, host: &str, port: Option<u16>, path: &str) -> Result<u16, String> {
     let addresses = resolve(host).await?;
     let stream = connect(&addresses, port.unwrap_or(if https { 443 } else { 80 })).await?;
-    let authority = port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    let authority = authority(host, port);
     if !https {
         return get(stream, &authority, path).await.map(|(status, _)| status);
     }
-    let greeted = tokio::time::timeout(ANSWER, tls::greet(stream, host)).await;
-    match greeted.map_err(|_| format!("no answer within {} s", ANSWER.as_secs()))? {
+    match greet(stream, host).await {
         Ok(stream) => get(stream, &authority, path).await.map(|(status, _)| status),
         Err(Trouble::Handshake(why)) => Err(format!("no TLS connection: {why}")),
         Err(other) => Err(format!("{other:?}")),
+    }
+}
+
+fn authority(host: &str, port: Option<u16>) -> String {
+    port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+async fn greet(stream: TcpStream, name: &str) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Trouble> {
+    tokio::time::timeout(ANSWER, tls::greet(stream, name))
+        .await
+        .unwrap_or_else(|_| Err(Trouble::Handshake(format!("no answer within {} s", ANSWER.as_secs()))))
+}
+
+/// What the whole way to an address leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Reached {
+    /// The name has no address.
+    Nowhere(String),
+    /// Nobody takes a connection.
+    Closed(String),
+    /// The certificate is not good, or there is none.
+    Tls(Trouble),
+    /// Connected, and no answer.
+    Silent(String),
+    /// An answer.
+    Page(Page),
+}
+
+/// An answer with what it brings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Page {
+    pub(super) status: u16,
+    pub(super) to: Option<String>,
+    /// No more than its beginning.
+    pub(super) body: String,
+}
+
+/// Asks the way that users go: name, port, certificate, and then the question.
+pub(super) async fn whole(
+    https: bool,
+    host: &str,
+    port: Option<u16>,
+    path: &str,
+    roots: Result<std::sync::Arc<rustls::RootCertStore>, Trouble>,
+) -> Reached {
+    let addresses = match resolve(host).await {
+        Ok(addresses) => addresses,
+        Err(why) => return Reached::Nowhere(why),
+    };
+    let stream = match connect(&addresses, port.unwrap_or(if https { 443 } else { 80 })).await {
+        Ok(stream) => stream,
+        Err(why) => return Reached::Closed(why),
+    };
+    let authority = authority(host, port);
+    if !https {
+        return page(stream, &authority, path).await.map_or_else(Reached::Silent, Reached::Page);
+    }
+    let stream = match greet(stream, host).await {
+        Ok(stream) => stream,
+        Err(trouble) => return Reached::Tls(trouble),
+    };
+    let judged = roots.and_then(|roots| tls::judge(&stream, host, roots, jiff::Timestamp::now()));
+    match judged {
+        Ok(_) => page(stream, &authority, path).await.map_or_else(Reached::Silent, Reached::Page),
+        Err(trouble) => Reached::Tls(trouble),
     }
 }
 
@@ -148,6 +211,24 @@ pub(super) async fn get(
     authority: &str,
     path: &str,
 ) -> Result<Answer, String> {
+    asked(stream, authority, path, 0).await.map(|page| (page.status, page.to))
+}
+
+/// The same, with the beginning of what comes.
+pub(super) async fn page(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    authority: &str,
+    path: &str,
+) -> Result<Page, String> {
+    asked(stream, authority, path, 512).await
+}
+
+async fn asked(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    authority: &str,
+    path: &str,
+    most: usize,
+) -> Result<Page, String> {
     let asked = async {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let connection = tokio::spawn(connection);
@@ -159,10 +240,18 @@ pub(super) async fn get(
             Ok(request) => request,
             Err(error) => return Ok(Err(error.to_string())),
         };
-        let response = sender.send_request(request).await?;
+        let mut response = sender.send_request(request).await?;
+        let mut body = Vec::new();
+        while body.len() < most
+            && let Some(frame) = response.body_mut().frame().await
+        {
+            body.extend_from_slice(frame?.data_ref().map_or(&[][..], |data| data));
+        }
         connection.abort();
+        body.truncate(most);
         let to = response.headers().get(LOCATION).and_then(|to| to.to_str().ok()).map(str::to_owned);
-        Ok::<_, hyper::Error>(Ok((response.status().as_u16(), to)))
+        let body = String::from_utf8_lossy(&body).into_owned();
+        Ok::<_, hyper::Error>(Ok(Page { status: response.status().as_u16(), to, body }))
     };
     match tokio::time::timeout(ANSWER, asked).await {
         Err(_) => Err(format!("no answer within {} s", ANSWER.as_secs())),

@@ -1,12 +1,15 @@
 //! What can be wrong, each with what to do about it: observations in, findings out.
 //!
-//! `machine`, `vm`, `proxy` and `way_in` judge, in pure code; `look` and `tls` observe; `run` brings both together. Nothing is changed.
+//! `machine`, `vm`, `proxy`, `way_in` and `probed` judge, in pure code; `look` and `tls` observe; `run` brings both together. Nothing is changed, but
+//! by `through`, which deploys a preview, asks it and removes it, where that is wished.
 
 mod look;
 mod machine;
+mod probed;
 mod proxy;
 mod run;
 mod text;
+mod through;
 mod tls;
 mod vm;
 mod way_in;
@@ -19,8 +22,10 @@ use std::fmt;
 use serde::Serialize;
 
 pub use look::Programs;
+pub use probed::{not_begun, skipped as not_probed};
 pub use run::{Place, Wish, doctor, without_configuration};
 pub use text::report;
+pub use through::{IMAGE, OWNER, Probe, probe};
 
 macro_rules! checks {
     ($($group:ident $title:literal { $($(#[doc = $doc:literal])+ $name:ident = $word:literal,)+ })+) => {
@@ -134,6 +139,8 @@ checks! {
         Redirect = "redirect",
         /// A preview that is there answers.
         Answer = "answer",
+        /// A preview that is made to be asked, and removed again.
+        Probe = "probe",
     }
 }
 
@@ -234,6 +241,26 @@ impl Report {
         let count = |status| findings.iter().filter(|finding| finding.status == status).count();
         let (warnings, failures) = (count(Status::Warning), count(Status::Failed));
         Self { ok: failures == 0, warnings, failures, findings }
+    }
+
+    /// With a finding in place of what was said about the same.
+    #[must_use]
+    pub fn with(mut self, finding: Finding) -> Self {
+        self.findings.retain(|other| other.id != finding.id);
+        self.findings.push(finding);
+        Self::new(self.findings)
+    }
+
+    /// What has to be well before a preview can be deployed, and is not: the first of it.
+    #[must_use]
+    pub fn in_the_way(&self) -> Option<Check> {
+        use Check::{
+            BaseDir, Compose, Config, DockerCli, DockerSocket, DockerVersion, HostKey, Login, SshClient, SshReach,
+        };
+        const NEEDED: [Check; 10] =
+            [Config, DockerCli, Compose, SshClient, SshReach, HostKey, Login, BaseDir, DockerSocket, DockerVersion];
+        let failed = |finding: &&Finding| finding.status == Status::Failed && NEEDED.contains(&finding.id);
+        self.findings.iter().find(failed).map(|finding| finding.id)
     }
 
     /// Whether all is well; `strict`: warnings are not.

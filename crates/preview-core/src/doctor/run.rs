@@ -53,6 +53,8 @@ pub struct Wish {
     pub docker_socket: String,
     /// The proxy's network; `None`: there is no proxy.
     pub proxy_network: Option<String>,
+    /// The container that is told of routes (`[proxy] container`), where the proxy is told by files.
+    pub proxy_container: Option<String>,
     /// Public addresses of a preview that nobody deploys.
     pub urls: Vec<Url>,
     /// Whether each preview gets a DNS record of its own, when it is deployed (`[dns]`).
@@ -125,6 +127,7 @@ pub async fn doctor<T: Transport>(
     findings.push(way_in::provider(provider));
     findings.extend(of_fronts(wish, &fronts, &addresses(known, &seen)));
     findings.push(answer(wish, host.as_ref().ok().map(|host| &**host), &seen).await);
+    findings.push(Finding::skipped(Check::Probe, "nobody asked for it (`--probe`)"));
     if let Ok(host) = host {
         let _ = host.close().await;
     }
@@ -316,7 +319,7 @@ fn of_proxy(wish: &Wish, seen: &Seen) -> [Finding; 2] {
     let nothing = BTreeSet::new();
     let listening =
         seen.facts.as_ref().and_then(|facts| facts.as_ref().ok()).map_or(&nothing, |facts| &facts.listening);
-    [found, proxy::container(engine, network, listening)]
+    [found, proxy::container(engine, network, wish.proxy_container.as_deref(), listening)]
 }
 
 /// The addresses of the VM as its name says, from here.
@@ -401,7 +404,7 @@ async fn answer<T: Transport>(wish: &Wish, host: Option<&ShellHost<T>>, seen: &S
 }
 
 /// Scheme, host, port and path of an address that we wrote ourselves.
-fn parts(url: &str) -> Option<(bool, String, Option<u16>, String)> {
+pub(super) fn parts(url: &str) -> Option<(bool, String, Option<u16>, String)> {
     let (scheme, rest) = url.split_once("://")?;
     let https = match scheme {
         "https" => true,

@@ -159,7 +159,7 @@ fn container(name: &str, network: &str, ports: &[u16], managed: bool) -> Contain
 fn a_proxy_is_known_by_its_network_and_its_ports() {
     let judge = |running: Vec<Container>, listening: &[u16]| {
         let engine = Examined { running, ..Examined::default() };
-        let finding = proxy::container(&engine, "edge", &listening.iter().copied().collect());
+        let finding = proxy::container(&engine, "edge", None, &listening.iter().copied().collect());
         (status(&finding), finding.found)
     };
     let preview = || container("web", "edge", &[], true);
@@ -174,6 +174,27 @@ fn a_proxy_is_known_by_its_network_and_its_ports() {
     assert_eq!(judge(vec![container("tunnelled", "edge", &[8080], false)], &[]).0, Status::Warning);
     let (found, words) = judge(vec![], &[80]);
     assert!(found == Status::Failed && words.contains("something else listens on port 80"), "{words}");
+}
+
+#[test]
+fn a_proxy_that_is_told_by_files_is_the_one_with_that_name() {
+    let judge = |running: Vec<Container>, stopped: Vec<Container>| {
+        let engine = Examined { running, stopped, ..Examined::default() };
+        let finding = proxy::container(&engine, "edge", Some("nginx"), &BTreeSet::new());
+        (status(&finding), finding.found)
+    };
+    let nginx = |network: &str, ports: &[u16]| container("nginx", network, ports, false);
+    let other = || container("traefik", "edge", &[80, 443], false);
+    assert_eq!(judge(vec![other(), nginx("edge", &[8080, 443])], vec![]).0, Status::Ok);
+    let (found, words) = judge(vec![other()], vec![]);
+    assert!(found == Status::Failed && words.contains("no container `nginx`"), "{words}");
+    assert!(words.contains("traefik (proxy:1) has the ports, and is told of no route"), "{words}");
+    let (found, words) = judge(vec![], vec![nginx("edge", &[])]);
+    assert!(found == Status::Failed && words.ends_with("does not run"), "{words}");
+    let (found, words) = judge(vec![nginx("other", &[443])], vec![]);
+    assert!(found == Status::Failed && words.contains("is not in the network `edge`"), "{words}");
+    let (found, words) = judge(vec![nginx("edge", &[]), other()], vec![]);
+    assert!(found == Status::Warning && words.contains("neither port 80 nor 443; traefik"), "{words}");
 }
 
 #[test]
@@ -256,6 +277,7 @@ fn front(url: &str, to: Result<Vec<IpAddr>, String>, records: bool, tunnel: bool
         base_dir: "/opt/previews".into(),
         docker_socket: "/var/run/docker.sock".into(),
         proxy_network: Some("edge".into()),
+        proxy_container: None,
         urls: naming.expect("sound").resolve(&Key::pull(7).expect("a key")).expect("sound").urls,
         records,
         tunnel,

@@ -3,8 +3,8 @@
 use bollard::query_parameters::{ListContainersOptions, ListNetworksOptions};
 
 use super::{DockerEngine, ask};
-use crate::engine::Container;
 use crate::engine::pools::{self, Pool, Subnet};
+use crate::engine::{Container, ContainerState};
 use crate::fault::Fault;
 
 /// What an engine is and holds.
@@ -26,6 +26,8 @@ pub struct Examined {
     pub subnets: Vec<Subnet>,
     /// The containers that run, ours or not.
     pub running: Vec<Container>,
+    /// Those that do not.
+    pub stopped: Vec<Container>,
 }
 
 impl Examined {
@@ -43,12 +45,17 @@ impl DockerEngine {
     /// As [`Engine`](crate::engine::Engine): what cannot be asked is `Unreachable`.
     pub async fn examine(&self) -> Result<Examined, Fault> {
         const OPERATION: &str = "ask the engine about itself";
-        let (version, info, networks, running) = tokio::try_join!(
+        let (version, info, networks, containers) = tokio::try_join!(
             ask(OPERATION, "", self.docker.version()),
             ask(OPERATION, "", self.docker.info()),
             ask("list networks", "", self.docker.list_networks(None::<ListNetworksOptions>)),
-            self.list("list containers", ListContainersOptions::default()),
+            self.list("list containers", ListContainersOptions { all: true, ..ListContainersOptions::default() }),
         )?;
+        // A container that is held still is there, with its ports.
+        let there = |container: &Container| {
+            matches!(container.state, ContainerState::Running | ContainerState::Paused | ContainerState::Restarting)
+        };
+        let (running, stopped) = containers.into_iter().partition(there);
         // It names its pools only where it was told of some.
         let told = info.default_address_pools.filter(|pools| !pools.is_empty()).map(|pools| {
             let pool = |base: Option<String>, size: Option<i64>| {
@@ -66,6 +73,7 @@ impl DockerEngine {
             subnets: subnets.filter_map(|config| Subnet::parse(config.subnet.as_deref()?)).collect(),
             networks: networks.into_iter().filter_map(|network| network.name).collect(),
             running,
+            stopped,
         })
     }
 }
