@@ -8,7 +8,7 @@ use preview_core::fault::{Fault, FaultKind};
 use preview_core::host::{Host as _, ssh};
 use preview_core::lifecycle::{Error, Event};
 use preview_core::secret::Secret;
-use preview_core::setup::proxy::{Acme, ProxyWish, Tls};
+use preview_core::setup::proxy::{Acme, ProxyWish, Tls, Tunnel};
 use preview_core::setup::{self, Alerts, Options, Pool, SetUp, Wish, print};
 use preview_core::units::ByteSize;
 
@@ -118,7 +118,11 @@ impl Context {
             };
             image.split_once('=').map_or("", |(_, image)| image).clone_into(place);
         }
-        wish.tunnel = self.secret("--tunnel-token-env", flags.tunnel_token_env.as_deref())?;
+        wish.tunnel = match self.secret("--tunnel-token-env", flags.tunnel_token_env.as_deref())? {
+            Some(token) => Tunnel::Here(token),
+            None if flags.no_tunnel => Tunnel::Remove,
+            None => Tunnel::Keep,
+        };
         wish.tls = match (&flags.cert, &flags.key, &flags.acme_email, &flags.acme_dns) {
             (Some(certificate), Some(key), ..) => {
                 let key = Secret::new(read("--key", key)?);
@@ -139,7 +143,8 @@ impl Context {
                     resolvers: flags.acme_resolver.clone(),
                 })
             }
-            _ => Tls::SelfSigned,
+            _ if flags.self_signed => Tls::SelfSigned,
+            _ => Tls::Keep,
         };
         Ok(wish)
     }

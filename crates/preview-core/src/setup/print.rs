@@ -30,7 +30,7 @@ pub struct HostKey {
 /// If the wish is wrong or holds secrets: user data can be read by every process of a machine.
 pub fn script(wish: &Wish, options: &Options) -> Result<String, String> {
     let all = steps(wish, &Facts::default())?;
-    let meant: Vec<_> = all.into_iter().filter(|step| options.wants(step)).collect();
+    let meant: Vec<_> = all.into_iter().filter(|step| options.wants(step.id)).collect();
     if let Some(step) = meant.iter().find(|step| step.files.iter().any(|file| file.secret)) {
         return Err(format!(
             "the step {} holds a secret, and what is printed is often kept where others can read it (user data: by every process of the machine): \
