@@ -32,7 +32,7 @@ Examples:
   preview vm setup --host ssh://root@203.0.113.7 --deploy-key deploy.pub --dry-run
   preview vm setup --host ssh://root@203.0.113.7 --deploy-key deploy.pub --domain preview.example.com \\
       --acme-email ops@example.com --acme-dns cloudflare --acme-env CF_DNS_API_TOKEN
-  preview vm setup --print cloud-init --deploy-key deploy.pub --skip proxy > user-data.yml
+  preview vm setup --print cloud-init --deploy-key deploy.pub > user-data.yml
 
 The user of --host is root, or may use sudo without a password. Host keys are checked as by every other command.
 Exit codes: 0 as wanted (or, with --dry-run, looked at), 2 not for this machine, 4 a step failed, 6 not reached or no rights.";
@@ -192,7 +192,7 @@ when it first starts, as `preview vm setup --print cloud-init` would have it, an
 is printed. The token of the project comes from HCLOUD_TOKEN.
 
 Examples:
-  preview vm provision --provider hetzner --name preview-vm --ssh-key ops --deploy-key deploy.pub --skip proxy
+  preview vm provision --provider hetzner --name preview-vm --ssh-key ops --deploy-key deploy.pub
   preview vm provision --provider hetzner --name preview-vm --dry-run";
 
 #[derive(Args, Debug)]

@@ -29,8 +29,12 @@ impl Context {
             let text = match form {
                 Form::Script => print::script(&wish, &options),
                 Form::CloudInit => print::cloud_init(&wish, &options, None),
-            };
-            output::to_stdout(&text.map_err(Error::invalid)?);
+            }
+            .map_err(Error::invalid)?;
+            if let Some(wrong) = (form == Form::CloudInit).then(|| print::too_large(&text)).flatten() {
+                self.console.warn(&wrong);
+            }
+            output::to_stdout(&text);
             return Ok(0);
         }
         let host = session.config.vm.host.as_deref().filter(|host| *host != "local");

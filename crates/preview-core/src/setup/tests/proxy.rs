@@ -1,5 +1,6 @@
 //! The proxy's stack: its files, and what stays of an earlier one.
 
+use super::super::print;
 use super::super::proxy::{Present, ProxyWish, Tls, Tunnel, proxy_files, step};
 use super::*;
 
@@ -111,6 +112,24 @@ fn half_a_certificate_is_neither_kept_nor_given_up() {
         step(&other, &machine(&ordering())).expect_err("another").contains("another domain than other.example.com")
     );
     step(&other, &machine(&given())).expect("whatever a certificate that was given is for");
+}
+
+#[test]
+fn user_data_with_the_proxy_fits_where_a_provider_takes_it() {
+    let mut all = wish();
+    all.proxy = Some(ProxyWish::default());
+    all.security_updates = true;
+    let key = print::HostKey { private: secret(&"x".repeat(500)), public: KEY.to_owned() };
+    let made = |wish: &Wish| print::cloud_init(wish, &Options::default(), Some(&key)).expect("no secret");
+    let data = made(&all);
+    assert_eq!(print::too_large(&data), None, "{} bytes", data.len());
+    let script = print::script(&all, &Options::default()).expect("no secret");
+    // The comments of scripts are left out, and nothing of files.
+    assert!(script.contains("# Only what this step made") && !data.contains("# Only what this step made"));
+    assert!(data.contains("   # Read by Traefik whenever it changes."));
+    all.deploy_keys = vec![KEY.to_owned(); 100];
+    let wrong = print::too_large(&made(&all)).expect("too large");
+    assert!(wrong.contains("bytes, and a provider takes 32768") && wrong.contains("--skip proxy"), "{wrong}");
 }
 
 #[test]
