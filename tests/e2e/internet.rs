@@ -1,4 +1,6 @@
-//! From a bare server to an address that answers: set up, a wildcard certificate by DNS-01, a DNS record, the doctor, a deploy, its end.
+//! From a bare server to an address that answers: set up, a wildcard certificate by DNS-01, a DNS record, the doctor, a deploy, its end; then all kinds of routes.
+
+mod ways;
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -45,8 +47,8 @@ fn from_a_bare_server_to_an_address_that_answers() {
         return;
     }
     socket_proxy(lab);
-    let images =
-        [Extra::Traefik, Extra::Nginx, Extra::Pebble].map(|extra| lab.extra(extra).expect("the image is made"));
+    let images = [Extra::Traefik, Extra::Nginx, Extra::Pebble, Extra::Ways]
+        .map(|extra| lab.extra(extra).expect("the image is made"));
     let vm = Arc::new(Vm::start(lab, VmEngine::None, &VmOptions::default()).expect("a VM"));
     let address = shell(&vm, "hostname -i");
     let key = vm.public_key_file();
@@ -102,13 +104,11 @@ fn from_a_bare_server_to_an_address_that_answers() {
     site.set("PREVIEW_KNOWN_HOSTS", &format!("{address} {pin}"));
     site.set("PREVIEW_BASE_DIR", "/opt/previews");
     site.set("PREVIEW_DNS_TSIG_KEY", SECRET);
-    site.write(
-        "preview.toml",
-        &format!(
-            "url = \"https://{{name}}.previews.test\"\n[proxy]\nkind = \"traefik\"\n[dns]\nkind = \"rfc2136\"\nzone = \"previews.test\"\n\
-             server = \"{resolver}\"\nkey_name = \"{KEY}\"\ntarget = \"{address}\"\n"
-        ),
+    let config = format!(
+        "[proxy]\nkind = \"traefik\"\n[dns]\nkind = \"rfc2136\"\nzone = \"previews.test\"\n\
+         server = \"{resolver}\"\nkey_name = \"{KEY}\"\ntarget = \"{address}\"\n"
     );
+    site.write("preview.toml", &format!("url = \"https://{{name}}.previews.test\"\n{config}"));
     let deployed = site.deploy("7").expect(0);
     assert_eq!(deployed.json()["url"], "https://pr-7.previews.test");
     let curl = |path: &str, more: &str| {
@@ -157,4 +157,9 @@ fn from_a_bare_server_to_an_address_that_answers() {
     assert!(curl(url, "").contains("There is no preview here"), "{}", curl(url, ""));
     assert_eq!(server.dig("_preview.pr-7", "TXT"), Vec::<String>::new());
     assert_eq!(shell(&vm, "ls -A /opt/previews/.pages"), "gone.html");
+
+    let world =
+        ways::World { lab, vm: &vm, site: &site, server: &server, address: &address, roots: &roots, config: &config };
+    ways::ways(&world);
+    assert_eq!(server.dig("_preview.pr-7-db", "TXT"), Vec::<String>::new());
 }

@@ -7,7 +7,7 @@ use preview_tests::lane::{Kind, Lane};
 use preview_tests::{Where, eventually};
 
 /// A page that says what it was asked for, a service below a path, a web socket, a gRPC server.
-const WAYS: &str = r#"
+pub(crate) const WAYS: &str = r#"
 services:
   web:
     image: busybox:1.36
@@ -30,7 +30,7 @@ services:
 "#;
 
 /// Routes that every proxy knows.
-const ROUTES: &str = r#"
+pub(crate) const ROUTES: &str = r#"
 [[route]]
 service = "web"
 port = 8080
@@ -247,12 +247,8 @@ fn who_may_come_in_traefik() {
     access(Kind::Traefik);
 }
 
-const DATABASE: &str = r#"
-services:
-  web:
-    image: busybox:1.36
-    command: ["sh", "-c", "mkdir -p /w && echo web-one > /w/index.html && exec httpd -f -p 8080 -h /w"]
-    stop_grace_period: 0s
+/// A database beside other services.
+pub(crate) const DB: &str = r#"
   db:
     image: preview-lab/ways
     command: ["ways", "postgres", "5432"]
@@ -263,7 +259,7 @@ services:
 /// Postgres over TLS, found by its name; and what Traefik itself says that it routes.
 #[test]
 fn postgres_through_traefik() {
-    let Some(lane) = Lane::new(Kind::Traefik, Where::Local, DATABASE) else { return };
+    let Some(lane) = Lane::new(Kind::Traefik, Where::Local, &format!("{SMALL}{DB}")) else { return };
     let site = &lane.site;
     site.write(
         "preview.toml",

@@ -52,7 +52,7 @@ fn account(servers: &[&str]) -> (String, Receiver<Value>) {
 
 fn provision(api: &str, args: &[&str]) -> Ran {
     let mut command = Command::new(preview_binary());
-    command.args(["vm", "provision", "--provider", "hetzner", "--api", api, "--skip", "proxy"]).args(args);
+    command.args(["vm", "provision", "--provider", "hetzner", "--api", api]).args(args);
     command.env_clear().env("HCLOUD_TOKEN", "token-4711").stdin(Stdio::null()).current_dir(std::env::temp_dir());
     for name in ["PATH", "HOME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"] {
         command.envs(std::env::var_os(name).map(|value| (name, value)));
@@ -89,7 +89,7 @@ fn one_server_is_taken_none_is_made_two_are_refused() {
     let order = made.try_recv().expect("an order");
     assert_eq!((&order["ssh_keys"], &order["labels"]), (&json!(["ops"]), &json!({"team": "a"})));
 
-    // What it is started with: the script, and the key whose public half we were told.
+    // What it is started with: the script, with the proxy, and the key whose public half we were told.
     let data = order["user_data"].as_str().expect("user data");
     assert!(data.len() < 32 * 1024, "{} bytes are too many", data.len());
     let data: Value = serde_saphyr::from_str(data).expect("YAML");
@@ -100,7 +100,11 @@ fn one_server_is_taken_none_is_made_two_are_refused() {
             .as_str()
             .is_some_and(|key| key.starts_with("-----BEGIN OPENSSH PRIVATE KEY-----\n"))
     );
-    assert!(data["write_files"][0]["content"].as_str().is_some_and(|script| script.starts_with("#!/bin/sh\n")));
+    assert!(
+        data["write_files"][0]["content"]
+            .as_str()
+            .is_some_and(|script| script.starts_with("#!/bin/sh\n") && script.contains("preview-traefik"))
+    );
 }
 
 #[test]
@@ -117,7 +121,9 @@ fn what_a_new_server_could_not_do_without_is_refused() {
     let keys = tempfile::NamedTempFile::new().expect("a file");
     let key = format!("ssh-ed25519 {}\n", "A".repeat(60));
     std::fs::write(keys.path(), key.repeat(600)).expect("keys");
-    let ran = provision(&api, &["--deploy-key", keys.path().to_str().expect("text")]).expect(2);
+    // Nobody answers there: it is refused before anybody is asked.
+    let silent = "http://127.0.0.1:9/v1";
+    let ran = provision(silent, &["--deploy-key", keys.path().to_str().expect("text")]).expect(2);
     assert!(ran.err.contains("a provider takes 32768") && ran.err.contains("--skip proxy"), "{}", ran.err);
     assert!(orders.try_recv().is_err(), "nothing was ordered");
 }

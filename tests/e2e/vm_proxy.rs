@@ -1,5 +1,7 @@
 //! The proxy that `preview vm setup` puts on a server: real Traefik, a certificate from files, and what it is made of.
 
+mod kept;
+
 use std::path::Path;
 use std::process::Command;
 
@@ -122,6 +124,8 @@ fn a_proxy_that_routes_by_labels_and_shows_itself_to_nobody_else() {
     eventually("the new certificate", || curl("https", "pr-7.preview.example.com", "") == "hello");
     assert_eq!(started(&vm), since);
     assert_eq!(shell(&vm, "ls /opt/preview-proxy/certs | wc -l"), "2", "the old one is gone");
+
+    kept::kept(&vm, &images, &set_up, &|| curl("https", "pr-7.preview.example.com", "") == "hello");
 
     // A tunnel comes in by a door that leads nowhere else, and is not open to the world.
     shell(

@@ -303,35 +303,53 @@ fn the_printed_script_does_the_same_without_us() {
     };
     let script = print("script").expect(0).out;
 
-    // The same stands in the user data, as a file and a command.
-    let data = print("cloud-init").expect(0).out;
+    // The same stands in the user data, as a file and a command; without comments, since there is little room.
+    let data = print("cloud-init").expect(0);
+    assert!(data.out.starts_with("#cloud-config\n") && !data.err.contains("bytes"), "{}", data.err);
+    let data: Value = serde_saphyr::from_str(&data.out).expect("YAML");
+    let user_data = data["write_files"][0]["content"].as_str().expect("text").to_owned();
     assert!(
-        data.starts_with("#cloud-config\n") && data.len() < 32 * 1024,
-        "{} bytes: too much for user data",
-        data.len()
+        user_data.len() < script.len() && user_data.contains("lists() {") && !user_data.contains("# Apt-get waits")
     );
-    let data: Value = serde_saphyr::from_str(&data).expect("YAML");
-    assert_eq!(data["write_files"][0]["content"].as_str(), Some(script.as_str()));
     assert!(
         data["runcmd"][0][2].as_str().is_some_and(|line| line.starts_with("/usr/local/lib/preview/setup ")),
         "{data}"
     );
+    // More than a provider takes is printed, with a warning.
+    let keys = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(keys.path(), format!("ssh-ed25519 {}\n", "A".repeat(60)).repeat(600)).expect("keys");
+    let args = ["--print", "cloud-init", "--proxy", "none", "--deploy-key", keys.path().to_str().expect("text")];
+    let large: Ran = command(&vm, &args).output().expect("the command starts").into();
+    let large = large.expect(0);
+    let said = format!("warning: the user data has {} bytes, and a provider takes 32768", large.out.len());
+    assert!(large.err.contains(&said) && large.err.contains("--skip proxy"), "{}", large.err);
 
-    let run = || {
+    let run = |script: &str| {
         let mut child = vm.command_with_input(&["sh", "-c", "cat >/root/setup && exec sh /root/setup"]);
         child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = child.spawn().expect("docker starts");
         child.stdin.take().expect("an input").write_all(script.as_bytes()).expect("the script is handed over");
         Ran::from(child.wait_with_output().expect("an end")).expect(0)
     };
-    let first = run();
+    let first = run(&user_data);
     assert!(first.out.contains("docker: done\n") && first.out.ends_with("ready for previews\n"), "{}", first.out);
-    let again = run();
     let expected = "docker-config: as wanted\ndocker: as wanted\nuser: as wanted\ndirectories: as wanted\n\
                     swap: left out: a container has no swap of its own\nsshd: as wanted\nfirewall: as wanted\nnode-exporter: as wanted\nready for previews\n";
-    assert_eq!(again.out, expected);
+    assert_eq!(run(&user_data).out, expected);
+    assert_eq!(run(&script).out, expected);
     let seen: Ran = command(&vm, &wish).output().expect("the command starts").into();
     assert!(seen.expect(0).out.ends_with("nothing to do\n"));
+
+    // A step that fails ends the script, and is not taken for done.
+    shell(&vm, "rm -r /opt/preview-proxy && touch /opt/preview-proxy");
+    let failed = vm.exec(&["sh", "/root/setup"]).expect("it runs");
+    let said = String::from_utf8_lossy(&failed.stdout).into_owned();
+    assert!(!failed.status.success() && said.ends_with("directories failed\n"), "{said}");
+
+    // Other proxies are somebody else's.
+    let other: Ran = command(&vm, &["--proxy", "nginx"]).output().expect("the command starts").into();
+    let said = other.expect(2).err;
+    assert!(said.contains("--proxy none") && said.contains("docs/proxies.md"), "{said}");
 
     // Secrets do not belong there.
     let refused: Ran = command(&vm, &["--print", "script", "--proxy", "none", "--webhook-env", "HOOK"])

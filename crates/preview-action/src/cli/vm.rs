@@ -26,13 +26,13 @@ Steps, in their order (--only and --skip take these names):
   node-exporter  on 127.0.0.1:9100, with a directory for the numbers of `[metrics] file`
   alerts         disk, memory and load to a chat; a ping for an uptime monitor (with --webhook-env or --uptime-url-env)
   updates        security updates by themselves (with --security-updates)
-  proxy          Traefik behind a read-only Docker socket (--proxy none leaves it out)
+  proxy          Traefik behind a read-only Docker socket; nginx and Caddy are yours to run (--proxy none, docs/proxies.md)
 
 Examples:
   preview vm setup --host ssh://root@203.0.113.7 --deploy-key deploy.pub --dry-run
   preview vm setup --host ssh://root@203.0.113.7 --deploy-key deploy.pub --domain preview.example.com \\
       --acme-email ops@example.com --acme-dns cloudflare --acme-env CF_DNS_API_TOKEN
-  preview vm setup --print cloud-init --deploy-key deploy.pub --skip proxy > user-data.yml
+  preview vm setup --print cloud-init --deploy-key deploy.pub > user-data.yml
 
 The user of --host is root, or may use sudo without a password. Host keys are checked as by every other command.
 Exit codes: 0 as wanted (or, with --dry-run, looked at), 2 not for this machine, 4 a step failed, 6 not reached or no rights.";
@@ -100,18 +100,21 @@ pub(crate) struct Machine {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "The proxy")]
 pub(crate) struct Proxy {
-    /// Which proxy
-    #[arg(long, value_enum, value_name = "KIND", default_value = "traefik")]
+    /// Which proxy: traefik or none. nginx and Caddy are yours to run: none, and docs/proxies.md
+    #[arg(long, value_parser = proxy_kind, value_name = "KIND", default_value = "traefik")]
     pub(crate) proxy: ProxyKind,
     /// The domain that the previews are below, for the wildcard certificate
     #[arg(long, value_name = "DOMAIN")]
     pub(crate) domain: Option<String>,
-    /// A certificate with its chain, PEM
+    /// A certificate with its chain, PEM. Without this and --acme-email, the certificate that is there stays
     #[arg(long, value_name = "FILE", requires = "key", conflicts_with = "acme_email")]
     pub(crate) cert: Option<PathBuf>,
     /// The certificate's private key, PEM
     #[arg(long, value_name = "FILE", requires = "cert")]
     pub(crate) key: Option<PathBuf>,
+    /// Go back to a certificate that nobody trusts
+    #[arg(long, conflicts_with_all = ["cert", "acme_email"])]
+    pub(crate) self_signed: bool,
     /// Order a wildcard certificate (ACME, DNS-01); the authority writes to this address
     #[arg(long, value_name = "ADDRESS", requires_all = ["acme_dns", "domain"])]
     pub(crate) acme_email: Option<String>,
@@ -133,6 +136,9 @@ pub(crate) struct Proxy {
     /// The variable with the token of a Cloudflare tunnel that leads here
     #[arg(long, value_name = "NAME")]
     pub(crate) tunnel_token_env: Option<String>,
+    /// Remove the cloudflared of an earlier --tunnel-token-env; it stays otherwise
+    #[arg(long, conflicts_with = "tunnel_token_env")]
+    pub(crate) no_tunnel: bool,
     /// Another image: traefik=IMAGE, socket-proxy=IMAGE, status=IMAGE (an nginx), cloudflared=IMAGE; may be repeated
     #[arg(long, value_name = "NAME=IMAGE")]
     pub(crate) image: Vec<String>,
@@ -159,8 +165,19 @@ pub(crate) enum DockerSource {
     DockerCe,
 }
 
+fn proxy_kind(word: &str) -> Result<ProxyKind, String> {
+    match word {
+        "traefik" => Ok(ProxyKind::Traefik),
+        "none" => Ok(ProxyKind::None),
+        "nginx" | "caddy" => Err(format!(
+            "{word} is not set up by this command, only Traefik is: --proxy none leaves the proxy to you, and docs/proxies.md says how {word} is run and told of previews"
+        )),
+        _ => Err("expected traefik or none".to_owned()),
+    }
+}
+
 /// Which proxy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum ProxyKind {
     /// Traefik.
     #[default]
@@ -175,7 +192,7 @@ when it first starts, as `preview vm setup --print cloud-init` would have it, an
 is printed. The token of the project comes from HCLOUD_TOKEN.
 
 Examples:
-  preview vm provision --provider hetzner --name preview-vm --ssh-key ops --deploy-key deploy.pub --skip proxy
+  preview vm provision --provider hetzner --name preview-vm --ssh-key ops --deploy-key deploy.pub
   preview vm provision --provider hetzner --name preview-vm --dry-run";
 
 #[derive(Args, Debug)]

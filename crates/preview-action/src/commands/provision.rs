@@ -16,9 +16,6 @@ use crate::output;
 /// The token of the project at Hetzner Cloud.
 const TOKEN: &str = "HCLOUD_TOKEN";
 
-/// What cloud providers take as user data.
-const ROOM: usize = 32 * 1024;
-
 impl Context {
     pub(super) async fn vm_provision(&self, flags: &Provision) -> Result<u8, Error> {
         let session = self.session(None)?;
@@ -40,11 +37,8 @@ impl Context {
         guardian.finish().await;
         let key = key?;
         let user_data = print::cloud_init(&wish, &options, Some(&key)).map_err(Error::invalid)?;
-        if user_data.len() > ROOM {
-            return Err(Error::invalid(format!(
-                "the user data has {} bytes, and a provider takes {ROOM}: leave out what is large (--skip proxy), and run `preview vm setup --host …` when the server is up",
-                user_data.len()
-            )));
+        if let Some(wrong) = print::too_large(&user_data) {
+            return Err(Error::invalid(wrong));
         }
         let labels = flags.label.iter().map(|label| {
             let pair = label.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));

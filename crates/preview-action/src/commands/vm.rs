@@ -8,7 +8,7 @@ use preview_core::fault::{Fault, FaultKind};
 use preview_core::host::{Host as _, ssh};
 use preview_core::lifecycle::{Error, Event};
 use preview_core::secret::Secret;
-use preview_core::setup::proxy::{Acme, ProxyWish, Tls};
+use preview_core::setup::proxy::{Acme, ProxyWish, Tls, Tunnel};
 use preview_core::setup::{self, Alerts, Options, Pool, SetUp, Wish, print};
 use preview_core::units::ByteSize;
 
@@ -29,8 +29,12 @@ impl Context {
             let text = match form {
                 Form::Script => print::script(&wish, &options),
                 Form::CloudInit => print::cloud_init(&wish, &options, None),
-            };
-            output::to_stdout(&text.map_err(Error::invalid)?);
+            }
+            .map_err(Error::invalid)?;
+            if let Some(wrong) = (form == Form::CloudInit).then(|| print::too_large(&text)).flatten() {
+                self.console.warn(&wrong);
+            }
+            output::to_stdout(&text);
             return Ok(0);
         }
         let host = session.config.vm.host.as_deref().filter(|host| *host != "local");
@@ -118,7 +122,11 @@ impl Context {
             };
             image.split_once('=').map_or("", |(_, image)| image).clone_into(place);
         }
-        wish.tunnel = self.secret("--tunnel-token-env", flags.tunnel_token_env.as_deref())?;
+        wish.tunnel = match self.secret("--tunnel-token-env", flags.tunnel_token_env.as_deref())? {
+            Some(token) => Tunnel::Here(token),
+            None if flags.no_tunnel => Tunnel::Remove,
+            None => Tunnel::Keep,
+        };
         wish.tls = match (&flags.cert, &flags.key, &flags.acme_email, &flags.acme_dns) {
             (Some(certificate), Some(key), ..) => {
                 let key = Secret::new(read("--key", key)?);
@@ -139,7 +147,8 @@ impl Context {
                     resolvers: flags.acme_resolver.clone(),
                 })
             }
-            _ => Tls::SelfSigned,
+            _ if flags.self_signed => Tls::SelfSigned,
+            _ => Tls::Keep,
         };
         Ok(wish)
     }

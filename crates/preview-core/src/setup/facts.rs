@@ -2,14 +2,20 @@
 
 use base64::Engine as _;
 
+use super::proxy::Present;
 use crate::fault::{Fault, FaultKind};
 
-/// Prints the facts, a line each. Runs as root.
+/// Prints the facts, a line each. Runs as root. Of secrets only the hash.
 pub(super) const SCRIPT: &str = r#"
 . /etc/os-release
 printf 'os %s\nversion %s\nname %s\n' "$ID" "${VERSION_ID:-}" "${PRETTY_NAME:-$ID}"
 [ ! -s /var/lib/docker/swarm/docker-state.json ] || echo swarm yes
 [ ! -e /etc/docker/daemon.json ] || printf 'daemon %s\n' "$(base64 </etc/docker/daemon.json | tr -d '\n')"
+cd /opt/preview-proxy 2>/dev/null && {
+  [ ! -e traefik.yml ] || printf 'traefik %s\n' "$(base64 <traefik.yml | tr -d '\n')"
+  [ ! -e dynamic/tls.yml ] || printf 'tls %s\n' "$(base64 <dynamic/tls.yml | tr -d '\n')"
+  for file in acme.env certs/*; do [ ! -f "$file" ] || printf 'file %s %s\n' "$(sha256sum <"$file" | cut -c 1-64)" "$file"; done
+}
 echo end
 "#;
 
@@ -27,6 +33,8 @@ pub struct Facts {
     pub daemon: Option<String>,
     /// Whether the engine belongs to a swarm.
     pub swarm: bool,
+    /// What the proxy has of certificates.
+    pub proxy: Present,
 }
 
 impl Facts {
@@ -38,19 +46,24 @@ impl Facts {
         if !text.lines().any(|line| line == "end") {
             return Err(unclear("what it is"));
         }
-        let daemon = match value("daemon") {
-            None => None,
-            Some(encoded) => {
-                let bytes = base64::engine::general_purpose::STANDARD.decode(encoded).ok();
-                let daemon = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
-                Some(daemon.ok_or_else(|| unclear("/etc/docker/daemon.json"))?)
-            }
+        let content = |key: &str, path: &str| -> Result<Option<String>, Fault> {
+            let Some(encoded) = value(key) else { return Ok(None) };
+            let bytes = base64::engine::general_purpose::STANDARD.decode(encoded).ok();
+            bytes.and_then(|bytes| String::from_utf8(bytes).ok()).map(Some).ok_or_else(|| unclear(path))
         };
+        let hashes = text.lines().filter_map(|line| line.strip_prefix("file ")?.split_once(' '));
+        let proxy = Present {
+            traefik: content("traefik", "traefik.yml of the proxy")?.unwrap_or_default(),
+            tls: content("tls", "dynamic/tls.yml of the proxy")?.unwrap_or_default(),
+            files: hashes.map(|(hash, path)| (path.to_owned(), hash.to_owned())).collect(),
+        };
+        let daemon = content("daemon", "/etc/docker/daemon.json")?;
         let facts = Self {
             system: format!("{} {}", value("os").unwrap_or_default(), value("version").unwrap_or_default()),
             name: value("name").unwrap_or_default().to_owned(),
             daemon,
             swarm: value("swarm").is_some(),
+            proxy,
         };
         if SYSTEMS.contains(&facts.system.as_str()) {
             return Ok(facts);
@@ -73,6 +86,15 @@ mod tests {
             .expect("sound");
         assert_eq!(facts.system, "debian 12");
         assert_eq!((facts.daemon.as_deref(), facts.swarm), (Some("{}\n"), false));
+        assert_eq!(facts.proxy, Present::default());
+        let more =
+            "os debian\nversion 12\nname x\ntraefik e30K\ntls e30K\nfile 12ab acme.env\nfile 34cd certs/a b.key\nend\n";
+        let proxy = Facts::parse(more).expect("sound").proxy;
+        assert_eq!((proxy.traefik.as_str(), proxy.tls.as_str()), ("{}\n", "{}\n"));
+        assert_eq!(
+            proxy.files.into_iter().collect::<Vec<_>>(),
+            [("acme.env".to_owned(), "12ab".to_owned()), ("certs/a b.key".to_owned(), "34cd".to_owned())]
+        );
     }
 
     #[test]

@@ -2,9 +2,29 @@
 
 use std::fmt::Write as _;
 
-use super::script::{self, PRELUDE};
+use super::script::{self, FILE, PRELUDE};
 use super::{Facts, Options, Wish, facts, steps};
 use crate::host::quote;
+
+/// Bytes that cloud providers take as user data: Hetzner's limit, and that of others.
+const ROOM: usize = 32 * 1024;
+
+/// Looks at one step, and does what differs. What a step does is asked for by nothing else, or its shell would go on after a failure.
+const RUN: &str = r#"run() {
+  said=$(step check </dev/null 2>&1)
+  case $? in
+    0) echo "$1: as wanted" ;;
+    77) echo "$1: left out: $said" ;;
+    *)
+      echo "$1: $2"
+      step apply </dev/null
+      [ $? = 0 ] || fail "$1 failed"
+      said=$(step check </dev/null 2>&1) || fail "$1 was done, and is still not as wanted: $said"
+      echo "$1: done"
+      ;;
+  esac
+}
+"#;
 
 /// In which form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +49,12 @@ pub struct HostKey {
 /// # Errors
 /// If the wish is wrong or holds secrets: user data can be read by every process of a machine.
 pub fn script(wish: &Wish, options: &Options) -> Result<String, String> {
+    whole(wish, options, true)
+}
+
+fn whole(wish: &Wish, options: &Options, comments: bool) -> Result<String, String> {
     let all = steps(wish, &Facts::default())?;
-    let meant: Vec<_> = all.into_iter().filter(|step| options.wants(step)).collect();
+    let meant: Vec<_> = all.into_iter().filter(|step| options.wants(step.id)).collect();
     if let Some(step) = meant.iter().find(|step| step.files.iter().any(|file| file.secret)) {
         return Err(format!(
             "the step {} holds a secret, and what is printed is often kept where others can read it (user data: by every process of the machine): \
@@ -41,7 +65,9 @@ pub fn script(wish: &Wish, options: &Options) -> Result<String, String> {
     let mut text =
         "#!/bin/sh\n# Makes a server ready for previews. For root; may run again, and changes nothing then.\nset -u\n"
             .to_owned();
-    text.push_str(PRELUDE);
+    text.push_str(&if comments { PRELUDE.to_owned() } else { script::uncommented(PRELUDE) });
+    text.push_str(FILE);
+    text.push_str(RUN);
     let systems = facts::SYSTEMS.map(|system| format!("'{system}'")).join("|");
     let _ = write!(
         text,
@@ -50,36 +76,22 @@ pub fn script(wish: &Wish, options: &Options) -> Result<String, String> {
          case $system in {systems}) ;; *) fail \"this is not for $system\" ;; esac\n\n"
     );
     for step in &meant {
-        let _ = write!(
-            text,
-            "# {id}: {title}.\n# {why}.\n\
-             step() (\nmode=$1\n{both}\n)\n\
-             said=$(step check </dev/null 2>&1); status=$?\n\
-             case $status in\n  0) echo {ok} ;;\n  77) echo {skip}\"$said\" ;;\n  *)\n    echo {begin}\n    step apply </dev/null\n    \
-             [ $? = 0 ] || fail {failed}\n    \
-             said=$(step check </dev/null 2>&1) || fail {still}\"$said\"\n    echo {changed}\n    ;;\nesac\n\n",
-            both = script::either(step),
-            id = step.id,
-            title = step.title,
-            why = step.why,
-            ok = quote(&format!("{}: as wanted", step.id)),
-            skip = quote(&format!("{}: left out: ", step.id)),
-            begin = quote(&format!("{}: {}", step.id, step.title)),
-            failed = quote(&format!("{} failed", step.id)),
-            still = quote(&format!("{} was done, and is still not as wanted: ", step.id)),
-            changed = quote(&format!("{}: done", step.id)),
-        );
+        if comments {
+            let _ = writeln!(text, "# {}: {}.\n# {}.", step.id, step.title, step.why);
+        }
+        let both = script::either(step, comments);
+        let _ = write!(text, "step() (\nmode=$1\n{both}\n)\nrun {} {}\n\n", step.id, quote(&step.title));
     }
     text.push_str("echo 'ready for previews'\n");
     Ok(text)
 }
 
-/// The same as cloud-init user data: one file that is written, and one command.
+/// The same as cloud-init user data: one file that is written, and one command. Without comments, since there is little room.
 ///
 /// # Errors
 /// As for [`script`].
 pub fn cloud_init(wish: &Wish, options: &Options, host_key: Option<&HostKey>) -> Result<String, String> {
-    let script = script(wish, options)?;
+    let script = whole(wish, options, false)?;
     let block = |text: &str, indent: &str| {
         text.lines().fold(String::new(), |mut block, line| {
             let _ = if line.is_empty() { writeln!(block) } else { writeln!(block, "{indent}{line}") };
@@ -99,9 +111,20 @@ pub fn cloud_init(wish: &Wish, options: &Options, host_key: Option<&HostKey>) ->
     }
     let _ = write!(
         text,
-        "write_files:\n  - path: /usr/local/lib/preview/setup\n    permissions: '0755'\n    content: |\n{}",
-        block(&script, "      ")
+        "write_files:\n- path: /usr/local/lib/preview/setup\n  permissions: '0755'\n  content: |\n{}",
+        block(&script, "   ")
     );
-    text.push_str("runcmd:\n  - [sh, -c, '/usr/local/lib/preview/setup >/var/log/preview-setup.log 2>&1']\n");
+    text.push_str("runcmd:\n- [sh, -c, '/usr/local/lib/preview/setup >/var/log/preview-setup.log 2>&1']\n");
     Ok(text)
+}
+
+/// Why this cannot be the user data of a server, and what to do; `None` if it is small enough.
+#[must_use]
+pub fn too_large(user_data: &str) -> Option<String> {
+    let size = user_data.len();
+    (size > ROOM).then(|| {
+        format!(
+            "the user data has {size} bytes, and a provider takes {ROOM} (Hetzner; others less): leave out what is large (--skip proxy, fewer --deploy-key), and run `preview vm setup --host …` when the server is up"
+        )
+    })
 }

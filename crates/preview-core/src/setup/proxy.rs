@@ -3,11 +3,17 @@
 //! Traefik sees the engine through a proxy of its socket that lets only reading requests through, in a network that leads nowhere.
 //! Each container has a script in `run/` that starts it, readable and usable by hand, and a label with the hash of all that it reads when it starts.
 
+mod config;
+mod kept;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::{File, PROXY_DIR, Step, sha256};
+pub use kept::Present;
+pub(super) use kept::{Kept, find};
+
+use super::{Facts, File, PROXY_DIR, Step, sha256};
 use crate::proxy::status_server;
 use crate::secret::Secret;
 
@@ -17,14 +23,18 @@ const PAGES: &str = "/etc/preview/pages";
 const NETWORK: &str = "preview-proxy";
 /// The network of the proxy and the proxy of its socket.
 const SOCKET_NETWORK: &str = "preview-proxy-socket";
+/// The container of the tunnel.
+const CLOUDFLARED: &str = "preview-cloudflared";
 /// The certificate resolver's name, for `[proxy] cert_resolver`.
 const RESOLVER: &str = "letsencrypt";
 
 /// Where certificates come from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Tls {
-    /// Nowhere: the proxy shows one that nobody trusts.
+    /// Whatever the machine has stays; a new one shows one that nobody trusts.
     #[default]
+    Keep,
+    /// Nowhere: the proxy shows one that nobody trusts.
     SelfSigned,
     /// Files that are given.
     Files {
@@ -54,6 +64,18 @@ pub struct Acme {
     pub resolvers: Vec<String>,
 }
 
+/// The way in through a Cloudflare tunnel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Tunnel {
+    /// Whatever the machine has stays.
+    #[default]
+    Keep,
+    /// It leads here; its token.
+    Here(Secret<String>),
+    /// There is to be none.
+    Remove,
+}
+
 /// What is wanted of the proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyWish {
@@ -71,8 +93,8 @@ pub struct ProxyWish {
     pub domain: Option<String>,
     /// Certificates.
     pub tls: Tls,
-    /// The token of a Cloudflare tunnel that leads here.
-    pub tunnel: Option<Secret<String>>,
+    /// The way in through a tunnel.
+    pub tunnel: Tunnel,
 }
 
 impl Default for ProxyWish {
@@ -85,7 +107,7 @@ impl Default for ProxyWish {
             pages: "/opt/previews/.pages".to_owned(),
             domain: None,
             tls: Tls::default(),
-            tunnel: None,
+            tunnel: Tunnel::default(),
         }
     }
 }
@@ -110,7 +132,7 @@ impl ProxyWish {
             }
         }
         match &self.tls {
-            Tls::SelfSigned => Ok(()),
+            Tls::Keep | Tls::SelfSigned => Ok(()),
             Tls::Files { certificate, key } => {
                 if !certificate.contains("-----BEGIN CERTIFICATE-----") {
                     return Err("the certificate is not in PEM form".to_owned());
@@ -160,33 +182,32 @@ struct Container {
     reads: Vec<String>,
 }
 
-/// All files of the proxy's stack, those with secrets too.
-#[must_use]
-pub fn proxy_files(wish: &ProxyWish) -> Vec<File> {
+/// All files of the proxy's stack that are written, those with secrets too.
+pub(super) fn proxy_files(wish: &ProxyWish, kept: Option<&Kept>) -> Vec<File> {
     let mut files = vec![
-        File::new(path("traefik.yml"), 0o644, static_config(wish)),
+        File::new(path("traefik.yml"), 0o644, config::static_config(wish, kept)),
         File::new(path("status.conf"), 0o644, status_server(PAGES).trim_end()),
     ];
     match &wish.tls {
-        Tls::SelfSigned => {}
+        Tls::Keep | Tls::SelfSigned => {}
         Tls::Files { certificate, key } => {
-            let name = certificate_name(certificate);
+            let name = config::certificate_name(certificate);
             files.push(File::new(path(&format!("certs/{name}.crt")), 0o600, certificate.trim()));
             files.push(File::secret(path(&format!("certs/{name}.key")), key.expose().trim()));
         }
         Tls::Acme(acme) => {
-            files.push(File::secret(path("acme.env"), variables(acme)));
+            files.push(File::secret(path("acme.env"), config::variables(acme)));
             if let Some(authority) = &acme.authority {
                 files.push(File::new(path("certs/acme-ca.pem"), 0o644, authority.trim()));
             }
         }
     }
     // After what it names: Traefik looks at once, and only once.
-    files.push(File::new(path("dynamic/tls.yml"), 0o644, dynamic_config(wish)));
-    if let Some(token) = &wish.tunnel {
+    files.push(File::new(path("dynamic/tls.yml"), 0o644, config::dynamic_config(wish, kept)));
+    if let Tunnel::Here(token) = &wish.tunnel {
         files.push(File::secret(path("tunnel.env"), format!("TUNNEL_TOKEN={}", token.expose())));
     }
-    let scripts: Vec<File> = containers(wish)
+    let scripts: Vec<File> = containers(wish, kept)
         .iter()
         .map(|container| File::new(path(&format!("run/{}", container.name)), 0o755, run_script(container)))
         .collect();
@@ -195,24 +216,53 @@ pub fn proxy_files(wish: &ProxyWish) -> Vec<File> {
 }
 
 /// The step that writes the files and has the containers run.
-pub(super) fn step(wish: &ProxyWish) -> Step {
-    let files = proxy_files(wish);
+///
+/// # Errors
+/// If the certificate that is to stay is not all there.
+pub(super) fn step(wish: &ProxyWish, facts: &Facts) -> Result<Step, String> {
+    let kept = if wish.tls == Tls::Keep { find(&facts.proxy, wish.domain.as_deref())? } else { None };
+    let files = proxy_files(wish, kept.as_ref());
+    let hash = |path: &String| {
+        let written = files.iter().find(|file| file.path == *path).map(File::hash);
+        written.or_else(|| kept.as_ref()?.files.get(path).cloned())
+    };
     let mut arguments = vec![format!("network {NETWORK}"), format!("network {SOCKET_NETWORK} --internal")];
-    for container in containers(wish) {
+    if facts.system.is_empty() && wish.tls == Tls::Keep {
+        // Printed, and run without knowing what became of the machine since.
+        arguments.insert(0, format!("unknown {}", path("dynamic/tls.yml")));
+    }
+    for container in containers(wish, kept.as_ref()) {
         let reads = container.reads.iter().cloned().chain([path(&format!("run/{}", container.name))]);
-        let all: String =
-            reads.filter_map(|path| files.iter().find(|file| file.path == path).map(File::hash)).collect();
+        let all: String = reads.filter_map(|path| hash(&path)).collect();
         arguments.push(format!("container {} {} {}", container.name, &sha256(&all)[..32], container.image));
     }
-    let kept = files.iter().filter_map(|file| file.path.strip_prefix(&path("certs/")).map(|name| format!(" {name}")));
-    arguments.push(format!("only {}{}", path("certs"), kept.collect::<String>()));
-    let certificate = match &wish.tls {
-        Tls::SelfSigned => "with a certificate that nobody trusts",
-        Tls::Files { .. } => "with the certificate that was given",
-        Tls::Acme(_) => "with a wildcard certificate of its own",
+    let paths = files.iter().map(|file| &file.path).chain(kept.iter().flat_map(|kept| kept.files.keys()));
+    let certificates = path("certs/");
+    let names = paths.filter_map(|path| path.strip_prefix(&certificates).map(|name| format!(" {name}")));
+    arguments.push(format!("only {}{}", path("certs"), names.collect::<String>()));
+    if !ordered(wish, kept.as_ref()) {
+        arguments.push(format!("unused {}", path("acme.env")));
+    }
+    let [run, token] = [path(&format!("run/{CLOUDFLARED}")), path("tunnel.env")];
+    let tunnel = match &wish.tunnel {
+        Tunnel::Here(_) => ", and cloudflared",
+        Tunnel::Keep => {
+            arguments.push(format!("stays {CLOUDFLARED} --no-tunnel {token}"));
+            ""
+        }
+        Tunnel::Remove => {
+            arguments.extend([format!("gone {CLOUDFLARED}"), format!("unused {token}"), format!("unused {run}")]);
+            ", and no cloudflared"
+        }
     };
-    let tunnel = if wish.tunnel.is_some() { ", and cloudflared" } else { "" };
-    Step {
+    let certificate = match (&wish.tls, &kept) {
+        (_, Some(kept)) if kept.ordered() => "keeping the wildcard certificate of its own",
+        (_, Some(_)) => "keeping the certificate that was given before",
+        (Tls::Keep | Tls::SelfSigned, None) => "with a certificate that nobody trusts",
+        (Tls::Files { .. }, None) => "with the certificate that was given",
+        (Tls::Acme(_), None) => "with a wildcard certificate of its own",
+    };
+    Ok(Step {
         id: "proxy",
         title: format!("the proxy: Traefik behind a read-only socket, {certificate}{tunnel}"),
         why: "it leads from the previews' addresses to their containers, and knows them by their labels",
@@ -221,7 +271,12 @@ pub(super) fn step(wish: &ProxyWish) -> Step {
         script: include_str!("scripts/containers.sh"),
         guarded: false,
         limit: Duration::from_secs(600),
-    }
+    })
+}
+
+/// Whether Traefik orders certificates.
+fn ordered(wish: &ProxyWish, kept: Option<&Kept>) -> bool {
+    matches!(wish.tls, Tls::Acme(_)) || kept.is_some_and(Kept::ordered)
 }
 
 fn path(name: &str) -> String {
@@ -232,7 +287,7 @@ fn words(list: &[&str]) -> Vec<String> {
     list.iter().map(|word| (*word).to_owned()).collect()
 }
 
-fn containers(wish: &ProxyWish) -> Vec<Container> {
+fn containers(wish: &ProxyWish, kept: Option<&Kept>) -> Vec<Container> {
     // `CONTAINERS=1`, and by default events, ping and version; whatever changes something is refused.
     let socket = Container {
         name: "preview-socket-proxy",
@@ -266,15 +321,15 @@ fn containers(wish: &ProxyWish) -> Vec<Container> {
         format!("--volume={}:/etc/traefik/dynamic:ro", path("dynamic")),
         format!("--volume={}:/etc/traefik/certs:ro", path("certs")),
     ]);
-    if let Tls::Acme(_) = &wish.tls {
+    if ordered(wish, kept) {
         traefik.options.push(format!("--volume={}:/acme", path("acme")));
         traefik.options.push(format!("--env-file={}", path("acme.env")));
         traefik.reads.extend([path("acme.env"), path("certs/acme-ca.pem")]);
     }
     let mut all = vec![socket, traefik, status(wish)];
-    if wish.tunnel.is_some() {
+    if let Tunnel::Here(_) = &wish.tunnel {
         all.push(Container {
-            name: "preview-cloudflared",
+            name: CLOUDFLARED,
             purpose: "the tunnel from Cloudflare to the proxy",
             image: wish.cloudflared_image.clone(),
             network: NETWORK,
@@ -333,8 +388,9 @@ fn run_script(container: &Container) -> String {
             text,
             "mkdir -p {dir}/dynamic {dir}/certs {dir}/acme\nchmod 700 {dir}/certs {dir}/acme\n\
              gateway=$(docker network inspect --format '{{{{(index .IPAM.Config 0).Gateway}}}}' {NETWORK})\n\
-             cat >{dir}/dynamic/admin.yml <<CONFIG\n{ADMIN}CONFIG\n",
-            dir = PROXY_DIR
+             cat >{dir}/dynamic/admin.yml <<CONFIG\n{admin}CONFIG\n",
+            dir = PROXY_DIR,
+            admin = config::ADMIN
         );
     }
     let _ = write!(
@@ -352,141 +408,4 @@ fn run_script(container: &Container) -> String {
     }
     let _ = writeln!(text, "docker start {name}");
     text
-}
-
-/// The dashboard and the API, for this machine alone: what comes through the published port comes from the network's gateway.
-/// It stands in a here document in which `$gateway` counts.
-const ADMIN: &str = "\
-http:
-  routers:
-    admin:
-      entryPoints: [admin]
-      rule: PathPrefix(\\`/api\\`) || PathPrefix(\\`/dashboard\\`)
-      service: api@internal
-      middlewares: [this-machine]
-  middlewares:
-    this-machine:
-      ipAllowList:
-        sourceRange: [\"$gateway/32\"]
-";
-
-fn static_config(wish: &ProxyWish) -> String {
-    let mut text = format!(
-        "\
-# Read by Traefik when it starts.
-global:
-  checkNewVersion: false
-  sendAnonymousUsage: false
-log:
-  level: INFO
-entryPoints:
-  web:
-    address: \":80\"
-    http:
-      redirections:
-        entryPoint:
-          to: websecure
-          scheme: https
-  websecure:
-    address: \":443\"
-    http:
-      tls: {{}}
-  # For a tunnel that ends TLS before it gets here; published nowhere, and nothing is led to HTTPS, which would lead here again.
-  tunnel:
-    address: \":8081\"
-  admin:
-    address: \":8080\"
-api:
-  dashboard: true
-ping:
-  entryPoint: admin
-# A container on the same machine is reached at once or not at all; one that has just gone is not waited for.
-serversTransport:
-  forwardingTimeouts:
-    dialTimeout: 500ms
-providers:
-  providersThrottleDuration: 250ms
-  docker:
-    endpoint: tcp://preview-socket-proxy:2375
-    exposedByDefault: false
-    network: {NETWORK}
-  file:
-    directory: /etc/traefik/dynamic
-    watch: true
-"
-    );
-    if let Tls::Acme(acme) = &wish.tls {
-        let _ = write!(
-            text,
-            "certificatesResolvers:\n  {RESOLVER}:\n    acme:\n      email: {}\n      storage: /acme/acme.json\n",
-            yaml(&acme.email)
-        );
-        if let Some(server) = &acme.server {
-            let _ = writeln!(text, "      caServer: {}", yaml(server));
-        }
-        let _ = write!(text, "      dnsChallenge:\n        provider: {}\n", yaml(&acme.dns));
-        if !acme.resolvers.is_empty() {
-            let list: Vec<String> = acme.resolvers.iter().map(|resolver| yaml(resolver)).collect();
-            // These instead of the zone's own, which may be out of reach from here, or on another port.
-            let _ = write!(
-                text,
-                "        resolvers: [{}]\n        propagation:\n          disableANSChecks: true\n          requireAllRNS: true\n",
-                list.join(", ")
-            );
-        }
-    }
-    text
-}
-
-fn dynamic_config(wish: &ProxyWish) -> String {
-    let mut text = "\
-# Read by Traefik whenever it changes.
-tls:
-  options:
-    # libpq 17 and later name the protocol, and Traefik's own list lacks it.
-    postgres:
-      alpnProtocols: [postgresql, h2, http/1.1, acme-tls/1]
-"
-    .to_owned();
-    match (&wish.tls, &wish.domain) {
-        (Tls::Files { certificate, .. }, _) => {
-            let name = certificate_name(certificate);
-            let _ = write!(
-                text,
-                "  stores:\n    default:\n      defaultCertificate:\n        certFile: /etc/traefik/certs/{name}.crt\n        keyFile: /etc/traefik/certs/{name}.key\n"
-            );
-        }
-        (Tls::Acme(_), Some(domain)) => {
-            let _ = write!(
-                text,
-                "  stores:\n    default:\n      defaultGeneratedCert:\n        resolver: {RESOLVER}\n        domain:\n          main: {}\n          sans: [{}]\n",
-                yaml(&format!("*.{domain}")),
-                yaml(domain)
-            );
-        }
-        _ => {}
-    }
-    text
-}
-
-/// Another certificate has another name: Traefik watches its configuration, and not what that names.
-fn certificate_name(certificate: &str) -> String {
-    sha256(certificate)[..16].to_owned()
-}
-
-/// Variables as Docker's files of variables hold them.
-fn variables(acme: &Acme) -> String {
-    let mut text = String::new();
-    for (name, value) in &acme.environment {
-        let _ = writeln!(text, "{name}={}", value.expose());
-    }
-    if acme.authority.is_some() {
-        text.push_str("LEGO_CA_CERTIFICATES=/etc/traefik/certs/acme-ca.pem\n");
-    }
-    text
-}
-
-/// A text in YAML: a string of JSON is one.
-fn yaml(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
 }

@@ -41,8 +41,8 @@ pub struct Options {
 
 impl Options {
     /// Whether a step is meant.
-    pub(super) fn wants(&self, step: &Step) -> bool {
-        let names = |list: &[String]| list.iter().any(|id| id == step.id);
+    pub(super) fn wants(&self, id: &str) -> bool {
+        let names = |list: &[String]| list.iter().any(|name| name == id);
         (self.only.is_empty() || names(&self.only)) && !names(&self.skip)
     }
 }
@@ -64,8 +64,11 @@ pub async fn run<T: Transport>(
 ) -> Result<SetUp, Fault> {
     wish.check().map_err(|wrong| Fault::new(FaultKind::Invalid, SET_UP, wrong))?;
     let facts = Facts::parse(&ask(host, LOOK, facts::SCRIPT, LOOK_LIMIT, &mut |_| {}).await?.0)?;
+    // What is wrong with the files of a proxy that is not meant is nothing to this run.
+    let proxy = wish.proxy.clone().filter(|_| options.wants("proxy"));
+    let wish = &Wish { proxy, ..wish.clone() };
     let all = steps(wish, &facts).map_err(|wrong| Fault::new(FaultKind::Invalid, SET_UP, wrong))?;
-    let meant: Vec<&Step> = all.iter().filter(|step| options.wants(step)).collect();
+    let meant: Vec<&Step> = all.iter().filter(|step| options.wants(step.id)).collect();
     let found = examine(host, &meant).await?;
     let mut told: Vec<Told> = meant.iter().zip(found).map(|(step, finding)| tell(step, finding)).collect();
     let outcome = |told| SetUp::new(host.transport().describe(), facts.name.clone(), options.dry_run, told);

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{File, Step, sha256};
+use super::{File, Step};
 use crate::host::quote;
 
 pub(super) const PRELUDE: &str = include_str!("scripts/prelude.sh");
@@ -51,22 +51,37 @@ pub(super) fn apply(step: &Step, mark: &str) -> String {
 
 /// Takes a step back.
 pub(super) fn undo(step: &Step) -> String {
-    format!("{PRELUDE}(\n{}\nundo \"$@\"\n) 2>&1 </dev/null\n", functions(step))
+    format!("{PRELUDE}(\n{}\nundo \"$@\"\n) 2>&1 </dev/null\n", functions(step, true))
 }
 
 /// The body of a check: for a subshell, so that nothing of it reaches the next.
 pub(super) fn check(step: &Step) -> String {
-    format!("{}\n{}", functions(step), checking(step))
+    format!("{}\n{}", functions(step, true), checking(step))
 }
 
 /// The body that mends; for a subshell whose end nobody asks for by `||` or `if`: there, the shell would go on after a failure.
 pub(super) fn mend(step: &Step) -> String {
-    format!("{}\n{}", functions(step), mending(step))
+    format!("{}\n{}", functions(step, true), mending(step))
 }
 
-/// Both, by the word in `$mode`: once, where every byte counts.
-pub(super) fn either(step: &Step) -> String {
-    format!("{}\nif [ $mode = check ]; then\n{}\nfi\n{}", functions(step), checking(step), mending(step))
+/// Both, by the word in `$mode`, with each path once; needs [`FILE`]. Without the comments of the script where every byte counts.
+pub(super) fn either(step: &Step, comments: bool) -> String {
+    let mut text = functions(step, comments);
+    text.push_str("\nif [ $mode = check ]; then check \"$@\"; else set -e; fi\n");
+    for file in &step.files {
+        let (content, end) = here(file);
+        let _ = writeln!(text, "file {} {:o} {} <<'{end}'\n{content}{end}", quote(&file.path), file.mode, file.hash());
+    }
+    text.push_str("[ $mode = apply ] || exit $wrong\napply \"$@\"");
+    text
+}
+
+/// What [`either`] does with a file.
+pub(super) const FILE: &str = "file() { if [ $mode = check ]; then look \"$@\"; else put \"$1\" \"$2\"; fi; }\n";
+
+/// A text of ours without the lines that are comments; none of them stands in a here document.
+pub(super) fn uncommented(text: &str) -> String {
+    text.lines().filter(|line| !line.trim_start().starts_with('#')).flat_map(|line| [line, "\n"]).collect()
 }
 
 fn checking(step: &Step) -> String {
@@ -80,19 +95,23 @@ fn checking(step: &Step) -> String {
 
 fn mending(step: &Step) -> String {
     let mut text = "set -e\n".to_owned();
-    for File { path, mode, content, .. } in &step.files {
-        let content = content.expose();
-        // Nothing in the content can be taken for its end: that would have to hold its own hash.
-        let end = format!("END-{}", &sha256(content)[..16]);
-        let _ = writeln!(text, "put {} {mode:o} <<'{end}'\n{content}{end}", quote(path));
+    for file in &step.files {
+        let (content, end) = here(file);
+        let _ = writeln!(text, "put {} {:o} <<'{end}'\n{content}{end}", quote(&file.path), file.mode);
     }
     text.push_str("apply \"$@\"");
     text
 }
 
-fn functions(step: &Step) -> String {
+/// A file's content, and the word that ends it: nothing in the content can be taken for that, since it would have to hold its own hash.
+fn here(file: &File) -> (&str, String) {
+    (file.content.expose(), format!("END-{}", &file.hash()[..16]))
+}
+
+fn functions(step: &Step, comments: bool) -> String {
     let words: Vec<String> = step.arguments.iter().map(|word| quote(word)).collect();
-    format!("set -u\n{}\nset -- {}", step.script.trim_end(), words.join(" "))
+    let script = if comments { step.script.to_owned() } else { uncommented(step.script) };
+    format!("set -u\n{}\nset -- {}", script.trim_end(), words.join(" "))
 }
 
 /// Reads the answers to [`checks`], in the order of the steps; `None` if one is missing.

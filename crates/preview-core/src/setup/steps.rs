@@ -36,7 +36,9 @@ pub fn steps(wish: &Wish, facts: &Facts) -> Result<Vec<Step>, String> {
     if wish.security_updates {
         steps.push(updates());
     }
-    steps.extend(wish.proxy.as_ref().map(proxy::step));
+    if let Some(wish) = &wish.proxy {
+        steps.push(proxy::step(wish, facts)?);
+    }
     debug_assert!(steps.iter().all(|step| IDS.contains(&step.id)));
     Ok(steps)
 }

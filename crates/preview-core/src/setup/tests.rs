@@ -1,10 +1,11 @@
 //! What a wish becomes, for a machine with certain facts; and the alerts, run for real.
 
 mod alerts;
+mod proxy;
 
 use std::collections::BTreeMap;
 
-use super::proxy::{Acme, ProxyWish, Tls, proxy_files};
+use super::proxy::{Acme, ProxyWish, Tls, Tunnel};
 use super::script::{Finding, Verdict};
 use super::*;
 
@@ -85,11 +86,11 @@ fn acme() -> Acme {
     }
 }
 
-fn proxy() -> ProxyWish {
+fn ordering() -> ProxyWish {
     ProxyWish {
         domain: Some("preview.example.com".to_owned()),
         tls: Tls::Acme(acme()),
-        tunnel: Some(secret("tunnel-token-1234")),
+        tunnel: Tunnel::Here(secret("tunnel-token-1234")),
         ..ProxyWish::default()
     }
 }
@@ -100,21 +101,9 @@ fn a_deploy_users_key_goes_there_without_its_comment() {
 }
 
 #[test]
-fn the_proxys_files() {
-    let text: String = proxy_files(&proxy())
-        .iter()
-        .map(|file| {
-            let content = if file.secret { "(secret)\n" } else { file.content.expose() };
-            format!("=== {} {:o}\n{content}", file.path, file.mode)
-        })
-        .collect();
-    insta::assert_snapshot!(text);
-}
-
-#[test]
 fn secrets_stand_in_files_for_root_alone_and_nowhere_else() {
     let mut all = wish();
-    all.proxy = Some(proxy());
+    all.proxy = Some(ordering());
     all.alerts.webhook = Some(secret("https://chat.example/hook-1234"));
     let all = steps(&all, &Facts::default()).expect("sound");
     for hidden in ["cf-token-1234", "tunnel-token-1234", "hook-1234"] {
@@ -125,24 +114,6 @@ fn secrets_stand_in_files_for_root_alone_and_nowhere_else() {
         assert!(!format!("{all:?}").contains(hidden));
         assert!(!all.iter().any(|step| script::check(step).contains(hidden)), "a look needs no secret");
     }
-}
-
-#[test]
-fn a_container_is_made_anew_when_what_it_reads_at_its_start_changes() {
-    let hash = |wish: &ProxyWish| proxy::step(wish).arguments;
-    let before = hash(&proxy());
-    let mut other = proxy();
-    other.tunnel = Some(secret("another"));
-    let changed: Vec<bool> = hash(&other).iter().zip(&before).map(|(a, b)| a != b).collect();
-    assert_eq!(changed, [false, false, false, false, false, true, false], "cloudflared alone");
-    let mut other = proxy();
-    other.image = "traefik:v3.8".to_owned();
-    let changed: Vec<bool> = hash(&other).iter().zip(&before).map(|(a, b)| a != b).collect();
-    assert_eq!(changed, [false, false, false, true, false, false, false], "Traefik alone");
-    // Traefik watches these.
-    let mut other = proxy();
-    other.domain = Some("other.example.com".to_owned());
-    assert_eq!(hash(&other), before);
 }
 
 #[test]
@@ -160,7 +131,7 @@ fn answers_of_checks_are_read() {
 #[test]
 fn every_script_is_one_that_a_posix_shell_reads() {
     let mut all = wish();
-    all.proxy = Some(proxy());
+    all.proxy = Some(ordering());
     all.security_updates = true;
     all.alerts.webhook = Some(secret("https://chat.example/hook"));
     let all = steps(&all, &Facts::default()).expect("sound");

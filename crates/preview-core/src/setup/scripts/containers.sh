@@ -1,4 +1,5 @@
-# $@ networks as `network NAME WORD…`, containers as `container NAME HASH IMAGE`, the files of a directory as `only DIRECTORY NAME…`; each in one argument
+# $@, each in one argument: networks as `network NAME WORD…`, containers as `container NAME HASH IMAGE`, the files of a directory as `only DIRECTORY NAME…`;
+# what is not wanted: `gone NAME` for a container, `unused FILE`; `stays NAME FLAG SECRET` for a container that nobody asked for; `unknown FILE` if that may name a certificate
 others() {
   directory=$1
   shift
@@ -22,6 +23,12 @@ check() {
         shift
         [ -z "$(others "$@")" ] || differs "$1 holds files of before"
         ;;
+      gone) ! there "$2" || differs "the container $2 is still there" ;;
+      unused) [ ! -e "$2" ] || differs "$2 is there, and nothing uses it" ;;
+      stays)
+        if there "$2"; then note "the container $2 is of an earlier run and stays as it is; $3 removes it"; else [ ! -e "$4" ] || differs "$4 is there, and nothing uses it"; fi
+        ;;
+      unknown) ! grep -qs '^  stores:' "$2" || skip "the proxy has a certificate by now, which this knows nothing of" ;;
     esac
   done
 }
@@ -44,6 +51,14 @@ apply() {
         [ -z "$(others "$@")" ] || sleep 3
         others "$@" | while IFS= read -r file; do rm -f "$file"; done
         ;;
+      gone)
+        if there "$2"; then
+          ours "$2"
+          docker rm -f "$2" >/dev/null
+        fi
+        ;;
+      unused) rm -f "$2" ;;
+      stays) there "$2" || rm -f "$4" ;;
     esac
   done
 }
