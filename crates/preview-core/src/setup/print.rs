@@ -47,7 +47,7 @@ pub fn script(wish: &Wish, options: &Options) -> Result<String, String> {
         text,
         "[ \"$(id -u)\" = 0 ] || fail 'this is for root'\n\
          system=$(. /etc/os-release && echo \"$ID ${{VERSION_ID:-}}\")\n\
-         case $system in {systems}) ;; *) fail \"this is not for $system\" ;; esac\n\n"
+         case $system in {systems}) ;; *) fail \"this is not for $system\" ;; esac\nalone\n\n"
     );
     for step in &meant {
         let _ = write!(
@@ -55,7 +55,7 @@ pub fn script(wish: &Wish, options: &Options) -> Result<String, String> {
             "# {id}: {title}.\n# {why}.\n\
              step() (\nmode=$1\n{both}\n)\n\
              said=$(step check </dev/null 2>&1); status=$?\n\
-             case $status in\n  0) echo {ok} ;;\n  77) echo {skip}\"$said\" ;;\n  *)\n    echo {begin}\n    step apply </dev/null\n    \
+             case $status in\n  0) echo {ok} ;;\n  77) echo {skip}\"$said\" ;;\n  *)\n    echo {begin}\n    step apply </dev/null 9>&-\n    \
              [ $? = 0 ] || fail {failed}\n    \
              said=$(step check </dev/null 2>&1) || fail {still}\"$said\"\n    echo {changed}\n    ;;\nesac\n\n",
             both = script::either(step),

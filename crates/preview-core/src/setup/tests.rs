@@ -1,6 +1,7 @@
 //! What a wish becomes, for a machine with certain facts; and the alerts, run for real.
 
 mod alerts;
+mod scripts;
 
 use std::collections::BTreeMap;
 
