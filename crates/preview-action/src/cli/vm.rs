@@ -130,6 +130,9 @@ pub(crate) struct Proxy {
     /// A name server that is asked whether the record is there, instead of the zone's own, HOST:PORT; may be repeated
     #[arg(long, value_name = "SERVER", requires = "acme_email")]
     pub(crate) acme_resolver: Vec<String>,
+    /// Addresses of the network that routed services join, one for each container; a network that is there keeps its own
+    #[arg(long, value_name = "NETWORK", default_value = "10.200.0.0/20")]
+    pub(crate) proxy_subnet: String,
     /// The variable with the token of a Cloudflare tunnel that leads here
     #[arg(long, value_name = "NAME")]
     pub(crate) tunnel_token_env: Option<String>,

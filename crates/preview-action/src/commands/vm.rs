@@ -118,6 +118,8 @@ impl Context {
             };
             image.split_once('=').map_or("", |(_, image)| image).clone_into(place);
         }
+        wish.subnet = setup::proxy_subnet(&flags.proxy_subnet)
+            .map_err(|wrong| Error::invalid(format!("--proxy-subnet: {wrong}")))?;
         wish.tunnel = self.secret("--tunnel-token-env", flags.tunnel_token_env.as_deref())?;
         wish.tls = match (&flags.cert, &flags.key, &flags.acme_email, &flags.acme_dns) {
             (Some(certificate), Some(key), ..) => {

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::{File, PROXY_DIR, Step, sha256};
+use crate::engine::pools::Subnet;
 use crate::proxy::status_server;
 use crate::secret::Secret;
 
@@ -71,6 +72,8 @@ pub struct ProxyWish {
     pub domain: Option<String>,
     /// Certificates.
     pub tls: Tls,
+    /// Addresses of the network that routed services join: one for each container.
+    pub subnet: Subnet,
     /// The token of a Cloudflare tunnel that leads here.
     pub tunnel: Option<Secret<String>>,
 }
@@ -85,6 +88,8 @@ impl Default for ProxyWish {
             pages: "/opt/previews/.pages".to_owned(),
             domain: None,
             tls: Tls::default(),
+            // Beside the pool of [`Wish`](super::Wish); room for 4093.
+            subnet: Subnet::new([10, 200, 0, 0], 20),
             tunnel: None,
         }
     }
@@ -196,8 +201,13 @@ pub fn proxy_files(wish: &ProxyWish) -> Vec<File> {
 
 /// The step that writes the files and has the containers run.
 pub(super) fn step(wish: &ProxyWish) -> Step {
-    let files = proxy_files(wish);
-    let mut arguments = vec![format!("network {NETWORK}"), format!("network {SOCKET_NETWORK} --internal")];
+    let mut files = proxy_files(wish);
+    let after_engine = include_str!("files/docker-proxy.conf");
+    files.push(File::new("/etc/systemd/system/docker.service.d/preview-proxy.conf", 0o644, after_engine));
+    let mut arguments = vec![
+        format!("network {NETWORK} --subnet {} --gateway {}", wish.subnet, wish.subnet.first()),
+        format!("network {SOCKET_NETWORK} --internal"),
+    ];
     for container in containers(wish) {
         let reads = container.reads.iter().cloned().chain([path(&format!("run/{}", container.name))]);
         let all: String =
@@ -324,14 +334,20 @@ fn status(wish: &ProxyWish) -> Container {
 fn run_script(container: &Container) -> String {
     use crate::host::quote;
     let Container { name, purpose, image, network, also, options, command, .. } = container;
-    let list = |words: &[String]| words.iter().map(|word| format!(" {}", quote(word))).collect::<String>();
+    let word = |word: &String| match word.strip_prefix("--publish=") {
+        Some(ports) if !ports.contains('.') => format!(" --publish=\"$on\"{ports}"),
+        _ => format!(" {}", quote(word)),
+    };
+    let list = |words: &[String]| words.iter().map(word).collect::<String>();
     let image = quote(image);
     let mut text = format!("#!/bin/sh\n# Makes and starts {name}: {purpose}.\nset -eu\n");
     if *name == "preview-traefik" {
+        // Where the network has no IPv6, Docker would let such visitors in with the gateway's address: lists of addresses could not tell them apart.
         // The dashboard's port is published on 127.0.0.1 only; containers beside the proxy could reach it all the same.
         let _ = write!(
             text,
             "mkdir -p {dir}/dynamic {dir}/certs {dir}/acme\nchmod 700 {dir}/certs {dir}/acme\n\
+             on=0.0.0.0:\n[ \"$(docker network inspect --format '{{{{.EnableIPv6}}}}' {NETWORK})\" != true ] || on=\n\
              gateway=$(docker network inspect --format '{{{{(index .IPAM.Config 0).Gateway}}}}' {NETWORK})\n\
              cat >{dir}/dynamic/admin.yml <<CONFIG\n{ADMIN}CONFIG\n",
             dir = PROXY_DIR
@@ -356,19 +372,7 @@ fn run_script(container: &Container) -> String {
 
 /// The dashboard and the API, for this machine alone: what comes through the published port comes from the network's gateway.
 /// It stands in a here document in which `$gateway` counts.
-const ADMIN: &str = "\
-http:
-  routers:
-    admin:
-      entryPoints: [admin]
-      rule: PathPrefix(\\`/api\\`) || PathPrefix(\\`/dashboard\\`)
-      service: api@internal
-      middlewares: [this-machine]
-  middlewares:
-    this-machine:
-      ipAllowList:
-        sourceRange: [\"$gateway/32\"]
-";
+const ADMIN: &str = include_str!("files/proxy-admin.yml");
 
 fn static_config(wish: &ProxyWish) -> String {
     let mut text = format!(

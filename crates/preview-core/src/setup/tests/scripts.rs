@@ -194,3 +194,62 @@ fn who_had_to_wait_looks_again_before_anything_is_changed() {
     let (lock, look) = (text.find("\nalone\n").expect("a lock"), text.find("[ -n \"$waited\" ]").expect("a look"));
     assert!(lock < look && look < text.find("set -e\n").expect("the change"));
 }
+
+/// What the proxy's step says of, and does about, a network that has this subnet (none: there is none) on a machine with these routes.
+fn network(subnet: Option<&str>, routes: &str) -> String {
+    let directory = directory();
+    let docker = format!(
+        "case $* in version) ;; *network\\ create*) echo \"$@\" ;; *inspect*) {} ;; esac",
+        subnet.map_or_else(|| "exit 1".to_owned(), |subnet| format!("echo '{subnet} '"))
+    );
+    let ip = format!("case $* in *match*) echo 'default via 192.0.2.1' ;; *) printf '{routes}' ;; esac");
+    let programs = [("docker", docker.as_str()), ("ip", ip.as_str()), ("systemctl", "")];
+    let items = super::proxy::step(&super::ProxyWish::default()).arguments;
+    let text = format!(
+        "{}\nset -- '{}'\ncheck \"$@\"\n(set -eu; apply \"$@\")",
+        include_str!("../scripts/containers.sh"),
+        items[0]
+    );
+    with_programs(directory.path(), &programs, &text).1
+}
+
+#[test]
+fn the_proxys_network_has_room_and_addresses_that_nobody_has() {
+    let made = "network create --label preview.setup=proxy --subnet 10.200.0.0/20 --gateway 10.200.0.1 preview-proxy";
+    assert_eq!(network(None, ""), format!("the network preview-proxy is missing\n{made}"));
+    let said = network(None, "10.200.3.0/24 dev wg0\\n");
+    assert!(said.contains("in use: 10.200.3.0/24 dev wg0. Give others with --proxy-subnet"), "{said}");
+    assert!(!said.contains("network create"), "{said}");
+    let small = network(Some("10.201.0.64/26"), "");
+    assert!(small.contains("preview-proxy has room for 61 containers"), "{small}");
+    assert_eq!(network(Some("10.200.0.0/20"), ""), "");
+    assert!(super::proxy_subnet("10.3.0.0/27").is_err() && super::proxy_subnet("10.3.0.1").is_err());
+    assert_eq!(super::proxy_subnet("10.3.0.0/22").expect("a network").to_string(), "10.3.0.0/22");
+}
+
+#[test]
+fn a_socket_that_nobody_listens_on_is_seen_and_mended() {
+    let (socket, other) =
+        (tempfile::NamedTempFile::new().expect("a file"), tempfile::NamedTempFile::new().expect("a file"));
+    let look = |inside: &std::path::Path| {
+        let directory = directory();
+        let docker = format!(
+            "case $* in version) ;; exec*) stat -c %i {} ;; restart*) echo \"$@\" >restarted ;; *before*) exit 1 ;; inspect*) echo true hash ;; esac",
+            inside.display()
+        );
+        let script = include_str!("../scripts/containers.sh");
+        let (exec, host) = script.split_once("stat -L -c %i /var/run/docker.sock").expect("the machine's own");
+        let script = format!("{exec}stat -L -c %i {}{host}", socket.path().display());
+        let items = "container preview-socket-proxy hash image";
+        let text = format!("{script}\nset -- '{items}'\ncheck \"$@\"\n(set -eu; apply \"$@\")");
+        let said = with_programs(directory.path(), &[("docker", &docker), ("systemctl", "")], &text).1;
+        (said, directory.path().join("restarted").exists())
+    };
+    let (said, restarted) = look(other.path());
+    assert!(said.contains("a socket of the engine that nobody listens on") && restarted, "{said}");
+    assert_eq!(look(socket.path()), (String::new(), false));
+    // The engine says so itself, too.
+    let step = super::proxy::step(&super::ProxyWish::default());
+    let unit = step.files.iter().find(|file| file.path.contains("docker.service.d")).expect("a drop-in");
+    assert!(unit.content.expose().contains("docker restart preview-socket-proxy"));
+}
