@@ -24,9 +24,10 @@ fn chat(status: &'static str) -> (String, Receiver<(String, String)>) {
             }
             let mut body = vec![0; size];
             reader.read_exact(&mut body).expect("a body");
+            // Before the answer: whoever has that may look at once.
+            let _ = sender.send((first.trim().to_owned(), String::from_utf8(body).expect("text")));
             write!(reader.get_mut(), "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                 .expect("an answer");
-            let _ = sender.send((first.trim().to_owned(), String::from_utf8(body).expect("text")));
         }
     });
     (address, receiver)
