@@ -83,7 +83,8 @@ fn one_server_is_taken_none_is_made_two_are_refused() {
     );
 
     let (none, made) = account(&["db"]);
-    assert!(provision(&none, &["--dry-run"]).expect(0).out.contains("preview-vm would be made"));
+    assert!(provision(&none, &["--dry-run"]).expect(2).err.contains("a new one needs --ssh-key"));
+    assert!(provision(&none, &["--dry-run", "--ssh-key", "ops"]).expect(0).out.contains("preview-vm would be made"));
     assert!(orders.try_recv().is_err() && more_orders.try_recv().is_err() && made.try_recv().is_err());
     let ran = provision(&none, &["--ssh-key", "ops", "--label", "team=a", "--format", "json"]).expect(0);
     let order = made.try_recv().expect("an order");
@@ -95,6 +96,7 @@ fn one_server_is_taken_none_is_made_two_are_refused() {
     let data: Value = serde_saphyr::from_str(data).expect("YAML");
     let public = data["ssh_keys"]["ed25519_public"].as_str().expect("a key");
     assert_eq!(ran.json()["known_hosts"], format!("203.0.113.7 {public}"));
+    assert!(ran.err.contains(&format!("preview-vm is ordered now. Its host key, to be kept: {public}")), "{}", ran.err);
     assert!(
         data["ssh_keys"]["ed25519_private"]
             .as_str()

@@ -2,6 +2,7 @@
 
 mod kept;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
@@ -90,6 +91,15 @@ fn a_proxy_that_routes_by_labels_and_shows_itself_to_nobody_else() {
     assert!(!shell(&vm, "docker inspect --format '{{json .Mounts}}' preview-traefik").contains("docker.sock"));
     let create = "docker run --rm --network preview-proxy-socket busybox:1.36 wget -qO- --post-data '{}' http://preview-socket-proxy:2375/containers/create 2>&1 || :";
     assert!(shell(&vm, create).contains("403"), "the socket is for reading");
+
+    // An engine that was started again has another socket, and containers that lived on get that one.
+    let inodes = "docker exec preview-socket-proxy stat -c %i /var/run/docker.sock; stat -c %i /run/docker.sock";
+    let socket = shell(&vm, "stat -c %i /run/docker.sock");
+    shell(&vm, "systemctl restart docker");
+    eventually("the engine's own socket", || {
+        shell(&vm, &format!("{inodes} || :")).lines().collect::<BTreeSet<_>>().len() == 1
+    });
+    assert_ne!(shell(&vm, "stat -c %i /run/docker.sock"), socket, "it is another one");
 
     // A service with labels is reached from outside by its name, with the certificate that was given.
     shell(

@@ -91,7 +91,7 @@ pub(crate) fn open(address: &str, port: u16) -> bool {
 }
 
 /// What breaks each step, and what `--dry-run` then says about it.
-const BREAKAGES: [(&str, &str, &str); 13] = [
+const BREAKAGES: [(&str, &str, &str); 14] = [
     ("docker-config", "echo '{\"dns\": [\"192.0.2.1\"]}' >/etc/docker/daemon.json", "lacks some of our settings"),
     ("docker", "systemctl stop docker", "no Docker Engine answers"),
     ("user", "gpasswd -d deploy docker", "not in the group docker"),
@@ -112,6 +112,11 @@ const BREAKAGES: [(&str, &str, &str); 13] = [
     ),
     ("alerts", "chmod 644 /etc/preview/alerts.conf", "another mode or owner: 644 root instead of 600 root"),
     ("alerts", "systemctl disable preview-alerts.timer", "the timer is off"),
+    (
+        "updates",
+        "apt-get purge -y -qq unattended-upgrades >/dev/null 2>&1; dpkg-query -s base-files >/var/lib/dpkg/updates/0000",
+        "unattended-upgrades is not installed",
+    ),
     ("updates", "rm /etc/apt/apt.conf.d/60preview-updates", "is missing"),
 ];
 
@@ -334,7 +339,7 @@ fn the_printed_script_does_the_same_without_us() {
     let first = run(&user_data);
     assert!(first.out.contains("docker: done\n") && first.out.ends_with("ready for previews\n"), "{}", first.out);
     let expected = "docker-config: as wanted\ndocker: as wanted\nuser: as wanted\ndirectories: as wanted\n\
-                    swap: left out: a container has no swap of its own\nsshd: as wanted\nfirewall: as wanted\nnode-exporter: as wanted\nready for previews\n";
+                    sshd: as wanted\nfirewall: as wanted\nswap: left out: a container has no swap of its own\nnode-exporter: as wanted\nready for previews\n";
     assert_eq!(run(&user_data).out, expected);
     assert_eq!(run(&script).out, expected);
     let seen: Ran = command(&vm, &wish).output().expect("the command starts").into();

@@ -20,9 +20,9 @@ Steps, in their order (--only and --skip take these names):
   docker         Docker Engine; one that is there is kept. Compose is not needed on the VM
   user           the deploy user with its keys, in the group docker
   directories    /opt/previews, /opt/preview-proxy
-  swap           a swap file, vm.swappiness=1
   sshd           MaxSessions 64, MaxStartups 100:30:200
   firewall       sshd's port, 80 and 443 only; holds for ports that Docker publishes too
+  swap           a swap file, vm.swappiness=1
   node-exporter  on 127.0.0.1:9100, with a directory for the numbers of `[metrics] file`
   alerts         disk, memory and load to a chat; a ping for an uptime monitor (with --webhook-env or --uptime-url-env)
   updates        security updates by themselves (with --security-updates)
@@ -77,7 +77,7 @@ pub(crate) struct Machine {
     /// Size of the swap file; less on a small disk
     #[arg(long, value_name = "SIZE", default_value = "4GB")]
     pub(crate) swap: String,
-    /// One more port that the firewall leaves open; may be repeated
+    /// One more port that the firewall leaves open, TCP and UDP; may be repeated
     #[arg(long, value_name = "PORT")]
     pub(crate) open_port: Vec<u16>,
     /// Have sshd refuse passwords
@@ -133,6 +133,9 @@ pub(crate) struct Proxy {
     /// A name server that is asked whether the record is there, instead of the zone's own, HOST:PORT; may be repeated
     #[arg(long, value_name = "SERVER", requires = "acme_email")]
     pub(crate) acme_resolver: Vec<String>,
+    /// Addresses of the network that routed services join, one for each container; a network that is there keeps its own
+    #[arg(long, value_name = "NETWORK", default_value = "10.200.0.0/20")]
+    pub(crate) proxy_subnet: String,
     /// The variable with the token of a Cloudflare tunnel that leads here
     #[arg(long, value_name = "NAME")]
     pub(crate) tunnel_token_env: Option<String>,

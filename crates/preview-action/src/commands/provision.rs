@@ -54,7 +54,10 @@ impl Context {
             user_data: Secret::new(user_data),
         };
         let pattern = flags.pattern.clone().unwrap_or_else(|| format!("{}*", flags.name));
-        let work = provision::provision(&provider, &pattern, &flags.label_selector, &order, &key.public, flags.dry_run);
+        let selector = &flags.label_selector;
+        let ordering =
+            || self.console.say(&format!("{} is ordered now. Its host key, to be kept: {}", order.name, key.public));
+        let work = provision::provision(&provider, &pattern, selector, &order, &key.public, flags.dry_run, &ordering);
         let done = tokio::select! {
             done = work => done?,
             () = self.interrupt.fired() => return Err(super::vm::interrupted("provision a VM").into()),
@@ -84,11 +87,15 @@ fn told(done: &Provisioned, order: &Order, pattern: &str) -> String {
     let address = server.address.as_deref().unwrap_or("no public address");
     let what = if done.action == Action::Created { "was made" } else { "is there, and taken as it is" };
     let mut text = format!("{}: {} ({}, {address}, {}) {what}\n", done.provider, server.name, server.id, server.status);
+    if server.status == "off" {
+        text.push_str("It is off: start it at the provider\n");
+    }
     match &done.known_hosts {
         Some(line) => {
             text.push_str(&format!(
                 "Its host key, for --known-hosts or PREVIEW_KNOWN_HOSTS:\n{line}\n\
-                 It sets itself up now, in a few minutes. Then: preview vm setup --host ssh://root@{address} …\n"
+                 It sets itself up now, in a few minutes. Then: preview vm setup --host ssh://root@{} …\n",
+                if address.contains(':') { format!("[{address}]") } else { address.to_owned() }
             ));
         }
         None => text.push_str(

@@ -122,6 +122,8 @@ impl Context {
             };
             image.split_once('=').map_or("", |(_, image)| image).clone_into(place);
         }
+        wish.subnet = setup::proxy_subnet(&flags.proxy_subnet)
+            .map_err(|wrong| Error::invalid(format!("--proxy-subnet: {wrong}")))?;
         wish.tunnel = match self.secret("--tunnel-token-env", flags.tunnel_token_env.as_deref())? {
             Some(token) => Tunnel::Here(token),
             None if flags.no_tunnel => Tunnel::Remove,

@@ -12,7 +12,16 @@ const ID: Check = Check::ProxyContainer;
 pub(super) fn network(engine: &Examined, network: &str) -> Finding {
     const ID: Check = Check::ProxyNetwork;
     if engine.networks.iter().any(|name| name == network) {
-        return Finding::ok(ID, format!("Docker has the network `{network}`"));
+        let found = format!("Docker has the network `{network}`");
+        let Some(room) = engine.rooms.get(network) else { return Finding::ok(ID, found) };
+        let taken = engine.running.iter().filter(|container| container.networks.contains_key(network)).count() as u64;
+        let found = format!("{found}, with addresses for {room} containers, {taken} of them taken");
+        let next = "each container of a routed service takes one: make the network anew with more addresses (docs/vm-setup.md, --proxy-subnet)";
+        return match room.saturating_sub(taken) {
+            0 => Finding::failed(ID, format!("{found}: no routed service can start"), next),
+            left if left <= room / 5 => Finding::warning(ID, found, next),
+            _ => Finding::ok(ID, found),
+        };
     }
     Finding::failed(
         ID,

@@ -156,6 +156,22 @@ fn container(name: &str, network: &str, ports: &[u16], managed: bool) -> Contain
 }
 
 #[test]
+fn a_proxys_network_has_an_end() {
+    let judge = |room: u64, containers: usize| {
+        let engine = Examined {
+            networks: vec!["edge".to_owned()],
+            rooms: BTreeMap::from([("edge".to_owned(), room)]),
+            running: vec![container("web", "edge", &[], true); containers],
+            ..Examined::default()
+        };
+        proxy::network(&engine, "edge")
+    };
+    let statuses = [(61, 3), (61, 48), (61, 49), (61, 61)].map(|(room, taken)| status(&judge(room, taken)));
+    assert_eq!(statuses, [Status::Ok, Status::Ok, Status::Warning, Status::Failed]);
+    assert!(judge(61, 61).found.contains("61 containers, 61 of them taken"));
+}
+
+#[test]
 fn a_proxy_is_known_by_its_network_and_its_ports() {
     let judge = |running: Vec<Container>, listening: &[u16]| {
         let engine = Examined { running, ..Examined::default() };

@@ -228,7 +228,7 @@ pub(super) fn networks(engine: &Examined, routes: &[Subnet], previews: u64, max_
     let taken: Vec<Subnet> = engine.subnets.iter().chain(routes).copied().collect();
     let (all, left) = pools::left(&engine.pools, &taken);
     let found = format!("Docker can make {left} of {all} networks more");
-    let next = "give Docker more in /etc/docker/daemon.json: `{\"default-address-pools\": [{\"base\": \"10.200.0.0/16\", \"size\": 24}]}`, then restart it; \
+    let next = "give Docker more in /etc/docker/daemon.json: `{\"default-address-pools\": [{\"base\": \"10.202.0.0/16\", \"size\": 24}]}`, then restart it; \
                 or remove networks that nobody uses: `docker network prune`";
     let more = max_previews.saturating_sub(previews);
     if left == 0 {

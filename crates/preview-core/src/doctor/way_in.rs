@@ -88,7 +88,7 @@ pub(super) fn ports(name: &str, https: bool, tried: &[(u16, Result<(), String>)]
     const ID: Check = Check::Ports;
     let closed: Vec<&(u16, Result<(), String>)> = tried.iter().filter(|(_, tried)| tried.is_err()).collect();
     let open: Vec<String> = tried.iter().filter(|(_, tried)| tried.is_ok()).map(|(port, _)| port.to_string()).collect();
-    let next = "open it in the VM's firewall (`sudo ufw allow PORT/tcp`) and in the provider's, and see that the proxy publishes it";
+    let next = "open it in the VM's firewall (`preview vm setup --only firewall --open-port PORT`; with ufw `sudo ufw allow PORT/tcp`) and in the provider's, and see that the proxy publishes it";
     let finding = match closed.as_slice() {
         [] => Finding::ok(ID, format!("open: {}", open.join(", "))),
         [(80, Err(why))] if https && tried.len() > 1 => Finding::warning(

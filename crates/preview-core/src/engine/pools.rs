@@ -38,12 +38,42 @@ impl Subnet {
         (mask != 0).then(|| Self { address, prefix: u8::try_from(mask.leading_ones()).unwrap_or(32) })
     }
 
+    /// `new([172, 17, 0, 0], 16)`.
+    #[must_use]
+    pub const fn new(address: [u8; 4], prefix: u8) -> Self {
+        Self { address: u32::from_be_bytes(address) & mask(prefix), prefix }
+    }
+
+    /// How many bits all its addresses share.
+    #[must_use]
+    pub const fn prefix(self) -> u8 {
+        self.prefix
+    }
+
+    /// Its first address, the gateway's as a rule.
+    #[must_use]
+    pub fn first(self) -> Ipv4Addr {
+        Ipv4Addr::from(self.address | 1)
+    }
+
+    /// Addresses for containers: without those of the network, of all in it, and of the gateway.
+    #[must_use]
+    pub fn room(self) -> u64 {
+        (1_u64 << (32 - u32::from(self.prefix))).saturating_sub(3)
+    }
+
     fn holds(self, address: u32) -> bool {
         address & mask(self.prefix) == self.address
     }
 
     fn overlaps(self, other: Self) -> bool {
         self.holds(other.address) || other.holds(self.address)
+    }
+}
+
+impl std::fmt::Display for Subnet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", Ipv4Addr::from(self.address), self.prefix)
     }
 }
 

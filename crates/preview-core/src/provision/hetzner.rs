@@ -150,6 +150,19 @@ impl Hetzner {
         }
     }
 
+    /// Looks at what was ordered: a hiccup is no reason to lose sight of it.
+    async fn look(&self, operation: &'static str, path: &str, since: Instant) -> Result<Value, Fault> {
+        loop {
+            match self.call(operation, Method::GET, path, &[], None).await {
+                Err(fault) if fault.transient && since.elapsed() < PATIENCE => {
+                    tracing::info!("{}; asked again", fault.chain());
+                    tokio::time::sleep(self.pause).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
     /// Waits for what the provider does by and by.
     async fn finish(&self, operation: &'static str, mut task: Task) -> Result<(), Fault> {
         let begun = Instant::now();
@@ -171,7 +184,7 @@ impl Hetzner {
                 }
                 _ => tokio::time::sleep(self.pause).await,
             }
-            let answer = self.call(operation, Method::GET, &format!("/actions/{}", task.id), &[], None).await?;
+            let answer = self.look(operation, &format!("/actions/{}", task.id), begun).await?;
             task = parse(operation, answer["action"].clone())?;
         }
     }
@@ -192,7 +205,8 @@ impl Provider for Hetzner {
                 query.push(("label_selector", labels.to_owned()));
             }
             let listed: Listed = parse(OPERATION, self.call(OPERATION, Method::GET, "/servers", &query, None).await?)?;
-            all.extend(listed.servers.into_iter().map(Server::from));
+            // Who takes one that is on its way out, has none a moment later.
+            all.extend(listed.servers.into_iter().filter(|found| found.status != "deleting").map(Server::from));
             page = listed.meta.pagination.next_page.filter(|next| *next > number);
         }
         Ok(all)
@@ -216,7 +230,7 @@ impl Provider for Hetzner {
         for task in created.next_actions {
             self.finish(OPERATION, task).await?;
         }
-        let answer = self.call(OPERATION, Method::GET, &format!("/servers/{}", created.server.id), &[], None).await?;
+        let answer = self.look(OPERATION, &format!("/servers/{}", created.server.id), Instant::now()).await?;
         parse::<Found>(OPERATION, answer["server"].clone()).map(Server::from)
     }
 }

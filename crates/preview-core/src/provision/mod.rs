@@ -1,6 +1,6 @@
 //! A VM from a cloud provider: exactly one of a name pattern. Contract of every provider.
 //!
-//! **Existence**: [`servers`](Provider::servers) finds all servers of the account, whatever their state, on however many pages.
+//! **Existence**: [`servers`](Provider::servers) finds all servers of the account, on however many pages, whatever their state, but not those that are being deleted.
 //! **Once**: [`create`](Provider::create) makes one server and waits until it runs; where the name is taken, by somebody who was quicker, it
 //! is `Conflict` and nothing was made. **Errors**: a wrong token is `Denied`; a server that could not be made for lack of machines or quota is
 //! `Failed` with the provider's words. No error shows the token or the user data.
@@ -55,7 +55,7 @@ pub trait Provider: Send + Sync {
     /// Its name, for people.
     fn name(&self) -> &'static str;
 
-    /// All servers with these labels (`key=value,…`; empty for all).
+    /// All servers with these labels (`key=value,…`; empty for all), without those that are being deleted.
     async fn servers(&self, labels: &str) -> Result<Vec<Server>, Fault>;
 
     /// Makes a server, and waits until it runs.
@@ -136,9 +136,11 @@ impl Provisioned {
 
 /// Adopts the one server of the pattern, creates it, or refuses where there are two.
 ///
+/// `ordering` is called before one is ordered: whatever becomes of the answer, a server with this host key may be there from then on.
+///
 /// # Errors
 /// `Invalid` if the order does not fit its own pattern or selector of labels: a second run would create a second
-/// server. Those of the provider.
+/// server; or if nobody could log in to the new one. Those of the provider.
 pub async fn provision(
     provider: &dyn Provider,
     pattern: &str,
@@ -146,6 +148,7 @@ pub async fn provision(
     order: &Order,
     host_key: &str,
     dry_run: bool,
+    ordering: &(dyn Fn() + Sync),
 ) -> Result<Provisioned, Fault> {
     const OPERATION: &str = "provision a VM";
     if !matches(pattern, &order.name) {
@@ -169,10 +172,15 @@ pub async fn provision(
         let context = format!("--label-selector: {wrong}: the next run would not find the server");
         return Err(Fault::new(FaultKind::Invalid, OPERATION, context));
     }
+    if decision == Decision::Create && order.ssh_keys.is_empty() {
+        let context = "no server is there, and a new one needs --ssh-key: with no key, root has a password that the provider sends by mail, and `preview vm setup` cannot log in";
+        return Err(Fault::new(FaultKind::Invalid, OPERATION, context));
+    }
     match decision {
         Decision::Adopt(server) => Ok(done(Action::Adopted, Some(server), None)),
         Decision::Create if dry_run => Ok(done(Action::WouldCreate, None, None)),
         Decision::Create => {
+            ordering();
             let server = provider.create(order).await?;
             let line = server.address.as_ref().map(|address| format!("{address} {}", host_key.trim()));
             Ok(done(Action::Created, Some(server), line))

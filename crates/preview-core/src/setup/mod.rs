@@ -20,7 +20,7 @@ pub use facts::Facts;
 pub use report::{SetUp, State, Told, text};
 pub use run::{Options, Probe, run};
 pub use steps::{IDS, steps};
-pub use wish::{Alerts, DockerSource, Pool, Wish};
+pub use wish::{Alerts, DockerSource, Pool, Wish, proxy_subnet};
 
 use crate::secret::Secret;
 

@@ -1,6 +1,9 @@
 //! Steps as one script, or as cloud-init user data: for a machine that sets itself up when it starts, without us. Pure.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
+
+use base64::Engine as _;
 
 use super::script::{self, FILE, PRELUDE};
 use super::{Facts, Options, Wish, facts, steps};
@@ -17,7 +20,7 @@ const RUN: &str = r#"run() {
     77) echo "$1: left out: $said" ;;
     *)
       echo "$1: $2"
-      step apply </dev/null
+      step apply </dev/null 9>&-
       [ $? = 0 ] || fail "$1 failed"
       said=$(step check </dev/null 2>&1) || fail "$1 was done, and is still not as wanted: $said"
       echo "$1: done"
@@ -73,7 +76,7 @@ fn whole(wish: &Wish, options: &Options, comments: bool) -> Result<String, Strin
         text,
         "[ \"$(id -u)\" = 0 ] || fail 'this is for root'\n\
          system=$(. /etc/os-release && echo \"$ID ${{VERSION_ID:-}}\")\n\
-         case $system in {systems}) ;; *) fail \"this is not for $system\" ;; esac\n\n"
+         case $system in {systems}) ;; *) fail \"this is not for $system\" ;; esac\nalone\n\n"
     );
     for step in &meant {
         if comments {
@@ -86,12 +89,17 @@ fn whole(wish: &Wish, options: &Options, comments: bool) -> Result<String, Strin
     Ok(text)
 }
 
-/// The same as cloud-init user data: one file that is written, and one command. Without comments, since there is little room.
+/// The same as cloud-init user data: one file that is written, and one command. There is little room: without comments, and packed where it is
+/// too large all the same.
 ///
 /// # Errors
 /// As for [`script`].
 pub fn cloud_init(wish: &Wish, options: &Options, host_key: Option<&HostKey>) -> Result<String, String> {
-    let script = whole(wish, options, false)?;
+    let plain = user_data(&whole(wish, options, false)?, host_key, false)?;
+    if plain.len() <= ROOM { Ok(plain) } else { user_data(&whole(wish, options, true)?, host_key, true) }
+}
+
+fn user_data(script: &str, host_key: Option<&HostKey>, packed: bool) -> Result<String, String> {
     let block = |text: &str, indent: &str| {
         text.lines().fold(String::new(), |mut block, line| {
             let _ = if line.is_empty() { writeln!(block) } else { writeln!(block, "{indent}{line}") };
@@ -109,13 +117,25 @@ pub fn cloud_init(wish: &Wish, options: &Options, host_key: Option<&HostKey>) ->
             serde_json::Value::from(public.trim())
         );
     }
-    let _ = write!(
-        text,
-        "write_files:\n- path: /usr/local/lib/preview/setup\n  permissions: '0755'\n  content: |\n{}",
-        block(&script, "   ")
-    );
+    text.push_str("write_files:\n- path: /usr/local/lib/preview/setup\n  permissions: '0755'\n");
+    let _ = if packed {
+        write!(
+            text,
+            "  # Packed, since it is long; `--print script` shows it.\n  encoding: gz+b64\n  content: {}\n",
+            pack(script)?
+        )
+    } else {
+        write!(text, "  content: |\n{}", block(script, "   "))
+    };
     text.push_str("runcmd:\n- [sh, -c, '/usr/local/lib/preview/setup >/var/log/preview-setup.log 2>&1']\n");
     Ok(text)
+}
+
+/// As gzip in base64, which cloud-init unpacks.
+fn pack(text: &str) -> Result<String, String> {
+    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    let packed = packer.write_all(text.as_bytes()).and_then(|()| packer.finish());
+    packed.map(|packed| base64::engine::general_purpose::STANDARD.encode(packed)).map_err(|error| error.to_string())
 }
 
 /// Why this cannot be the user data of a server, and what to do; `None` if it is small enough.

@@ -14,6 +14,7 @@ pub use kept::Present;
 pub(super) use kept::{Kept, find};
 
 use super::{Facts, File, PROXY_DIR, Step, sha256};
+use crate::engine::pools::Subnet;
 use crate::proxy::status_server;
 use crate::secret::Secret;
 
@@ -93,6 +94,8 @@ pub struct ProxyWish {
     pub domain: Option<String>,
     /// Certificates.
     pub tls: Tls,
+    /// Addresses of the network that routed services join: one for each container.
+    pub subnet: Subnet,
     /// The way in through a tunnel.
     pub tunnel: Tunnel,
 }
@@ -107,6 +110,8 @@ impl Default for ProxyWish {
             pages: "/opt/previews/.pages".to_owned(),
             domain: None,
             tls: Tls::default(),
+            // Beside the pool of [`Wish`](super::Wish); room for 4093.
+            subnet: Subnet::new([10, 200, 0, 0], 20),
             tunnel: Tunnel::default(),
         }
     }
@@ -221,12 +226,17 @@ pub(super) fn proxy_files(wish: &ProxyWish, kept: Option<&Kept>) -> Vec<File> {
 /// If the certificate that is to stay is not all there.
 pub(super) fn step(wish: &ProxyWish, facts: &Facts) -> Result<Step, String> {
     let kept = if wish.tls == Tls::Keep { find(&facts.proxy, wish.domain.as_deref())? } else { None };
-    let files = proxy_files(wish, kept.as_ref());
+    let mut files = proxy_files(wish, kept.as_ref());
+    let after_engine = include_str!("files/docker-proxy.conf");
+    files.push(File::new("/etc/systemd/system/docker.service.d/preview-proxy.conf", 0o644, after_engine));
     let hash = |path: &String| {
         let written = files.iter().find(|file| file.path == *path).map(File::hash);
         written.or_else(|| kept.as_ref()?.files.get(path).cloned())
     };
-    let mut arguments = vec![format!("network {NETWORK}"), format!("network {SOCKET_NETWORK} --internal")];
+    let mut arguments = vec![
+        format!("network {NETWORK} --subnet {} --gateway {}", wish.subnet, wish.subnet.first()),
+        format!("network {SOCKET_NETWORK} --internal"),
+    ];
     if facts.system.is_empty() && wish.tls == Tls::Keep {
         // Printed, and run without knowing what became of the machine since.
         arguments.insert(0, format!("unknown {}", path("dynamic/tls.yml")));
@@ -379,14 +389,20 @@ fn status(wish: &ProxyWish) -> Container {
 fn run_script(container: &Container) -> String {
     use crate::host::quote;
     let Container { name, purpose, image, network, also, options, command, .. } = container;
-    let list = |words: &[String]| words.iter().map(|word| format!(" {}", quote(word))).collect::<String>();
+    let word = |word: &String| match word.strip_prefix("--publish=") {
+        Some(ports) if !ports.contains('.') => format!(" --publish=\"$on\"{ports}"),
+        _ => format!(" {}", quote(word)),
+    };
+    let list = |words: &[String]| words.iter().map(word).collect::<String>();
     let image = quote(image);
     let mut text = format!("#!/bin/sh\n# Makes and starts {name}: {purpose}.\nset -eu\n");
     if *name == "preview-traefik" {
+        // Where the network has no IPv6, Docker would let such visitors in with the gateway's address: lists of addresses could not tell them apart.
         // The dashboard's port is published on 127.0.0.1 only; containers beside the proxy could reach it all the same.
         let _ = write!(
             text,
             "mkdir -p {dir}/dynamic {dir}/certs {dir}/acme\nchmod 700 {dir}/certs {dir}/acme\n\
+             on=0.0.0.0:\n[ \"$(docker network inspect --format '{{{{.EnableIPv6}}}}' {NETWORK})\" != true ] || on=\n\
              gateway=$(docker network inspect --format '{{{{(index .IPAM.Config 0).Gateway}}}}' {NETWORK})\n\
              cat >{dir}/dynamic/admin.yml <<CONFIG\n{admin}CONFIG\n",
             dir = PROXY_DIR,

@@ -18,6 +18,8 @@ pub type Probe<'a> = dyn Fn() -> BoxFuture<'a, Result<(), Fault>> + Sync + 'a;
 
 const LOOK: &str = "look at the machine";
 const SET_UP: &str = "set up the machine";
+/// How long a step may have to wait until another setup of the machine has ended: as `alone` of the prelude has it.
+const LOCK_LIMIT: Duration = Duration::from_secs(600);
 const LOOK_LIMIT: Duration = Duration::from_secs(120);
 /// Lines of what a failed step printed that are kept.
 const KEEP: usize = 30;
@@ -140,7 +142,7 @@ async fn mend<T: Transport>(
             observer.event(&Event::Progress(line));
         }
     };
-    let (said, _) = ask(host, SET_UP, &script::apply(step, &mark), step.limit, &mut progress).await?;
+    let (said, _) = ask(host, SET_UP, &script::apply(step, &mark), step.limit + LOCK_LIMIT, &mut progress).await?;
     let end = format!("\n{mark} ");
     let Some((output, rest)) = said.split_once(&end) else {
         return Ok(Err(with_first("it broke off", last(&said))));

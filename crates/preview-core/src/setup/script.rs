@@ -42,16 +42,20 @@ pub(super) fn checks(steps: &[&Step], mark: &str) -> String {
     text
 }
 
-/// One script that applies a step, and says at the end with [`checks`] what it is like now.
+/// One script that applies a step, and says at the end with [`checks`] what it is like now. Who had to wait for somebody else looks again first.
 pub(super) fn apply(step: &Step, mark: &str) -> String {
-    let mut text = format!("{PRELUDE}(\n{}\n) 2>&1 </dev/null\nprintf '\\n%s %s\\n' '{mark}' $?\n", mend(step));
+    // What a step starts does not keep the lock: only this shell has it.
+    let (check, mend) = (check(step), mend(step));
+    let mut text = format!(
+        "{PRELUDE}alone\nif [ -n \"$waited\" ] && (\n{check}\n) >/dev/null 2>&1 </dev/null 9>&-; then\ntrue\nelse\n(\n{mend}\n) 2>&1 </dev/null 9>&-\nfi\nprintf '\\n%s %s\\n' '{mark}' $?\n"
+    );
     text.push_str(&checks(&[step], mark));
     text
 }
 
 /// Takes a step back.
 pub(super) fn undo(step: &Step) -> String {
-    format!("{PRELUDE}(\n{}\nundo \"$@\"\n) 2>&1 </dev/null\n", functions(step, true))
+    format!("{PRELUDE}alone\n(\n{}\nundo \"$@\"\n) 2>&1 </dev/null 9>&-\n", functions(step, true))
 }
 
 /// The body of a check: for a subshell, so that nothing of it reaches the next.

@@ -10,9 +10,9 @@ pub const IDS: [&str; 11] = [
     "docker",
     "user",
     "directories",
-    "swap",
     "sshd",
     "firewall",
+    "swap",
     "node-exporter",
     "alerts",
     "updates",
@@ -30,8 +30,8 @@ const ALERTS: &str = "/usr/local/lib/preview/alerts";
 pub fn steps(wish: &Wish, facts: &Facts) -> Result<Vec<Step>, String> {
     wish.check()?;
     let mut steps =
-        vec![docker_config(wish, facts)?, docker(wish), user(wish)?, directories(wish), swap(wish), sshd(wish)];
-    steps.extend([firewall(wish), node_exporter(wish)]);
+        vec![docker_config(wish, facts)?, docker(wish), user(wish)?, directories(wish), sshd(wish), firewall(wish)];
+    steps.extend([swap(wish), node_exporter(wish)]);
     steps.extend(alerts(wish));
     if wish.security_updates {
         steps.push(updates());

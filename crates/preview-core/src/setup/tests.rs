@@ -2,6 +2,7 @@
 
 mod alerts;
 mod proxy;
+mod scripts;
 
 use std::collections::BTreeMap;
 

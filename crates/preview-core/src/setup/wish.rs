@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::proxy::ProxyWish;
+use crate::engine::pools::Subnet;
 use crate::secret::Secret;
 
 /// Where a Docker Engine comes from on a machine that has none.
@@ -31,6 +32,15 @@ pub struct Pool {
     pub base: String,
     /// Length of the prefix of one network.
     pub size: u8,
+}
+
+/// Reads the addresses of the proxy's network: `10.200.0.0/20`.
+///
+/// # Errors
+/// If it is none, or has room for hardly any container.
+pub fn proxy_subnet(text: &str) -> Result<Subnet, String> {
+    let wrong = || format!("`{text}` is no network such as `10.200.0.0/20`, of /26 or larger");
+    Subnet::parse(text).filter(|subnet| (8..=26).contains(&subnet.prefix())).ok_or_else(wrong)
 }
 
 /// To whom a machine tells how it is.

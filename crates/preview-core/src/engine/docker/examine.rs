@@ -1,5 +1,7 @@
 //! A look at the engine as a whole, beyond what is ours: for `doctor` and `capacity`.
 
+use std::collections::BTreeMap;
+
 use bollard::query_parameters::{ListContainersOptions, ListNetworksOptions};
 
 use super::{DockerEngine, ask};
@@ -24,6 +26,8 @@ pub struct Examined {
     pub networks: Vec<String>,
     /// What those take of the pools.
     pub subnets: Vec<Subnet>,
+    /// How many containers each network has addresses for.
+    pub rooms: BTreeMap<String, u64>,
     /// The containers that run, ours or not.
     pub running: Vec<Container>,
     /// Those that do not.
@@ -64,7 +68,13 @@ impl DockerEngine {
             pools.into_iter().filter_map(|told| pool(told.base, told.size)).collect()
         });
         let subnets = networks.iter().filter_map(|network| network.ipam.as_ref()?.config.as_ref()).flatten();
+        let rooms = networks.iter().filter_map(|network| {
+            let ranges = network.ipam.as_ref()?.config.as_ref()?.iter();
+            let room = ranges.filter_map(|config| Subnet::parse(config.subnet.as_deref()?)).map(Subnet::room).sum();
+            Some((network.name.clone()?, room)).filter(|(_, room)| *room > 0)
+        });
         Ok(Examined {
+            rooms: rooms.collect(),
             version: version.version.unwrap_or_default(),
             api_version: version.api_version.unwrap_or_default(),
             min_api_version: version.min_api_version.unwrap_or_default(),

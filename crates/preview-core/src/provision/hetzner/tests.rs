@@ -57,7 +57,7 @@ async fn list(server: &MockServer, answer: ResponseTemplate) {
 }
 
 async fn run(api: &Hetzner, dry_run: bool) -> Result<crate::provision::Provisioned, Fault> {
-    provision(api, "preview*", "", &order(), KEY, dry_run).await
+    provision(api, "preview*", "", &order(), KEY, dry_run, &|| {}).await
 }
 
 #[tokio::test]
@@ -77,7 +77,7 @@ async fn all_pages_are_read_and_the_one_that_fits_is_adopted() {
         .expect(1)
         .mount(&server_)
         .await;
-    let done = provision(&api, "preview*", "team=a,preview", &order(), KEY, false).await.expect("adopted");
+    let done = provision(&api, "preview*", "team=a,preview", &order(), KEY, false, &|| {}).await.expect("adopted");
     assert_eq!((done.action, done.known_hosts), (Action::Adopted, None));
     let adopted = done.server.expect("one");
     assert_eq!((adopted.id.as_str(), adopted.address.as_deref()), ("2", Some("203.0.113.7")));
@@ -126,6 +126,49 @@ async fn none_is_made_and_waited_for() {
     let done = run(&api, false).await.expect("made");
     assert_eq!(done.action, Action::Created);
     assert_eq!(done.known_hosts, Some(format!("203.0.113.7 {KEY}")));
+}
+
+#[tokio::test]
+async fn what_is_ordered_is_told_first_and_not_lost_sight_of() {
+    let (server_, api) = api().await;
+    list(&server_, page(&[], None)).await;
+    let made = json!({"server": server(7, "preview-vm"), "action": action("running", Value::Null), "next_actions": []});
+    Mock::given(method("POST")).respond_with(ResponseTemplate::new(201).set_body_json(made)).mount(&server_).await;
+    for (at, answer) in [
+        ("/v1/actions/42", json!({"action": action("success", Value::Null)})),
+        ("/v1/servers/7", json!({"server": server(7, "preview-vm")})),
+    ] {
+        let look = || Mock::given(method("GET")).and(path(at));
+        look().respond_with(ResponseTemplate::new(502)).up_to_n_times(2).expect(2).mount(&server_).await;
+        look().respond_with(ResponseTemplate::new(200).set_body_json(answer)).expect(1).mount(&server_).await;
+    }
+    assert_eq!(run(&api, false).await.expect("made").action, Action::Created);
+
+    // Where no answer comes back, the key was told all the same; a look tells nothing.
+    let (server_, api) = self::api().await;
+    list(&server_, page(&[], None)).await;
+    Mock::given(method("POST")).respond_with(ResponseTemplate::new(502)).mount(&server_).await;
+    let told = std::sync::atomic::AtomicU32::new(0);
+    let count = || {
+        told.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    };
+    for (dry_run, expected) in [(true, 0), (false, 1)] {
+        let done = provision(&api, "preview*", "", &order(), KEY, dry_run, &count).await;
+        assert_eq!((done.is_ok(), told.load(std::sync::atomic::Ordering::Relaxed)), (dry_run, expected));
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_goes_is_none_and_one_that_nobody_could_enter_is_not_made() {
+    let (server_, api) = api().await;
+    let mut gone = server(1, "preview-old");
+    gone["status"] = "deleting".into();
+    list(&server_, page(&[gone], None)).await;
+    assert_eq!(run(&api, true).await.expect("a look").action, Action::WouldCreate);
+    let keyless = Order { ssh_keys: Vec::new(), ..order() };
+    let fault = provision(&api, "preview*", "", &keyless, KEY, false, &|| {}).await.expect_err("refused");
+    assert_eq!(fault.kind, FaultKind::Invalid);
+    assert!(fault.context.contains("--ssh-key"), "{}", fault.context);
 }
 
 #[tokio::test]
@@ -193,7 +236,7 @@ async fn pages_of_a_gateway_and_silence_are_no_answers() {
 async fn a_name_that_its_own_pattern_would_miss_is_refused() {
     let (server_, api) = api().await;
     list(&server_, page(&[], None)).await;
-    let fault = provision(&api, "vm-*", "", &order(), KEY, false).await.expect_err("refused");
+    let fault = provision(&api, "vm-*", "", &order(), KEY, false, &|| {}).await.expect_err("refused");
     assert_eq!(fault.kind, FaultKind::Invalid);
 }
 

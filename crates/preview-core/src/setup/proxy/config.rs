@@ -8,19 +8,7 @@ use crate::setup::sha256;
 
 /// The dashboard and the API, for this machine alone: what comes through the published port comes from the network's gateway.
 /// It stands in a here document in which `$gateway` counts.
-pub(super) const ADMIN: &str = "\
-http:
-  routers:
-    admin:
-      entryPoints: [admin]
-      rule: PathPrefix(\\`/api\\`) || PathPrefix(\\`/dashboard\\`)
-      service: api@internal
-      middlewares: [this-machine]
-  middlewares:
-    this-machine:
-      ipAllowList:
-        sourceRange: [\"$gateway/32\"]
-";
+pub(super) const ADMIN: &str = include_str!("../files/proxy-admin.yml");
 
 pub(super) fn static_config(wish: &ProxyWish, kept: Option<&Kept>) -> String {
     let mut text = format!(

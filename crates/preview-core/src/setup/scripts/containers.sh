@@ -9,14 +9,34 @@ others() {
 }
 there() { docker inspect "$1" >/dev/null 2>&1; }
 running() { [ "$(docker inspect --format '{{.State.Running}} {{index .Config.Labels "preview.setup.hash"}}' "$1" 2>/dev/null)" = "true $2" ]; }
+# An engine whose socket was made anew leaves a container that lived on with the old one.
+sees() {
+  case $1 in *-socket-proxy) ;; *) return 0 ;; esac
+  inside=$(docker exec "$1" stat -c %i /var/run/docker.sock 2>/dev/null) || return 0
+  [ "$inside" = "$(stat -L -c %i /var/run/docker.sock)" ]
+}
+# What leads to some of these addresses already; Docker looks at its own networks only.
+taken() {
+  have ip || return 0
+  ip -4 route show table all to root "$1"
+  ip -4 route show table all to match "$1" | grep -v '^default' || :
+}
 check() {
   docker version >/dev/null 2>&1 || { differs "no Docker Engine answers"; return; }
   for item; do
     set -- $item
     case $1 in
-      network) docker network inspect "$2" >/dev/null 2>&1 || differs "the network $2 is missing" ;;
+      network)
+        if ! size=$(docker network inspect --format '{{range .IPAM.Config}}{{.Subnet}} {{end}}' "$2" 2>/dev/null); then
+          differs "the network $2 is missing"
+        elif [ "${3:-}" = --subnet ]; then
+          size=$(echo "$size" | sed -n 's|^[0-9.]*/\([0-9]*\).*|\1|p')
+          [ "${size:-0}" -le 22 ] || note "the network $2 has room for $(((1 << (32 - size)) - 3)) containers, and each routed one takes a place: docs/vm-setup.md says how to make it larger"
+        fi
+        ;;
       container)
         running "$2" "$3" || differs "the container $2 does not run, or not as wanted"
+        sees "$2" || differs "the container $2 has a socket of the engine that nobody listens on any more"
         ! there "$2-before" || differs "the container $2-before is left of an update that broke off"
         ;;
       only)
@@ -33,6 +53,7 @@ check() {
   done
 }
 apply() {
+  service daemon-reload
   for item; do
     set -- $item
     case $1 in
@@ -40,10 +61,14 @@ apply() {
         shift
         name=$1
         shift
-        docker network inspect "$name" >/dev/null 2>&1 || docker network create --label preview.setup=proxy "$@" "$name"
+        if ! docker network inspect "$name" >/dev/null 2>&1; then
+          [ "${1:-}" != --subnet ] || [ -z "$(taken "$2")" ] || fail "the addresses $2, for the network $name, are in use: $(taken "$2" | head -n 1). Give others with --proxy-subnet"
+          docker network create --label preview.setup=proxy "$@" "$name"
+        fi
         ;;
       container)
         if there "$2-before" || ! running "$2" "$3"; then replace "$2" "$3" "$4"; fi
+        sees "$2" || docker restart "$2" >/dev/null
         ;;
       only)
         shift

@@ -8,6 +8,7 @@ apply() {
   if have docker && version=$(api); then
     fail "an engine is there and too old (API $version); its upgrade ends containers, so it stays yours to do"
   fi
+  [ ! -e /snap/bin/docker ] || fail "Docker is there as a snap, and another engine beside it would hide its containers: remove that, or have it answer on /run/docker.sock with \`docker\` in /usr/local/bin"
   if ! have dockerd; then
     case $1 in
       docker.io) distribution ;;

@@ -4,7 +4,7 @@ check() {
   have nft || differs "nftables is not installed"
   if ! rules=$(nft list table $table 2>/dev/null); then differs "every port is open"; return; fi
   [ -x /usr/local/lib/preview/firewall ] || return 0
-  printf '%s\n' "$rules" | grep -qF "\"ports $(/usr/local/lib/preview/firewall ports)\"" || differs "other ports are open than wanted: $(printf '%s\n' "$rules" | sed -n 's/.*"ports \(.*\)".*/\1/p')"
+  printf '%s\n' "$rules" | grep -qF "\"ports $(/usr/local/lib/preview/firewall name)\"" || differs "other ports are open than wanted, or other rules loaded"
   systemctl is-enabled preview-firewall >/dev/null 2>&1 || differs "it does not come back after a reboot"
   ! ufw_active || note "ufw is active too and stays so: a port is open only if both let it through"
 }
@@ -16,7 +16,8 @@ apply() {
   echo "$mine" >/etc/preview/firewall.connection
   service daemon-reload
   service enable preview-firewall
-  service restart preview-firewall
+  # Where it runs, without a moment in which everything is open.
+  if systemctl is-active preview-firewall >/dev/null 2>&1; then /usr/local/lib/preview/firewall; else service restart preview-firewall; fi
 }
 # Everything that could load the rules again goes: the next reload of sshd or the next boot would close the door once more.
 undo() {

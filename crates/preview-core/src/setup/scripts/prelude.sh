@@ -21,10 +21,33 @@ lists() {
   printf '%s\n' "$said"
   return 1
 }
+dpkg_updates=/var/lib/dpkg/updates
+# Into a file first: a connection that breaks must not end dpkg in the middle of its work.
+install_packages() {
+  told=$(mktemp)
+  status=0
+  # Where somebody else ended it there, nothing can be installed before this. If dpkg is at work, it refuses, and apt-get waits.
+  [ -z "$(ls "$dpkg_updates" 2>/dev/null | grep '^[0-9]')" ] || dpkg --force-confold --configure -a >"$told" 2>&1 || :
+  apt_get install -y --no-install-recommends "$@" >>"$told" 2>&1 || status=$?
+  cat "$told"
+  rm -f "$told"
+  return $status
+}
 # The lists are asked for only where a package is not known yet.
 packages() {
-  apt_get install -y --no-install-recommends "$@" && return
-  lists && apt_get install -y --no-install-recommends "$@"
+  install_packages "$@" && return
+  lists && install_packages "$@"
+}
+# One at a time: two that change the same would each undo half of the other's. For as long as the shell lives that asks.
+alone() {
+  umask 077
+  exec 9>>"${PREVIEW_SETUP_LOCK:-/run/preview-setup.lock}"
+  umask 022
+  waited=
+  flock -n 9 && return
+  waited=yes
+  echo "another setup of this machine is at work: waiting for its end"
+  flock -w 600 9 || fail "it does not end: look there (/var/log/preview-setup.log for a server's own at its first start), then try again"
 }
 # Whether systemd runs the machine: nobody else has timers.
 booted() { [ -d /run/systemd/system ]; }

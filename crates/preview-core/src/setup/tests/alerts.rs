@@ -24,9 +24,10 @@ fn chat(status: &'static str) -> (String, Receiver<(String, String)>) {
             }
             let mut body = vec![0; size];
             reader.read_exact(&mut body).expect("a body");
+            // Before the answer: whoever has that may look at once.
+            let _ = sender.send((first.trim().to_owned(), String::from_utf8(body).expect("text")));
             write!(reader.get_mut(), "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                 .expect("an answer");
-            let _ = sender.send((first.trim().to_owned(), String::from_utf8(body).expect("text")));
         }
     });
     (address, receiver)
@@ -105,9 +106,26 @@ fn each_change_is_told_once_and_its_end_too() {
         told(&receiver),
         ["resolved: 1024 MiB of memory are available", "warning: the load is 2.50 on 2 processors"]
     );
-    machine.write("loadavg", "9.10 2.00 0.10 1/100 1\n");
+    machine.write("loadavg", "9.10 1.75 0.10 1/100 1\n");
     assert!(machine.look(&hook));
-    assert_eq!(told(&receiver), ["resolved: the load is 2.00 on 2 processors"]);
+    assert_eq!(told(&receiver), ["resolved: the load is 1.75 on 2 processors"]);
+}
+
+#[test]
+fn what_is_about_a_limit_is_told_once() {
+    let machine = Machine::new();
+    let (address, receiver) = chat("200 OK");
+    let hook = format!("webhook={address}/hook-secret\n");
+    let look = |memory: u32, load: &str| {
+        machine.write("meminfo", &format!("MemAvailable: {} kB\n", memory * 1024));
+        machine.write("loadavg", &format!("0.10 {load} 0.10 1/100 1\n"));
+        assert!(machine.look(&hook));
+        told(&receiver).len()
+    };
+    assert_eq!(look(500, "2.01"), 2);
+    assert_eq!([look(520, "1.99"), look(510, "2.01"), look(630, "1.81")], [0, 0, 0]);
+    assert_eq!(look(640, "1.80"), 2, "both are well again");
+    assert_eq!(look(520, "1.99"), 0);
 }
 
 #[test]
@@ -144,13 +162,18 @@ fn what_could_not_be_told_is_told_next_time() {
 }
 
 #[test]
-fn the_uptime_monitor_is_asked_for_each_time() {
+fn the_uptime_monitor_is_asked_for_each_time_and_first() {
     let machine = Machine::new();
     let (address, receiver) = chat("200 OK");
     for _ in 0..2 {
-        assert!(machine.look(&format!("uptime={address}/ping/hook-secret\n")));
+        // As written: nothing of an address is lost, or means something to curl.
+        assert!(machine.look(&format!("uptime={address}/ping/[hook-secret]{{1}}/abc=\n")));
         let asked: Vec<_> = receiver.try_iter().map(|(first, _)| first).collect();
-        assert_eq!(asked, ["GET /ping/hook-secret HTTP/1.1"]);
+        assert_eq!(asked, ["GET /ping/[hook-secret]{1}/abc= HTTP/1.1"]);
     }
+    machine.write("meminfo", "MemAvailable: 204800 kB\n");
+    assert!(machine.look(&format!("webhook={address}/hook-secret\nuptime={address}/ping\n")));
+    let asked: Vec<_> = receiver.try_iter().map(|(first, _)| first).collect();
+    assert_eq!(asked, ["GET /ping HTTP/1.1", "POST /hook-secret HTTP/1.1"]);
     assert!(!machine.look("uptime=http://127.0.0.1:1/hook-secret\n"), "its silence is an error for systemd");
 }

@@ -1,5 +1,9 @@
 //! The proxy's stack: its files, and what stays of an earlier one.
 
+use std::io::Read as _;
+
+use base64::Engine as _;
+
 use super::super::print;
 use super::super::proxy::{Present, ProxyWish, Tls, Tunnel, proxy_files, step};
 use super::*;
@@ -46,7 +50,8 @@ fn given() -> ProxyWish {
 fn machine(wish: &ProxyWish) -> Facts {
     let mut proxy = Present::default();
     for file in step(wish, &Facts::default()).expect("sound").files {
-        match file.path.strip_prefix("/opt/preview-proxy/").expect("below the directory") {
+        let Some(name) = file.path.strip_prefix("/opt/preview-proxy/") else { continue };
+        match name {
             "traefik.yml" => proxy.traefik = file.content.expose().clone(),
             "dynamic/tls.yml" => proxy.tls = file.content.expose().clone(),
             name if name == "acme.env" || name.starts_with("certs/") => {
@@ -124,10 +129,19 @@ fn user_data_with_the_proxy_fits_where_a_provider_takes_it() {
     let data = made(&all);
     assert_eq!(print::too_large(&data), None, "{} bytes", data.len());
     let script = print::script(&all, &Options::default()).expect("no secret");
-    // The comments of scripts are left out, and nothing of files.
-    assert!(script.contains("# Only what this step made") && !data.contains("# Only what this step made"));
-    assert!(data.contains("   # Read by Traefik whenever it changes."));
-    all.deploy_keys = vec![KEY.to_owned(); 100];
+    // It is packed whole.
+    let (_, packed) = data.split_once("encoding: gz+b64\n  content: ").expect("packed");
+    let packed =
+        base64::engine::general_purpose::STANDARD.decode(packed.lines().next().expect("a line")).expect("base64");
+    let mut unpacked = String::new();
+    flate2::read::GzDecoder::new(packed.as_slice()).read_to_string(&mut unpacked).expect("gzip");
+    assert_eq!(unpacked, script);
+    // Where there is room, comments of scripts are left out, and nothing of files.
+    let small = print::cloud_init(&all, &Options { only: vec!["proxy".to_owned()], ..Options::default() }, None)
+        .expect("no secret");
+    assert!(script.contains("# Only what this step made") && !small.contains("# Only what this step made"));
+    assert!(small.contains("   # Read by Traefik whenever it changes."));
+    all.deploy_keys = (0..1000).map(|number| format!("{KEY}-{}", crate::setup::sha256(&number.to_string()))).collect();
     let wrong = print::too_large(&made(&all)).expect("too large");
     assert!(wrong.contains("bytes, and a provider takes 32768") && wrong.contains("--skip proxy"), "{wrong}");
 }
