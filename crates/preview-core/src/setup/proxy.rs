@@ -390,9 +390,7 @@ entryPoints:
   # Uploads and streams of clients take their time; Traefik's own 60 s count for the whole of a request.
   websecure:
     address: \":443\"
-    transport:
-      respondingTimeouts:
-        readTimeout: 1h
+    transport: {{respondingTimeouts: {{readTimeout: 1h}}}}
     http:
       tls: {{}}
   # For a tunnel that ends TLS before it gets here; published nowhere, and nothing is led to HTTPS, which would lead here again.
@@ -401,9 +399,7 @@ entryPoints:
     address: \":8081\"
     forwardedHeaders:
       insecure: true
-    transport:
-      respondingTimeouts:
-        readTimeout: 1h
+    transport: {{respondingTimeouts: {{readTimeout: 1h}}}}
   admin:
     address: \":8080\"
 api:
