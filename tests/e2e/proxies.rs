@@ -1,5 +1,6 @@
 //! Through real proxies: by host, by path, two names, web sockets, gRPC, Postgres over TLS; status pages; and what happens when the proxy does not play along.
 
+mod asks;
 mod rolling;
 mod told;
 

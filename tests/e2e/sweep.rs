@@ -335,7 +335,7 @@ fn the_forge_is_asked() {
 
     const TOKEN: &str = "planted-forge-token";
     let Some(mut site) = Site::new(Where::Local, SMALL) else { return };
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let server = runtime.block_on(MockServer::start());
     site.write("preview.toml", &limits(6, ""));
     site.set("GITHUB_REPOSITORY", "acme/shop");

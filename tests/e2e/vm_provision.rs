@@ -121,8 +121,14 @@ fn what_a_new_server_could_not_do_without_is_refused() {
         assert!(ran.err.contains(said), "{}", ran.err);
     }
     let keys = tempfile::NamedTempFile::new().expect("a file");
-    let key = format!("ssh-ed25519 {}\n", "A".repeat(60));
-    std::fs::write(keys.path(), key.repeat(600)).expect("keys");
+    // No two alike, which would be packed into nothing.
+    let key = |number: u64| {
+        (0..4)
+            .map(|part| format!("{:016x}", (number * 4 + part + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+            .collect::<String>()
+    };
+    let all: String = (0..1000).map(|number| format!("ssh-ed25519 {}\n", key(number))).collect();
+    std::fs::write(keys.path(), all).expect("keys");
     // Nobody answers there: it is refused before anybody is asked.
     let silent = "http://127.0.0.1:9/v1";
     let ran = provision(silent, &["--deploy-key", keys.path().to_str().expect("text")]).expect(2);

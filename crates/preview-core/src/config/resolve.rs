@@ -112,7 +112,24 @@ impl Config {
         } else {
             self.routes.iter().filter_map(|route| route.url.clone()).collect()
         };
+        for url in &urls {
+            self.check_scheme(url)?;
+        }
         Naming::new(app, self.name.as_ref(), &urls).map_err(|error| self.name_error(&error))
+    }
+
+    /// How a host is answered holds for all previews on it, and without a certificate or `tls` Caddy knows that by the address alone: one that a pull
+    /// request writes with `http://` would take TLS from all others on the host.
+    fn check_scheme(&self, url: &UrlTemplate) -> Result<(), ConfigError> {
+        let proxy = &self.proxy;
+        let by_address = proxy.kind == ProxyKind::Caddy && proxy.tls.is_none() && proxy.certificate.is_none();
+        if !by_address || url.has_own_host() || !url.is_http() {
+            return Ok(());
+        }
+        let message =
+            format!("`{url}`: with `http://`, Caddy would speak no TLS for the whole host, which other previews share");
+        let help = "write `https://`, or `tls = false` in `[proxy]` where nobody on the host is to speak TLS";
+        Err(self.error(&self.key_of(&url.to_string()), message).with_help(help))
     }
 
     /// Adds the one route that the Compose files made obvious, where the configuration names none.
@@ -148,11 +165,15 @@ impl Config {
     }
 
     fn name_error(&self, error: &NameError) -> ConfigError {
-        let template = error.template().unwrap_or_default();
+        self.error(&self.key_of(error.template().unwrap_or_default()), error.to_string())
+    }
+
+    /// Where a template stands.
+    fn key_of(&self, template: &str) -> String {
         // A template with its service filled in is no longer the text of the file.
         let route =
             self.routes.iter().position(|route| route.url.as_ref().is_some_and(|url| url.to_string() == template));
-        let key = if self.name.as_ref().is_some_and(|name| name.to_string() == template) {
+        if self.name.as_ref().is_some_and(|name| name.to_string() == template) {
             "name".to_owned()
         } else if let Some(index) = route
             && self.urls.is_empty()
@@ -160,8 +181,7 @@ impl Config {
             format!("{}.url", element("route", index))
         } else {
             "url".to_owned()
-        };
-        self.error(&key, error.to_string())
+        }
     }
 }
 

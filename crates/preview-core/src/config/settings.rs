@@ -255,7 +255,10 @@ impl Settings {
         layer(&mut file, |setting| setting.variable, from_environment)?;
         layer(&mut file, |setting| setting.flag, |setting| (setting.flags)(flags))?;
         check::check(&file)?;
-        let warnings = overruled.into_iter().chain(environment.keys().filter_map(|name| warning(name))).collect();
+        // What the base branch says and what the pull request says come together here.
+        super::dns::check_way_in(&file)?;
+        let odd = environment.keys().filter_map(|name| warning(name));
+        let warnings = overruled.into_iter().chain(odd).chain(super::dns::doubts(&file)).collect();
         Ok(Self { config: resolve::resolve(file)?, warnings })
     }
 }

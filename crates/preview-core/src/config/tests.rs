@@ -365,6 +365,26 @@ fn addresses_in_order_and_the_obvious_route() {
     assert_eq!(config.proxy.entrypoint(&url), "websecure");
 }
 
+/// One address with `http://` would decide for the host of all.
+#[test]
+fn caddy_is_not_asked_for_a_host_of_all_without_tls_by_an_address_alone() {
+    let caddy = |url: &str, more: &str| config(&format!("url = '{url}'\n[proxy]\nkind = 'caddy'\n{more}"));
+    let error = caddy("http://x.test/{name}", "").unwrap_err().to_string();
+    assert!(
+        error.starts_with("preview.toml:1:7: `url`: `http://x.test/{name}`") && error.contains("tls = false"),
+        "{error}"
+    );
+    for (url, more) in [
+        ("https://x.test/{name}", ""),
+        ("http://{name}.x.test", ""),
+        ("http://x.test/{name}", "tls = false"),
+        ("http://x.test/{name}", "tls = true"),
+        ("http://x.test/{name}", "certificate = '/c'\ncertificate_key = '/k'"),
+    ] {
+        assert!(caddy(url, more).is_ok(), "{url} {more}");
+    }
+}
+
 #[test]
 fn the_place_of_what_shows_later() {
     let config = config("[[route]]\nservice = 'wbe'\nport = 1").unwrap();

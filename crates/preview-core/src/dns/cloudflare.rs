@@ -59,6 +59,8 @@ pub struct Cloudflare {
 #[derive(Deserialize)]
 struct Zone {
     id: String,
+    #[serde(default)]
+    status: String,
 }
 
 impl Cloudflare {
@@ -92,9 +94,11 @@ impl Cloudflare {
     /// The path of the zone's records.
     async fn records(&self, operation: &'static str) -> Result<String, Fault> {
         let find = || async {
-            // One at most, so no pages; those of zones are smaller than those of records.
+            // Few at most, so no pages; those of zones are smaller than those of records.
             let found = self.api.find(operation, "/zones", &[("name", &self.zone)]).await?;
-            let found: Vec<Zone> = parse(operation, found)?;
+            let mut found: Vec<Zone> = parse(operation, found)?;
+            // One name may stand in two accounts; only one of them is served.
+            found.sort_by_key(|zone| zone.status != "active");
             found.into_iter().next().map(|zone| zone.id).ok_or_else(|| {
                 let context = format!("the token sees no zone {} at Cloudflare ([dns] zone)", self.zone);
                 Fault::new(FaultKind::Denied, operation, context)

@@ -97,8 +97,9 @@ fn value_and_marks(table: &AdapterTable, place: &Place, target: Option<&str>) ->
     };
     let value = Value::parse(text).map_err(|why| table.error("target", format!("`{}` {why}", text.escape_debug())))?;
     let host = match (&place.host, place.port) {
-        (Some(host), Some(port)) => format!("{host}:{port}"),
-        (Some(host), None) => host.clone(),
+        // The usual port, named or not, is the same VM.
+        (Some(host), Some(port)) if port != 22 => format!("{host}:{port}"),
+        (Some(host), _) => host.clone(),
         // Two machines that call themselves so are told apart by what leads to them.
         (None, _) => format!("local {value}"),
     };

@@ -53,6 +53,8 @@ async fn retrying<T, F: Future<Output = Result<T, Fault>>>(
                 observer.event(&Event::Warning(&format!("{}; trying again", fault.chain())));
                 tokio::time::sleep(Duration::from_millis(500 * u64::from(tried))).await;
             }
+            // What was tried before may have been carried out, whatever the last answer says.
+            Err(fault) if tried > 0 => return Err(of_dns(fault).transient()),
             done => return done.map_err(of_dns),
         }
     }
@@ -165,8 +167,7 @@ impl Flight<'_> {
         let (never, limit) = (Interrupt::default(), self.project.timeouts.start);
         let work = remove(self.client, &self.deploy.target, &stale, self.observer);
         match guarded(self.lease, &never, limit, work).await {
-            Ok(_) if self.client.dns.is_some() => return Hosts::new(),
-            Ok(_) => {}
+            Ok(gone) => return gone.left,
             Err(Halt::Fault(fault) | Halt::LeaseLost(fault)) => {
                 self.observer.event(&Event::Warning(&self.redactor.clean(&fault.chain())));
             }

@@ -204,7 +204,13 @@ async fn sweep_all(
     let tickets: Vec<Target> = tickets.into_iter().filter(|target| !gone(target)).collect();
     swept.tickets = bury_tickets_of(client, &tickets, &wish.who, interrupt).await?;
     let mut kept = Vec::new();
-    for project in std::mem::take(&mut swept.routes) {
+    let mut strays = std::mem::take(&mut swept.routes);
+    if !strays.is_empty() {
+        // Removing took a while, and a preview may have come back: its state is there before its routes are.
+        let now = look(client).await?;
+        strays = rules::stray_routes(strays, &now.survey, &now.inventory);
+    }
+    for project in strays {
         match leading::mislead(client, &project).await {
             Ok(()) => swept.routes.push(project),
             Err(fault) if fault.kind == FaultKind::Unreachable => return Err(fault.into()),

@@ -122,6 +122,12 @@ impl UrlTemplate {
         self.scheme == Scheme::Tcp
     }
 
+    /// Whether it is for HTTP without TLS.
+    #[must_use]
+    pub fn is_http(&self) -> bool {
+        self.scheme == Scheme::Http
+    }
+
     /// Whether each preview has a host of its own, rather than a path on a host that others share.
     #[must_use]
     pub fn has_own_host(&self) -> bool {

@@ -79,10 +79,11 @@ fn page(files: &[&str]) -> String {
 }
 
 /// The paths of one preview on a host.
-pub(super) fn locations(owner: Owner<'_>, site: &Site<'_>, access: &Access) -> String {
+pub(super) fn locations(proxy: &FileProxy, owner: Owner<'_>, site: &Site<'_>, access: &Access) -> String {
     let mut text = String::new();
     for (index, route) in site.routes.iter().enumerate() {
-        let path = parts(&route.url).path;
+        let at = parts(&route.url);
+        let path = at.path;
         let matcher = format!("@{}-{index}", owner.project);
         if path.is_empty() {
             text.push_str("handle {\n");
@@ -105,9 +106,17 @@ pub(super) fn locations(owner: Owner<'_>, site: &Site<'_>, access: &Access) -> S
             let _ = writeln!(text, "\t\turi strip_prefix {path}\n\t\trequest_header X-Forwarded-Prefix {path}");
         }
         let scheme = if route.protocol == Protocol::H2c { "h2c" } else { "http" };
+        let mut told = String::new();
+        if proxy.is_behind() {
+            // Where it stands, only machines of one's own get to it.
+            told.push_str("\t\t\ttrusted_proxies 127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 ::1 fd00::/8\n");
+        }
+        if proxy.ends_before(at.secure) {
+            told.push_str("\t\t\theader_up X-Forwarded-Proto https\n");
+        }
         let _ = writeln!(
             text,
-            "\t\treverse_proxy {scheme}://{}:{} {{\n\t\t\tlb_try_duration 3s\n\t\t}}\n\t}}\n}}",
+            "\t\treverse_proxy {scheme}://{}:{} {{\n\t\t\tlb_try_duration 3s\n{told}\t\t}}\n\t}}\n}}",
             owner.alias(&route.service),
             route.port
         );

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! <routes>/live -> gen.123.456
+//! <routes>/.loaded                                      the name of the generation that the proxy has loaded
 //! <routes>/gen.123.456/host-<host>.conf               one a host: where it listens, its certificate
 //! <routes>/gen.123.456/locations/<host>/<project>.conf  one a host and preview: its paths
 //! <routes>/gen.123.456/auth/<project>                   who may come in
@@ -100,6 +101,16 @@ impl FileProxy {
         self.tls.unwrap_or(self.certificate.is_some() || parts(&route.url).secure)
     }
 
+    /// Whether something in front of it is the first to see requests.
+    pub(super) fn is_behind(&self) -> bool {
+        self.tls == Some(false)
+    }
+
+    /// Whether requests for such an address come over TLS, and lose it before they get here.
+    pub(super) fn ends_before(&self, secure: bool) -> bool {
+        secure && self.is_behind()
+    }
+
     /// The files for a preview's routes.
     #[must_use]
     pub(super) fn bundle(&self, owner: Owner<'_>, routes: &[Route], access: &Access) -> Bundle {
@@ -122,7 +133,7 @@ impl FileProxy {
         for site in sites.values() {
             let (server, locations) = match self.kind {
                 FileKind::Nginx => (nginx::server(self, site), nginx::locations(self, owner, site, access)),
-                FileKind::Caddy => (caddy::server(self, site), caddy::locations(owner, site, access)),
+                FileKind::Caddy => (caddy::server(self, site), caddy::locations(self, owner, site, access)),
             };
             files.insert(format!("host-{}.conf", site.host), server);
             files.insert(format!("locations/{}/{}.conf", site.host, owner.project), locations);
@@ -194,10 +205,13 @@ until flock -n 9; do
   sleep 1
 done
 point() { ln -s "$1" .next && mv -Tf .next live; }
-old=$(readlink live || :)
-# What a container left that ended in the middle.
+live=$(readlink live || :)
+# What the proxy has loaded. A run that ended in the middle may have left the link at something else, which nobody has checked.
+old=$(cat .loaded 2>/dev/null || :)
+if [ "$old" = "$live" ]; then same=yes; else same=; fi
+[ -n "$old" ] && [ -d "$old" ] || old=$live
 rm -rf .next
-for gen in gen.*; do [ "$gen" = "$old" ] || rm -rf "$gen"; done
+for gen in gen.*; do [ "$gen" = "$old" ] || [ "$gen" = "$live" ] || rm -rf "$gen"; done
 new=gen.$(date +%s).$$
 mkdir "$new"
 if [ -n "$old" ] && [ -d "$old" ]; then cp -a "$old/." "$new/"; fi
@@ -209,7 +223,7 @@ for host in "$new"/locations/*; do
   rm -f "$new/host-${host##*/}.conf"
 done
 # Nothing differs, so nobody has to be reloaded.
-if [ -n "$old" ] && diff -r "$old" "$new" >/dev/null 2>&1; then rm -rf "$new"; exit 0; fi
+if [ -n "$old" ] && [ -n "$same" ] && diff -r "$old" "$new" >/dev/null 2>&1; then rm -rf "$new"; exit 0; fi
 back() {
   if [ -n "$old" ]; then point "$old"; else rm -f live; fi
   rm -rf "$new"
@@ -217,6 +231,7 @@ back() {
 point "$new"
 if ! said=$($check 2>&1); then back; printf '%s\n' "$said" >&2; exit 3; fi
 if ! said=$($reload 2>&1); then back; $reload >/dev/null 2>&1 || :; printf '%s\n' "$said" >&2; exit 3; fi
+printf '%s' "$new" >.loaded
 [ -z "$old" ] || rm -rf "$old"
 "#;
 
@@ -320,6 +335,61 @@ mod tests {
         assert_eq!(caddy.objection(&route("https://a.example.com", Protocol::Http)), None, "Caddy gets its own");
         let odd = Route { priority: Some(1), ..route("https://a.example.com", Protocol::Http) };
         assert!(caddy.objection(&odd).is_some());
+    }
+
+    /// A script that died after it had moved the link, and before the proxy had loaded anything.
+    #[test]
+    fn what_a_dead_script_left_is_neither_taken_for_loaded_nor_gone_back_to() {
+        use std::io::Write as _;
+        let home = tempfile::tempdir().unwrap();
+        let path = |name: &str| home.path().join(name);
+        let text = |name: &str| std::fs::read_to_string(path(name)).unwrap_or_default();
+        std::fs::create_dir(path("routes")).unwrap();
+        std::fs::write(path("reload"), format!("echo once >> {}", path("reloads").display())).unwrap();
+        let proxy = FileProxy { routes: path("routes").display().to_string(), ..proxy(FileKind::Nginx) };
+        let reload = format!("sh {}", path("reload").display());
+        let replace = |content: &str, check: &str| {
+            let words = proxy.script(REPLACE, &["shop_pr-7", check, &reload]);
+            let files = [("host-h.conf", "server"), ("locations/h/shop_pr-7.conf", content)];
+            let files = files.map(|(path, content)| (path.to_owned(), content.to_owned())).into();
+            let mut command = std::process::Command::new(&words[0]);
+            let mut child = command.args(&words[1..]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+            child.stdin.take().unwrap().write_all(&Bundle { files }.tar().unwrap()).unwrap();
+            child.wait().unwrap().code()
+        };
+        let reloads = || text("reloads").lines().count();
+        let live = || text("routes/live/locations/h/shop_pr-7.conf");
+        assert_eq!((replace("one", "true"), reloads(), live()), (Some(0), 1, "one".to_owned()));
+        assert_eq!((replace("one", "true"), reloads()), (Some(0), 1), "nothing differs");
+
+        let die = |content: &str| {
+            let conf = "dead/locations/h/shop_pr-7.conf";
+            let script = format!(
+                "rm -rf gen.dead && cp -a live/. gen.dead && printf %s {content} >gen.{conf} && ln -sfn gen.dead live"
+            );
+            let mut command = std::process::Command::new("sh");
+            assert!(command.args(["-c", &script]).current_dir(path("routes")).status().unwrap().success());
+            assert_eq!(live(), content);
+        };
+        die("bad");
+        assert_eq!(
+            (replace("worse", "false"), reloads(), live()),
+            (Some(3), 1, "one".to_owned()),
+            "back to what was loaded"
+        );
+        die("two");
+        assert_eq!(
+            (replace("two", "true"), reloads(), live()),
+            (Some(0), 2, "two".to_owned()),
+            "not loaded, though it was there"
+        );
+        die("three");
+        assert_eq!(
+            (replace("two", "true"), reloads(), live()),
+            (Some(0), 3, "two".to_owned()),
+            "it may have been loaded"
+        );
+        assert_eq!((replace("two", "true"), reloads()), (Some(0), 3));
     }
 
     #[test]

@@ -117,3 +117,49 @@ impl Proxy {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a proxy is told of one route, as one text.
+    fn told(proxy: &Proxy, url: &str) -> String {
+        let owner = Owner { app: "shop", name: "pr-7", project: "shop_pr-7" };
+        let route = [Route { service: "web".into(), port: 80, url: url.into(), ..Route::default() }];
+        let services = proxy.services(owner, &route, &Access::default(), &BTreeMap::new());
+        let files = proxy.files(owner, &route, &Access::default()).map(|bundle| bundle.files).unwrap_or_default();
+        format!("{services:?}{files:?}")
+    }
+
+    #[test]
+    fn behind_what_ends_tls_applications_hear_what_the_address_says() {
+        let traefik = |tls| {
+            let network = "preview-proxy".to_owned();
+            Proxy::Traefik(Traefik { network, entrypoint: None, tls, cert_resolver: None })
+        };
+        let files = |kind, tls| {
+            let text = |text: &str| text.to_owned();
+            let certificate = Some((text("/c"), text("/k")));
+            let (network, container, routes) = (text("n"), text("c"), text("/r"));
+            Proxy::Files(FileProxy { kind, network, container, routes, certificate, tls, pages: None })
+        };
+        let words = [
+            "customrequestheaders.X-Forwarded-Proto\": \"https\"",
+            "X-Forwarded-Proto https;",
+            "header_up X-Forwarded-Proto https",
+        ];
+        let all = |tls| [traefik(tls), files(FileKind::Nginx, tls), files(FileKind::Caddy, tls)];
+        for (proxy, word) in all(Some(false)).iter().zip(words) {
+            assert!(told(proxy, "https://pr-7.example.com").contains(word), "{proxy:?}");
+            assert!(!told(proxy, "http://pr-7.example.com").contains(word), "{proxy:?}");
+        }
+        for (proxy, word) in all(None).iter().zip(words) {
+            assert!(!told(proxy, "https://pr-7.example.com").contains(word), "{proxy:?}");
+        }
+        // Who is the first to see a request believes nobody.
+        let (edge, behind) = (files(FileKind::Nginx, None), files(FileKind::Nginx, Some(false)));
+        assert!(told(&edge, "https://a.example.com").contains("X-Forwarded-For $remote_addr;"));
+        assert!(told(&behind, "https://a.example.com").contains("X-Forwarded-For $proxy_add_x_forwarded_for;"));
+        assert!(!told(&files(FileKind::Caddy, None), "https://a.example.com").contains("trusted_proxies"));
+    }
+}

@@ -8,15 +8,16 @@ use super::Owner;
 use super::files::{FileProxy, Site};
 use crate::route::{Access, Protocol, parts};
 
-/// What all hosts need once: for web sockets, and for the status page of an address with a path.
+/// What all hosts need once: for web sockets, and for the status page of an address with a path. That is known by what the client asked for: `$uri` is
+/// another after a prefix was stripped, and on the way to the page.
 pub(super) const COMMON: &str = r#"map $http_upgrade $preview_connection { default upgrade; "" ""; }
-map $uri $preview_first { "~^/(?<preview_a>[^/]+)" "~$preview_a"; default "~"; }
-map $uri $preview_second { "~^/(?<preview_b>[^/]+)/(?<preview_c>[^/]+)" "~$preview_b~$preview_c"; default "~"; }
+map $request_uri $preview_first { "~^/(?<preview_a>[^/?]+)" "~$preview_a"; default "~"; }
+map $request_uri $preview_second { "~^/(?<preview_b>[^/?]+)/(?<preview_c>[^/?]+)" "~$preview_b~$preview_c"; default "~"; }
 "#;
 
 /// The same for what is there before any preview is.
-const MAIN: &str = r#"    map $uri $status_first { "~^/(?<status_a>[^/]+)" "~$status_a"; default "~"; }
-    map $uri $status_second { "~^/(?<status_b>[^/]+)/(?<status_c>[^/]+)" "~$status_b~$status_c"; default "~"; }
+const MAIN: &str = r#"    map $request_uri $status_first { "~^/(?<status_a>[^/?]+)" "~$status_a"; default "~"; }
+    map $request_uri $status_second { "~^/(?<status_b>[^/?]+)/(?<status_c>[^/?]+)" "~$status_b~$status_c"; default "~"; }
 "#;
 
 /// The whole configuration of an nginx that does nothing but lead to previews.
@@ -42,8 +43,9 @@ pub(super) fn status(pages: &str) -> String {
 }
 
 fn frame(http: &str) -> String {
+    // Each deploy of any preview is a reload, and workers of before stay for the web sockets that they have.
     format!(
-        "worker_processes auto;\npid /run/nginx.pid;\nerror_log /dev/stderr warn;\nevents {{ worker_connections 4096; }}\nhttp {{\n    \
+        "worker_processes auto;\nworker_shutdown_timeout 10m;\npid /run/nginx.pid;\nerror_log /dev/stderr warn;\nevents {{ worker_connections 4096; }}\nhttp {{\n    \
          access_log off;\n    server_tokens off;\n    default_type text/html;\n    types {{ text/html html; }}\n    \
          server_names_hash_bucket_size 256;\n{MAIN}{http}}}\n"
     )
@@ -56,22 +58,25 @@ fn indent(text: &str) -> String {
 /// What is shown where no service answers. `prefix` is that of the maps.
 fn fallback(pages: Option<&str>, prefix: &str) -> String {
     let Some(pages) = pages else { return "    root /nonexistent;\n".to_owned() };
-    // Names of files: see `pages`. What is there is a preview without an answer; for the rest there is one page.
+    // Names of files: see `pages`. What is there is a preview without an answer; for the rest there is one page. A request of any method gets it: led to
+    // a path, it becomes a GET, which a location with a name would not make of it. An application may have every path but these two.
     format!(
         "    root /nonexistent;\n\
          \x20   recursive_error_pages on;\n\
-         \x20   error_page 404 502 504 =503 @preview_page;\n\
-         \x20   location @preview_page {{\n\
+         \x20   error_page 404 405 502 504 =503 /.preview-page;\n\
+         \x20   location = /.preview-page {{\n\
+         \x20       internal;\n\
          \x20       root {pages};\n\
-         \x20       error_page 404 =404 /gone.html;\n\
+         \x20       error_page 404 =404 /.preview-gone;\n\
          \x20       add_header Cache-Control no-store always;\n\
          \x20       add_header Retry-After 5 always;\n\
          \x20       try_files /$host${prefix}_second.html /$host${prefix}_first.html /$host.html =404;\n\
          \x20   }}\n\
-         \x20   location = /gone.html {{\n\
+         \x20   location = /.preview-gone {{\n\
          \x20       internal;\n\
          \x20       root {pages};\n\
          \x20       add_header Cache-Control no-store always;\n\
+         \x20       try_files /gone.html =404;\n\
          \x20   }}\n"
     )
 }
@@ -97,7 +102,10 @@ pub(super) fn server(proxy: &FileProxy, site: &Site<'_>) -> String {
         _ => text.push_str("    listen 80;\n"),
     }
     // A second: a container that is replaced has another address.
-    text.push_str("    resolver 127.0.0.11 valid=1s ipv6=off;\n    client_max_body_size 0;\n");
+    // An hour as for what upstreams send: a stream to a gRPC server, or an upload, may be silent for a while.
+    text.push_str(
+        "    resolver 127.0.0.11 valid=1s ipv6=off;\n    client_max_body_size 0;\n    client_body_timeout 1h;\n",
+    );
     let _ = writeln!(text, "    include {}/live/locations/{host}/*.conf;", proxy.routes);
     text.push_str(&fallback(proxy.pages.as_deref(), "preview"));
     text.push_str("}\n");
@@ -108,7 +116,8 @@ pub(super) fn server(proxy: &FileProxy, site: &Site<'_>) -> String {
 pub(super) fn locations(proxy: &FileProxy, owner: Owner<'_>, site: &Site<'_>, access: &Access) -> String {
     let mut text = String::new();
     for route in &site.routes {
-        let path = parts(&route.url).path;
+        let at = parts(&route.url);
+        let path = at.path;
         let upstream = format!("{}:{}", owner.alias(&route.service), route.port);
         let mut body = String::new();
         for network in &access.allow_ips {
@@ -131,17 +140,31 @@ pub(super) fn locations(proxy: &FileProxy, owner: Owner<'_>, site: &Site<'_>, ac
         // Before `rewrite … break`, which ends what is done of this kind.
         let _ = writeln!(body, "    set $preview_upstream {scheme}://{upstream};");
         if route.strip_prefix && !path.is_empty() {
+            if word == "proxy" {
+                // As the client wrote it: `rewrite` makes `/` of `%2F` and of `//`, and is for what the client wrote the prefix otherwise in.
+                let _ = writeln!(
+                    body,
+                    "    if ($request_uri ~ \"^{}(?<preview_rest>/[^?]*)\") {{\n        set $preview_upstream {scheme}://{upstream}$preview_rest$is_args$args;\n    }}",
+                    escape(path)
+                );
+            }
             let _ = writeln!(body, "    rewrite ^{}/?(.*)$ /$1 break;", escape(path));
         }
         let _ = writeln!(body, "    {word}_pass $preview_upstream;");
+        // Who is the first to see requests believes nothing that clients say of themselves.
+        let forwarded = if proxy.is_behind() { "$proxy_add_x_forwarded_for" } else { "$remote_addr" };
         for (header, value) in [
             ("Host", "$http_host"),
             ("X-Real-IP", "$remote_addr"),
-            ("X-Forwarded-For", "$proxy_add_x_forwarded_for"),
+            ("X-Forwarded-For", forwarded),
             ("X-Forwarded-Host", "$http_host"),
-            ("X-Forwarded-Proto", "$scheme"),
+            ("X-Forwarded-Proto", if proxy.ends_before(at.secure) { "https" } else { "$scheme" }),
         ] {
             let _ = writeln!(body, "    {word}_set_header {header} {value};");
+        }
+        if !proxy.is_behind() {
+            let _ =
+                writeln!(body, "    {word}_set_header Forwarded \"\";\n    {word}_set_header X-Forwarded-Port \"\";");
         }
         if access.basic_auth.is_some() {
             let _ = writeln!(body, "    {word}_set_header Authorization \"\";");

@@ -113,6 +113,11 @@ impl Traefik {
         if route.strip_prefix && !at.path.is_empty() {
             middleware(format!("{router}-strip"), "stripprefix.prefixes", at.path.to_owned());
         }
+        if at.secure && !secure {
+            // TLS ended before the request got here, and Traefik tells what it sees itself.
+            let header = "headers.customrequestheaders.X-Forwarded-Proto";
+            middleware(common("https"), header, "https".to_owned());
+        }
         middleware(common("retry"), "retry.attempts", ATTEMPTS.to_string());
         set(format!("{http}.middlewares"), chain.join(","));
     }

@@ -20,6 +20,8 @@ struct Zone {
     /// Value and mark by host.
     records: BTreeMap<String, (String, String)>,
     failures: Vec<(&'static str, Fault)>,
+    /// Faults of writes that are carried out all the same.
+    lost: Vec<Fault>,
     calls: Vec<&'static str>,
 }
 
@@ -44,6 +46,11 @@ impl MemoryZone {
         self.lock().failures.push((operation, fault));
     }
 
+    /// The next `write` is carried out, and its answer is lost; what [`fail_next`](Self::fail_next) ordered comes after it.
+    pub fn lose_answer(&self, fault: Fault) {
+        self.lock().lost.push(fault);
+    }
+
     /// What was asked for, in order.
     #[must_use]
     pub fn calls(&self) -> Vec<&'static str> {
@@ -53,7 +60,8 @@ impl MemoryZone {
     fn begin(&self, operation: &'static str) -> Result<MutexGuard<'_, Zone>, Fault> {
         let mut zone = self.lock();
         zone.calls.push(operation);
-        match zone.failures.iter().position(|(of, _)| *of == operation) {
+        let first = operation == "write" && !zone.lost.is_empty();
+        match zone.failures.iter().position(|(of, _)| *of == operation && !first) {
             Some(index) => Err(zone.failures.remove(index).1),
             None => Ok(zone),
         }
@@ -103,7 +111,7 @@ impl Dns for MemoryDns {
         }
         let changed = hosts.iter().filter(|host| zone.records.get(*host) != Some(&wanted)).count();
         zone.records.extend(hosts.iter().map(|host| (host.clone(), wanted.clone())));
-        Ok(changed)
+        zone.lost.pop().map_or(Ok(changed), Err)
     }
 
     async fn remove(&self, preview: &Target, hosts: &BTreeSet<String>) -> Result<usize, Fault> {

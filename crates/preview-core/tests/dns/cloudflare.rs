@@ -67,6 +67,28 @@ async fn all_hosts_of_a_deploy_are_one_batch_and_pages_are_read_to_the_end() {
     assert!(fake.memory().records.is_empty());
 }
 
+/// The API's schema says that `total_count` counts without the filter.
+#[tokio::test]
+async fn a_list_ends_with_the_first_page_that_is_not_full() {
+    let fake = Fake::start().await;
+    let dns = adapter(&fake, "one", "192.0.2.7", "");
+    let names: Vec<String> = (0..130).map(|number| format!("h{number}")).collect();
+    let many = hosts(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    dns.write(&preview("pr-7"), &many).await.expect("written");
+    let lists = |fake: &Fake| fake.memory().calls.iter().filter(|call| call.starts_with("GET")).count();
+    // (pages that the server makes, what it says that there is, requests)
+    for (page, total, requests) in [(None, 150, 2), (None, 0, 2), (Some(50), 150, 3), (Some(65), 150, 3)] {
+        (fake.memory().page, fake.memory().total) = (page, Some(total));
+        let before = lists(&fake);
+        let found = dns.list().await.expect("listed").len();
+        assert_eq!((found, lists(&fake) - before), (130, requests), "{page:?} {total}");
+    }
+    (fake.memory().page, fake.memory().total) = (None, Some(150));
+    let before = lists(&fake);
+    assert_eq!(dns.write(&preview("pr-8"), &hosts(&["pr-8"])).await.expect("written"), 1);
+    assert_eq!(lists(&fake) - before, 1, "one question for one host");
+}
+
 #[tokio::test]
 async fn a_full_zone_says_what_to_do_and_has_nothing_of_it() {
     let fake = Fake::start().await;
@@ -150,4 +172,22 @@ async fn proxied_records_carry_the_proxys_ttl_and_a_warning_where_its_certificat
     assert!(dns.check(&hosts(&["pr-7"])).expect("fine").is_empty());
     let warnings = dns.check(&hosts(&["pr-7.preview"])).expect("allowed");
     assert!(warnings.len() == 1 && warnings[0].contains("certificate"), "{warnings:?}");
+}
+
+/// `ssh://vm` and `ssh://vm:22` are one VM; another port may be another.
+#[tokio::test]
+async fn the_usual_port_is_no_part_of_the_mark() {
+    let fake = Fake::start().await;
+    let behind = |port| {
+        let table =
+            AdapterTable::new("cloudflare", "zone = 'example.com'\ntarget = '192.0.2.7'".parse().expect("TOML"));
+        let place = Place { host: Some("one".to_owned()), port, base_dir: "/opt/previews".to_owned(), tunnel: None };
+        let environment = [("PREVIEW_DNS_TOKEN", TOKEN.to_owned()), ("PREVIEW_CLOUDFLARE_API", fake.url())];
+        let environment = environment.map(|(name, value)| (name.to_owned(), value)).into();
+        Cloudflare::from_table(&table, &place, &environment).expect("an adapter")
+    };
+    assert_eq!(behind(None).write(&preview("pr-7"), &hosts(&["pr-7"])).await.expect("written"), 1);
+    assert_eq!(behind(Some(22)).write(&preview("pr-7"), &hosts(&["pr-7"])).await.expect("the same"), 0);
+    let fault = behind(Some(2222)).write(&preview("pr-7"), &hosts(&["pr-7"])).await.expect_err("another VM's");
+    assert_eq!(fault.kind, FaultKind::Conflict, "{fault}");
 }

@@ -26,6 +26,10 @@ pub(crate) struct Memory {
     pub(crate) next: VecDeque<(u16, u32, Option<u64>)>,
     /// Method and path of each request.
     pub(crate) calls: Vec<String>,
+    /// What lists say that there is in all, whatever the filter.
+    pub(crate) total: Option<usize>,
+    /// Pages of records are no longer than that, whatever is asked for.
+    pub(crate) page: Option<usize>,
     /// The tunnel's configuration.
     pub(crate) tunnel: Value,
     made: usize,
@@ -155,8 +159,10 @@ impl Memory {
             .collect();
         let number = |key: &str, default| query.get(key).and_then(|text| text.parse().ok()).unwrap_or(default);
         let (page, size): (usize, usize) = (number("page", 1), number("per_page", 20));
+        let size = self.page.map_or(size, |largest| size.min(largest));
+        let total = self.total.unwrap_or(found.len());
         let some: Vec<&&Value> = found.iter().skip((page - 1) * size).take(size).collect();
-        let info = json!({"page": page, "per_page": size, "count": some.len(), "total_count": found.len()});
+        let info = json!({"page": page, "per_page": size, "count": some.len(), "total_count": total});
         let body = json!({"success": true, "errors": [], "messages": [], "result": some, "result_info": info});
         ResponseTemplate::new(200).set_body_json(body)
     }
@@ -193,7 +199,8 @@ impl Respond for Responder {
         match (request.method.as_str(), path.as_str()) {
             ("GET", "/zones") => {
                 let found = if query.get("name").is_some_and(|name| name == "example.com") {
-                    json!([{"id": ZONE, "name": "example.com", "status": "active"}])
+                    let moved = json!({"id": "0", "name": "example.com", "status": "moved"});
+                    json!([moved, {"id": ZONE, "name": "example.com", "status": "active"}])
                 } else {
                     json!([])
                 };

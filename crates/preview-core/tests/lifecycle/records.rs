@@ -10,6 +10,7 @@ use preview_core::host::{Change, Host as _};
 use preview_core::lifecycle::{self, Client, Error, Event, Interrupt, Observer, Restored};
 use preview_core::plan::Kind;
 use preview_core::project::Project;
+use preview_core::secret::Redactor;
 use preview_core::state::Phase;
 use preview_core::testkit::dns::MemoryDns;
 
@@ -185,6 +186,64 @@ async fn what_may_pass_is_tried_three_times_and_what_is_unsure_is_taken_back() {
     assert_eq!(world.state().expect("remembered").records, hosts(&["pr-7"]));
     assert_eq!(world.sweep(&sweeping()).await.removed.len(), 1);
     world.assert_nothing_left("swept").await;
+}
+
+/// The first attempt was carried out and its answer was lost; the second is refused for good. What the first wrote is not forgotten.
+#[tokio::test]
+async fn a_refusal_after_an_attempt_that_may_have_arrived_forgets_nothing() {
+    let late = || Fault::new(FaultKind::TimedOut, "write records", "no answer").transient();
+    let denied = || Fault::new(FaultKind::Denied, "write records", "the token was revoked");
+    let world = World::new();
+    world.zone.lose_answer(late());
+    world.zone.fail_next("write", denied());
+    let report = failed(world.deploy(1, None).await);
+    assert_eq!((report.failure, report.restored), (FailureCode::DnsFailed, Restored::Removed));
+    assert_eq!((world.zone_calls("write"), world.zone_calls("remove")), (2, 1));
+    world.assert_nothing_left("what the first attempt wrote went").await;
+
+    // An update: the way back takes the new host's record away, or remembers it.
+    for unreachable in [false, true] {
+        let world = World::new();
+        world.deploy_with(1, &["pr-7"]).await.expect("created");
+        world.zone.lose_answer(late());
+        world.zone.fail_next("write", denied());
+        if unreachable {
+            world.zone.fail_next("remove", Fault::new(FaultKind::Denied, "remove records", "revoked"));
+        }
+        let error = world.deploy_with(2, &["pr-7", "pr-7-new"]).await;
+        assert_eq!(failed(error).restored, Restored::Previous);
+        let there: BTreeSet<String> = world.hosts().into_iter().collect();
+        let expected = if unreachable { hosts(&["pr-7", "pr-7-new"]) } else { hosts(&["pr-7"]) };
+        assert_eq!((&there, &world.state().expect("a state").records), (&expected, &expected));
+        assert_eq!(usize::from(unreachable) + 1, world.destroy_for(i64::MAX).await.expect("destroyed").records);
+    }
+}
+
+/// After `[dns] zone` was changed, an update cannot take the old hosts' records away: they stay in the state until a run can.
+#[tokio::test]
+async fn records_of_a_zone_that_was_configured_earlier_stay_remembered() {
+    let world = World::new();
+    world.deploy_with(1, &["pr-7"]).await.expect("created");
+    let value = Value::parse(ADDRESS).expect("an address");
+    let moved = Arc::new(MemoryDns::new(world.zone.clone(), "example.org", "vm", value));
+    let wish = Project { hosts: BTreeSet::from(["pr-7.example.org".to_owned()]), ..project() };
+    let both: BTreeSet<String> = BTreeSet::from([format!("pr-7.{ZONE}"), "pr-7.example.org".to_owned()]);
+    for version in [2, 2] {
+        world.runtime.set_model(model(version, None));
+        let connect = std::future::ready(Ok(Client { dns: Some(moved.clone()), ..world.client(i64::MAX) }));
+        let told = Told::default();
+        let (request, never) = (request(), Interrupt::default());
+        lifecycle::deploy(connect, &world.runtime, &wish, &request, &told, &Redactor::default(), &never)
+            .await
+            .expect("as good without");
+        let told = told.0.into_inner().expect("whole");
+        assert!(told.iter().any(|text| text.contains(&format!("pr-7.{ZONE}"))), "{told:?}");
+        assert_eq!(world.state().expect("a state").records, both);
+    }
+    // Back in the first zone, one run more takes away what it may.
+    world.deploy_with(3, &["pr-7"]).await.expect("updated");
+    assert_eq!(world.state().expect("a state").records, both);
+    assert_eq!(world.destroy_for(i64::MAX).await.expect("destroyed").records_left, ["pr-7.example.org"]);
 }
 
 #[tokio::test]

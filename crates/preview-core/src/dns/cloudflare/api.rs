@@ -37,8 +37,7 @@ struct Problem {
 
 #[derive(Deserialize)]
 struct Info {
-    #[serde(default)]
-    total_count: usize,
+    per_page: Option<usize>,
 }
 
 /// The API with a token.
@@ -68,9 +67,11 @@ impl Api {
             let query = [query, &[("per_page", size.as_str()), ("page", number.as_str())]].concat();
             let (result, info) = self.call(operation, Method::GET, path, &query, None).await?;
             let entries: Vec<T> = parse(operation, result)?;
-            let last = entries.len() < PAGE;
+            // A page that is not full is the last: `total_count` need not be that of the filter. How long full ones are, the server decides.
+            let full = info.and_then(|info| info.per_page).map_or(PAGE, |size| size.clamp(1, PAGE));
+            let last = entries.len() < full;
             found.extend(entries);
-            if last && info.is_none_or(|info| found.len() >= info.total_count) || page * PAGE > 100_000 {
+            if last || page * PAGE > 100_000 {
                 break;
             }
         }
@@ -134,9 +135,9 @@ impl Api {
             let envelope = serde_json::from_slice::<Envelope>(&text);
             return match envelope {
                 Ok(envelope) if status.is_success() && envelope.success => Ok((envelope.result, envelope.result_info)),
-                Ok(envelope) => Err(problem(operation, status, &envelope.errors)),
+                Ok(envelope) => Err(problem(operation, path, status, &envelope.errors)),
                 // A gateway on the way answers with a page.
-                Err(_) => Err(problem(operation, status, &[])),
+                Err(_) => Err(problem(operation, path, status, &[])),
             };
         }
     }
@@ -177,7 +178,7 @@ fn busy(operation: &'static str, asked: Duration) -> Fault {
 }
 
 /// What an error answer means. Decided on status and code, never on words.
-fn problem(operation: &'static str, status: StatusCode, problems: &[Problem]) -> Fault {
+fn problem(operation: &'static str, path: &str, status: StatusCode, problems: &[Problem]) -> Fault {
     let code = |codes: &[u32]| problems.iter().any(|problem| codes.contains(&problem.code));
     let said: Vec<String> = problems
         .iter()
@@ -203,9 +204,13 @@ fn problem(operation: &'static str, status: StatusCode, problems: &[Problem]) ->
         return Fault::new(FaultKind::Conflict, operation, context).transient();
     }
     if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) || code(&[6003, 9106, 9109, 10_000]) {
+        let rights = if path.starts_with("/accounts/") {
+            "right Account: Cloudflare Tunnel: Edit on the tunnel's account ([tunnel] account)"
+        } else {
+            "rights Zone: Zone: Read and Zone: DNS: Edit on the zone"
+        };
         let context = format!(
-            "Cloudflare does not accept the token, or it lacks the rights Zone: Zone: Read and Zone: DNS: Edit on the zone: {said}; make one in \
-             the dashboard under My Profile, API Tokens"
+            "Cloudflare does not accept the token, or it lacks the {rights}: {said}; make one in the dashboard under My Profile, API Tokens"
         );
         return Fault::new(FaultKind::Denied, operation, context);
     }
@@ -231,7 +236,7 @@ mod tests {
 
     fn of(status: u16, code: u32) -> Fault {
         let problems = [Problem { code, message: "Words.".to_owned() }];
-        problem("write", StatusCode::from_u16(status).unwrap(), &problems)
+        problem("write", "/zones/1/dns_records", StatusCode::from_u16(status).unwrap(), &problems)
     }
 
     #[test]
@@ -245,7 +250,10 @@ mod tests {
         let full = of(400, 81_045);
         assert!(!full.transient && full.context.contains("wildcard"), "{full}");
         assert!(of(502, 0).transient && !of(400, 9005).transient);
-        assert!(problem("write", StatusCode::BAD_GATEWAY, &[]).context.contains("HTTP 502"));
+        assert!(problem("write", "/zones", StatusCode::BAD_GATEWAY, &[]).context.contains("HTTP 502"));
+        let denied = problem("write", "/accounts/1/cfd_tunnel/2/configurations", StatusCode::FORBIDDEN, &[]);
+        assert!(denied.context.contains("Cloudflare Tunnel: Edit") && !denied.context.contains("Zone"), "{denied}");
+        assert!(of(403, 0).context.contains("Zone: DNS: Edit"));
     }
 
     #[test]

@@ -27,13 +27,19 @@ entryPoints:
         entryPoint:
           to: websecure
           scheme: https
+  # Uploads and streams of clients take their time; Traefik's own 60 s count for the whole of a request.
   websecure:
     address: \":443\"
+    transport: {{respondingTimeouts: {{readTimeout: 1h}}}}
     http:
       tls: {{}}
   # For a tunnel that ends TLS before it gets here; published nowhere, and nothing is led to HTTPS, which would lead here again.
+  # Nobody gets there but who is in the network, so what the tunnel says of its clients is believed.
   tunnel:
     address: \":8081\"
+    forwardedHeaders:
+      insecure: true
+    transport: {{respondingTimeouts: {{readTimeout: 1h}}}}
   admin:
     address: \":8080\"
 api:
