@@ -141,7 +141,8 @@ fn user_data_with_the_proxy_fits_where_a_provider_takes_it() {
         .expect("no secret");
     assert!(script.contains("# Only what this step made") && !small.contains("# Only what this step made"));
     assert!(small.contains("   # Read by Traefik whenever it changes."));
-    all.deploy_keys = (0..1000).map(|number| format!("{KEY}-{}", crate::setup::sha256(&number.to_string()))).collect();
+    let key = |number: u32| format!("ssh-ed25519 {}", crate::setup::sha256(&number.to_string()));
+    all.deploy_keys = (0..1000).map(key).collect();
     let wrong = print::too_large(&made(&all)).expect("too large");
     assert!(wrong.contains("bytes, and a provider takes 32768") && wrong.contains("--skip proxy"), "{wrong}");
 }
