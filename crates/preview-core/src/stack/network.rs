@@ -9,9 +9,25 @@ use super::{Difference, Port};
 /// Prefixes of labels that tell a proxy what to route: ours alone may stand on a preview.
 const ROUTER_LABELS: &[&str] = &["traefik."];
 
-/// Networks and volumes with fixed names get the project's own; fixed subnets are dropped, since two previews cannot have the same.
+/// Networks and volumes with fixed names get the project's own; fixed subnets and addresses are dropped: two previews cannot have the same, and the
+/// host would send what is for others there.
 pub(super) fn own_names(model: &mut Value, project: &str, differences: &mut Vec<Difference>) {
-    let fixed_addresses = has_fixed_addresses(model);
+    let services = model.get_mut("services").and_then(Value::as_object_mut).into_iter().flatten();
+    for (service, table) in services {
+        let attachments = table.get_mut("networks").and_then(Value::as_object_mut).into_iter().flatten();
+        for (network, attachment) in attachments {
+            let Some(attachment) = attachment.as_object_mut() else { continue };
+            for key in ["ipv4_address", "ipv6_address", "link_local_ips"] {
+                if attachment.remove(key).is_some() {
+                    differences.push(Difference {
+                        key: format!("services.{service}.networks.{network}.{key}"),
+                        what: "removed: two previews cannot have the same address; services find each other by name"
+                            .to_owned(),
+                    });
+                }
+            }
+        }
+    }
     for kind in ["networks", "volumes"] {
         let Some(table) = model.get_mut(kind).and_then(Value::as_object_mut) else { continue };
         for (key, value) in table.iter_mut() {
@@ -31,10 +47,7 @@ pub(super) fn own_names(model: &mut Value, project: &str, differences: &mut Vec<
                     what: format!("`{name}` would be shared between previews: `{own}`"),
                 });
             }
-            if kind == "networks"
-                && !fixed_addresses
-                && object.get("ipam").and_then(|ipam| ipam.get("config")).is_some()
-            {
+            if kind == "networks" && object.get("ipam").is_some_and(|ipam| ipam != &json!({})) {
                 object.remove("ipam");
                 differences.push(Difference {
                     key: format!("networks.{key}.ipam"),
@@ -43,13 +56,6 @@ pub(super) fn own_names(model: &mut Value, project: &str, differences: &mut Vec<
             }
         }
     }
-}
-
-fn has_fixed_addresses(model: &Value) -> bool {
-    super::services(model)
-        .filter_map(|(_, table)| table.get("networks")?.as_object())
-        .flatten()
-        .any(|(_, attachment)| attachment.get("ipv4_address").is_some() || attachment.get("ipv6_address").is_some())
 }
 
 /// A fixed container name is taken by the first preview; other services may use it as a host name, so it stays as an alias.

@@ -186,17 +186,14 @@ pub fn violations(
         court.place = format!("services.{name}");
         court.service = Some(name);
         if proxy_network.is_some() {
-            shared_names(&mut court, name, table);
+            network::shared_names(&mut court, name, table);
         }
         service(&mut court, table);
     }
     court.service = None;
     for (name, table) in entries(model, "networks") {
         court.place = format!("networks.{name}");
-        if name.to_ascii_lowercase().starts_with("preview_") {
-            court.refuse("", "names like this belong to networks that previews get", "call the network otherwise");
-        }
-        network(&mut court, table, proxy_network);
+        network::network(&mut court, name, table, proxy_network);
         labels(&mut court, table);
     }
     for (name, table) in entries(model, "volumes") {
@@ -230,28 +227,6 @@ pub fn violations(
     }
     court.found.sort();
     court.found
-}
-
-/// On the proxy's network the name of a service is a name for all, and so is the host name of its containers. Docker does not mind the case.
-fn shared_names(court: &mut Court<'_>, name: &str, table: &Map<String, Value>) {
-    let of_the_proxy = |name: &str| {
-        let name = name.to_ascii_lowercase();
-        name.starts_with("preview-") || name.ends_with(crate::route::OWN)
-    };
-    let (why, instead) = ("names like this belong to the proxy and to what is beside it", "call the service otherwise");
-    if of_the_proxy(name) {
-        court.refuse("", why, instead);
-    } else if name.contains('.') {
-        court.refuse("", "on the proxy's network it would answer for a host of that name", instead);
-    }
-    if let Some(host) = table.get("hostname").and_then(Value::as_str) {
-        if of_the_proxy(host) {
-            court.refuse("hostname", why, "remove it");
-        } else if host.contains('.') {
-            let why = "on the proxy's network it would answer for a host of that name";
-            court.refuse("hostname", why, "take one without a dot, and `domainname` for the rest");
-        }
-    }
 }
 
 fn is_on(value: Option<&Value>) -> bool {
@@ -456,30 +431,6 @@ fn is_path(context: &str) -> bool {
     context.starts_with('/')
 }
 
-fn network(court: &mut Court<'_>, table: &Map<String, Value>, proxy_network: Option<&str>) {
-    let name = table.get("name").and_then(Value::as_str);
-    if is_on(table.get("external")) {
-        if proxy_network.is_none() || name != proxy_network {
-            court.refuse(
-                "external",
-                "a network of others would join the previews",
-                "remove external: each preview has its own network",
-            );
-        }
-        return;
-    }
-    let driver = table.get("driver").and_then(Value::as_str).unwrap_or_default();
-    if !matches!(driver, "" | "bridge") {
-        court.refuse("driver", format!("`{driver}` reaches beyond the preview"), "use bridge, or name no driver");
-    }
-    let options = table.get("driver_opts").and_then(Value::as_object).cloned().unwrap_or_default();
-    for key in options.keys() {
-        if key != "com.docker.network.driver.mtu" && key != "com.docker.network.bridge.enable_icc" {
-            court.refuse(&format!("driver_opts.{key}"), "it may change the host's network", "remove it");
-        }
-    }
-}
-
 fn labels(court: &mut Court<'_>, table: &Map<String, Value>) {
     let labels = table.get("labels").and_then(Value::as_object).cloned().unwrap_or_default();
     for key in labels.keys() {
@@ -504,6 +455,7 @@ fn strings(value: Option<&Value>) -> Vec<String> {
         .unwrap_or_default()
 }
 
+mod network;
 mod volume;
 
 #[cfg(test)]

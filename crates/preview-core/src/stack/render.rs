@@ -257,7 +257,7 @@ mod tests {
                     "environment": {"A": "1"},
                     "depends_on": {"migrate": {"condition": "service_completed_successfully", "required": true}},
                 },
-                "worker": {"image": "shop:dev", "networks": {"default": null, "edge": null}},
+                "worker": {"image": "shop:dev", "networks": {"default": {"ipv4_address": "10.1.0.9"}, "edge": null}},
                 "migrate": {"image": "shop:dev", "networks": {"default": null}},
                 "db": {"image": "postgres:16", "networks": {"default": null}, "restart": "always",
                        "volumes": [{"type": "volume", "source": "data", "target": "/var/lib/postgresql/data"}]},
