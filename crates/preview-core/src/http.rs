@@ -39,3 +39,16 @@ pub(crate) fn fault(operation: &'static str, server: &str, error: reqwest::Error
     // The address may hold what a caller put into the query.
     Fault::new(kind, operation, format!("{server} {why}")).transient().caused_by(error.without_url())
 }
+
+/// A value of a query, or a part of a path: what would end it or mean something else is escaped.
+pub(crate) fn escape(part: &str) -> String {
+    let mut text = String::new();
+    for byte in part.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    text
+}

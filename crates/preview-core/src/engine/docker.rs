@@ -129,19 +129,6 @@ fn label_values(selector: &Selector) -> Vec<String> {
     selector.labels().into_iter().map(|(key, value)| format!("{key}={value}")).collect()
 }
 
-/// Percent-encodes a value of a query.
-fn encode(value: &str) -> String {
-    let mut encoded = String::with_capacity(value.len());
-    for byte in value.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
-}
-
 /// What cannot be an id or name is not there.
 fn plain<'a>(operation: &'static str, id: &'a str) -> Result<&'a str, Fault> {
     if reference::is_plain(id) { Ok(id) } else { Err(Fault::new(FaultKind::NotFound, operation, format!("{id:?}"))) }
@@ -311,7 +298,7 @@ impl Engine for DockerEngine {
     async fn watch(&self, selector: &Selector) -> Result<BoxStream<'static, Result<ContainerEvent, Fault>>, Fault> {
         const OPERATION: &str = "watch containers";
         let filters = serde_json::json!({ "type": ["container"], "label": label_values(selector) });
-        let path = format!("/events?filters={}", encode(&filters.to_string()));
+        let path = format!("/events?filters={}", crate::http::escape(&filters.to_string()));
         let body = ask(OPERATION, "", self.transport.open(Method::GET, &path, Bytes::new())).await?;
         let selector = selector.clone();
         let events = stream::lines::<EventMessage>(body).filter_map(move |event| {

@@ -3,10 +3,10 @@
 use async_trait::async_trait;
 use reqwest::header::HeaderMap;
 
-use super::rest::{Rest, escape, secret};
+use super::rest::{Rest, secret};
 use super::{Forge, PullState};
 use crate::fault::{Fault, FaultKind};
-use crate::http;
+use crate::http::{self, escape};
 use crate::secret::Secret;
 
 /// GitLab.
@@ -60,15 +60,6 @@ impl Forge for GitLab {
     async fn branch_exists(&self, repository: &str, branch: &str) -> Result<bool, Fault> {
         const OPERATION: &str = "ask GitLab for the branch";
         let at = |branch: &str| Self::path(repository, &format!("/repository/branches/{}", escape(branch)));
-        if self.rest.get(OPERATION, &at(branch)).await?.is_some() {
-            return Ok(true);
-        }
-        // Who may see the one may see the other.
-        let whole = self.rest.get(OPERATION, &Self::path(repository, "")).await?;
-        let usual = whole.as_ref().and_then(|whole| whole["default_branch"].as_str());
-        match usual {
-            Some(usual) if self.rest.get(OPERATION, &at(usual)).await?.is_some() => Ok(false),
-            _ => Err(self.rest.unreadable(OPERATION, repository)),
-        }
+        self.rest.branch(OPERATION, repository, &Self::path(repository, ""), at, branch).await
     }
 }

@@ -71,24 +71,31 @@ impl Rest {
         }
     }
 
+    /// Whether there is a branch, where the repository is at one path and its branches are at others.
+    pub(super) async fn branch(
+        &self,
+        operation: &'static str,
+        repository: &str,
+        whole: &str,
+        at: impl Fn(&str) -> String,
+        branch: &str,
+    ) -> Result<bool, Fault> {
+        if self.get(operation, &at(branch)).await?.is_some() {
+            return Ok(true);
+        }
+        // Who may see the usual branch may see this one.
+        let whole = self.get(operation, whole).await?;
+        match whole.as_ref().and_then(|whole| whole["default_branch"].as_str()) {
+            Some(usual) if self.get(operation, &at(usual)).await?.is_some() => Ok(false),
+            _ => Err(self.unreadable(operation, repository)),
+        }
+    }
+
     /// For what is not there: the repository has to be one that can be read, or "not found" means nothing.
     pub(super) fn unreadable(&self, operation: &'static str, repository: &str) -> Fault {
         let context = format!("{} shows no repository {repository} to this token; {}", self.name, self.rights);
         Fault::new(FaultKind::Denied, operation, context)
     }
-}
-
-/// A part of a path: what would end it or mean something else is escaped.
-pub(super) fn escape(part: &str) -> String {
-    let mut text = String::new();
-    for byte in part.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            text.push(char::from(byte));
-        } else {
-            text.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    text
 }
 
 /// A header's value that is never shown.

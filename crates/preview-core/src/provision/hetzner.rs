@@ -127,7 +127,7 @@ impl Hetzner {
             let mut url = format!("{}{path}", self.base);
             for (index, (key, value)) in query.iter().enumerate() {
                 url.push(if index == 0 { '?' } else { '&' });
-                url.push_str(&format!("{key}={}", escape(value)));
+                url.push_str(&format!("{key}={}", http::escape(value)));
             }
             let mut request = self.client.request(method.clone(), url).bearer_auth(self.token.expose());
             if let Some(body) = body {
@@ -271,17 +271,6 @@ fn refused(operation: &'static str, status: StatusCode, problem: Option<Problem>
     }
     let fault = Fault::new(kind, operation, context);
     if kind == FaultKind::Unreachable || code == "locked" { fault.transient() } else { fault }
-}
-
-/// A value of a query.
-fn escape(value: &str) -> String {
-    value.bytes().fold(String::new(), |mut text, byte| {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' => text.push(char::from(byte)),
-            _ => text.push_str(&format!("%{byte:02X}")),
-        }
-        text
-    })
 }
 
 #[cfg(test)]

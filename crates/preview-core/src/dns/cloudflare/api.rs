@@ -143,20 +143,13 @@ impl Api {
     }
 }
 
-/// A query's values are hosts, marks and numbers, which need little escaping.
 fn address(base: &str, path: &str, query: &[(&str, &str)]) -> String {
     let mut url = format!("{base}{path}");
     for (index, (key, value)) in query.iter().enumerate() {
         url.push(if index == 0 { '?' } else { '&' });
         url.push_str(key);
         url.push('=');
-        for byte in value.bytes() {
-            if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-                url.push(char::from(byte));
-            } else {
-                url.push_str(&format!("%{byte:02X}"));
-            }
-        }
+        url.push_str(&http::escape(value));
     }
     url
 }
