@@ -115,7 +115,11 @@ impl Session {
 
     /// The repository's name on its forge, where CI tells.
     pub(crate) fn repository(&self) -> Option<String> {
-        ["GITHUB_REPOSITORY", "CI_PROJECT_PATH"].iter().find_map(|name| self.environment.get(*name)).cloned()
+        // A job of GitLab's may have a variable of that name, where the project is mirrored.
+        let gitlab = self.environment.get("GITLAB_CI").is_some_and(|said| !said.is_empty());
+        let names =
+            if gitlab { ["CI_PROJECT_PATH", "GITHUB_REPOSITORY"] } else { ["GITHUB_REPOSITORY", "CI_PROJECT_PATH"] };
+        names.iter().find_map(|name| self.environment.get(*name).filter(|value| !value.is_empty())).cloned()
     }
 
     /// When the event happened that this run is for, on the forge's clock; `None` where nothing but a person asked for it.

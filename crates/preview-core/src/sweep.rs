@@ -379,7 +379,7 @@ fn empty(base: &str, survey: &Survey) -> Vec<String> {
 fn is_ours(entry: &str) -> bool {
     matches!(entry, "state.json" | ".lock" | ".env" | "files" | "queue.json")
         || entry.starts_with(".preview-tmp-")
-        || (entry.starts_with("stack-") && entry.ends_with(".json"))
+        || (["stack-", "routes-"].iter().any(|kind| entry.starts_with(kind)) && entry.ends_with(".json"))
 }
 
 /// What the engine has, by preview; and how much of ours is of nobody knows which directory.

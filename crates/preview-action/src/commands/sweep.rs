@@ -34,6 +34,8 @@ impl Context {
                 close(&client).await;
             }
             let (pulls, branches) = there?;
+            // Of this one alone it is known.
+            wish.open.repository = Some(repository);
             (wish.open.pulls, wish.open.branches) = (Some(pulls), Some(branches));
         }
         let limit = session.config.timeouts.total.duration();
@@ -62,7 +64,8 @@ impl Context {
             let token = names.iter().find_map(|name| get(name)).map(Secret::new);
             token.inspect(|token| self.redactor.learn(token))
         };
-        if let (Some(base), Some(project)) = (get("CI_API_V4_URL"), get("CI_PROJECT_PATH")) {
+        if let (Some(base), Some(project), None) = (get("CI_API_V4_URL"), get("CI_PROJECT_PATH"), get("GITHUB_ACTIONS"))
+        {
             let forge = GitLab::new(&base, token(&["GITLAB_TOKEN"]).as_ref())?;
             return Ok((Box::new(forge), project));
         }

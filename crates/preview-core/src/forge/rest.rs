@@ -54,6 +54,9 @@ impl Rest {
         match status {
             StatusCode::OK if value.is_object() => Ok(Some(value)),
             StatusCode::NOT_FOUND => Ok(None),
+            StatusCode::MOVED_PERMANENTLY => {
+                fault(FaultKind::Conflict, format!("{name} has it at another address now{said}; was it renamed?"))
+            }
             StatusCode::TOO_MANY_REQUESTS => {
                 fault(FaultKind::Failed, format!("{name} has been asked too often{said}; run it again later"))
             }
@@ -80,8 +83,11 @@ impl Rest {
         at: impl Fn(&str) -> String,
         branch: &str,
     ) -> Result<bool, Fault> {
-        if self.get(operation, &at(branch)).await?.is_some() {
-            return Ok(true);
+        // GitHub sends those who ask for a branch that was renamed to the new name.
+        match self.get(operation, &at(branch)).await {
+            Err(fault) if fault.kind == FaultKind::Conflict => {}
+            found if found.as_ref().is_ok_and(Option::is_none) => {}
+            found => return found.map(|_| true),
         }
         // Who may see the usual branch may see this one.
         let whole = self.get(operation, whole).await?;

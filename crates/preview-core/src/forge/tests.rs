@@ -41,7 +41,11 @@ async fn github() {
         ("/repos/acme/shop/branches/feature%2Fx", json!({"name": "feature/x"})),
     ];
     let server = serve("authorization", "Bearer planted-token", &answers).await;
-    suite(&GitHub::new(&server.uri(), Some(&token())).unwrap(), &FACTS).await;
+    let forge = GitHub::new(&server.uri(), Some(&token())).unwrap();
+    suite(&forge, &FACTS).await;
+    let renamed = ResponseTemplate::new(301).set_body_json(json!({"message": "Moved Permanently", "url": "https://x"}));
+    Mock::given(path("/repos/acme/shop/branches/master")).respond_with(renamed).mount(&server).await;
+    assert!(!forge.branch_exists("acme/shop", "master").await.unwrap(), "there is none of this name any more");
     // Without the token nothing can be seen, and nothing is said to be gone.
     let blind = GitHub::new(&server.uri(), None).unwrap();
     let fault = blind.pull_state("acme/shop", 8).await.unwrap_err();
@@ -92,8 +96,8 @@ async fn refusals_say_why_and_never_the_token() {
         ),
         (
             ResponseTemplate::new(301).insert_header("location", "https://elsewhere.example"),
-            FaultKind::Failed,
-            "HTTP 301",
+            FaultKind::Conflict,
+            "was it renamed?",
         ),
         (ResponseTemplate::new(200).set_body_string("<html>"), FaultKind::Failed, "HTTP 200"),
     ] {

@@ -217,9 +217,13 @@ impl Flight<'_> {
         let mut last = Vec::new();
         if let (Some(bundle), Some(good)) = (&wanted.bundle, &mut state.good) {
             let (routes, told) = leading::remember(&self.deploy.target, &self.client.base_dir, bundle);
-            let before = good.routes.replace(routes).filter(|before| good.routes.as_ref() != Some(before));
+            let now = self.path(&routes);
+            good.routes = Some(routes);
             last.extend([told, self.save(&state)]);
-            last.extend(before.map(|name| Change::Remove { path: self.path(&name) }));
+            // Also what a run left that died before it could name it.
+            let is_old = |path: &&String| **path != now && path.starts_with(&self.path("routes-"));
+            let old = seen.survey.paths.iter().filter(is_old);
+            last.extend(old.map(|path| Change::Remove { path: path.clone() }));
         } else {
             last.push(self.save(&state));
         }

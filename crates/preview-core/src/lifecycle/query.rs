@@ -78,7 +78,7 @@ pub async fn list(client: &Client, app: Option<&str>) -> Result<Vec<Listed>, Err
 }
 
 /// What of an application's previews on the host are of something that is still there, as the forge says: pull requests that are open, branches that
-/// exist. Previews of other repositories are not asked about.
+/// exist. Only previews that are known to be of the repository are asked about; those of which that is not known count as there.
 ///
 /// # Errors
 /// When the host or the forge does not say: then nothing is known of any.
@@ -92,8 +92,10 @@ pub async fn still_there(
     let query = Query { read: vec![format!("{app}/*/state.json")], files_only: true, ..Query::default() };
     let survey = client.host.survey(&client.base_dir, &query).await?;
     let states = survey.files.iter().filter_map(|(path, text)| State::parse(path, text).ok());
-    let own = states.filter(|state| state.app == app && state.repository.as_deref().is_none_or(|of| of == repository));
-    let subjects: Vec<Subject> = own.map(|state| state.subject).collect();
+    let (known, unknown): (Vec<State>, Vec<State>) =
+        states.filter(|state| state.app == app).partition(|state| state.repository.is_some());
+    let known = known.into_iter().filter(|state| state.repository.as_deref() == Some(repository));
+    let subjects: Vec<Subject> = known.map(|state| state.subject).collect();
     let asked = futures_util::stream::iter(subjects).map(|subject| async move {
         let there = match &subject {
             Subject::Pull(number) => match forge.pull_state(repository, *number).await {
@@ -111,7 +113,8 @@ pub async fn still_there(
     });
     let asked: Vec<(Subject, bool)> = asked.buffer_unordered(AT_ONCE).try_collect().await?;
     let (mut pulls, mut branches) = (BTreeSet::new(), BTreeSet::new());
-    for (subject, _) in asked.into_iter().filter(|(_, there)| *there) {
+    let there = asked.into_iter().filter(|(_, there)| *there).map(|(subject, _)| subject);
+    for subject in there.chain(unknown.into_iter().map(|state| state.subject)) {
         match subject {
             Subject::Pull(number) => drop(pulls.insert(number)),
             Subject::Branch(branch) => drop(branches.insert(branch)),

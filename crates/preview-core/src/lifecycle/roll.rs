@@ -39,6 +39,11 @@ fn labels<'a>(model: &'a Value, service: &str) -> impl Iterator<Item = (&'a str,
     labels.into_iter().flatten().map(|(key, value)| (key.as_str(), value))
 }
 
+/// The hosts that a service has routers for, with their priorities.
+fn hosts<'a>(model: &'a Value, service: &str) -> Vec<(&'a str, u64)> {
+    proxy::hosts(&labels(model, service).filter_map(|(key, value)| Some((key, value.as_str()?))).collect())
+}
+
 /// A generation that is later than all that are there. What a run left that died is one of them, and may be of another version.
 fn next_generation(good: Option<&Value>, seen: &[Container]) -> u32 {
     let good = good.into_iter().flat_map(|good| stack::service_names(good).into_iter().map(move |name| (good, name)));
@@ -97,6 +102,16 @@ fn obstacle(service: &str, wanted: &Value, good: Option<&Value>) -> Option<Strin
     let new = stack::service_names(wanted).into_iter().flat_map(|name| definitions(wanted, &name));
     if new.into_iter().any(|(name, words)| old.get(name).is_some_and(|before| *before != words)) {
         return Some("its routes changed, and Traefik takes only one version of them at a time".to_owned());
+    }
+    // Else the new routers of its neighbours would win over its old ones, which are not spread, until the new ones are there.
+    let shared: Vec<&str> =
+        stack::service_names(wanted).iter().flat_map(|name| hosts(wanted, name)).map(|(host, _)| host).collect();
+    let late = hosts(wanted, service).into_iter().any(|(host, priority)| {
+        let before = hosts(good, service).into_iter().any(|(old, priority)| old == host && !proxy::is_spread(priority));
+        proxy::is_spread(priority) && before && shared.iter().filter(|other| **other == host).count() > 1
+    });
+    if late {
+        return Some("the priorities of the routes on its host are spread from this update on".to_owned());
     }
     // A stack without the service would lack what these name.
     let tied = |name: &str, table: &serde_json::Map<String, Value>| {
@@ -351,6 +366,22 @@ mod tests {
         let taken = json!({"labels": {"traefik.http.routers.p-0.rule": "Host(`c`)"}});
         assert!(obstacle("web", &model("p-0-g1", "Host(`a`)", taken), Some(&good)).unwrap().contains("routes"));
         assert!(obstacle("web", &good, None).is_some());
+
+        // The first update of a preview whose routers are not spread yet, with a neighbour on its host and without one.
+        let neighbour = |priority: &str| {
+            let router = "traefik.http.routers.p-1";
+            json!({"labels": {format!("{router}.rule"): "Host(`a`) && PathPrefix(`/b`)", format!("{router}.priority"): priority}})
+        };
+        let with = |name: &str, priority: &str, other: Value| {
+            let mut model = model(name, "Host(`a`)", other);
+            model["services"]["web"]["labels"][format!("traefik.http.routers.{name}.priority")] = json!(priority);
+            model
+        };
+        let old = model("p-0", "Host(`a`)", neighbour("60"));
+        let new = with("p-0-g1", "2500001", neighbour("6000000"));
+        assert!(obstacle("web", &new, Some(&old)).unwrap().contains("spread"));
+        assert_eq!(obstacle("web", &new, Some(&with("p-0", "2500000", neighbour("6000000")))), None);
+        assert_eq!(obstacle("web", &with("p-0-g1", "2500001", json!({})), Some(&good)), None, "alone");
         for other in [json!({"links": ["web:w"]}), json!({"volumes_from": ["web:ro"]})] {
             let tied = model("p-0", "Host(`a`)", other);
             assert!(obstacle("web", &tied, Some(&good)).unwrap().contains("other is tied"));

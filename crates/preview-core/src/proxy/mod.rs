@@ -54,6 +54,18 @@ pub fn generation<'a>(labels: impl IntoIterator<Item = &'a str>) -> u32 {
     traefik::generation(labels)
 }
 
+/// The hosts that these labels have routers for, each with the router's priority; 0 where that is the proxy's own.
+#[must_use]
+pub fn hosts<'a>(labels: &BTreeMap<&'a str, &'a str>) -> Vec<(&'a str, u64)> {
+    traefik::hosts(labels)
+}
+
+/// Whether a priority is one of those between which there is room for generations.
+#[must_use]
+pub fn is_spread(priority: u64) -> bool {
+    priority >= u64::from(traefik::STEP)
+}
+
 /// What a label defines, if it is something that two containers have to define in the same words.
 #[must_use]
 pub fn defined(label: &str) -> Option<&str> {

@@ -9,7 +9,7 @@ use crate::route::{Access, Generations, Protocol, Route, RoutedServices, parts};
 const ATTEMPTS: u32 = 8;
 
 /// The priority of a router that is replaced by generations is its usual one times this, and the generation. Nobody rolls a service so often.
-const STEP: u32 = 100_000;
+pub(super) const STEP: u32 = 100_000;
 
 /// How Traefik on the host is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -201,6 +201,16 @@ pub(super) fn generation<'a>(labels: impl IntoIterator<Item = &'a str>) -> u32 {
         rest.split_once('.')?.0.rsplit_once(AGE)?.1.parse().ok()
     });
     routers.max().unwrap_or(0)
+}
+
+/// The hosts that these labels have routers for, each with the priority of the router; 0 where that is Traefik's own.
+pub(super) fn hosts<'a>(labels: &BTreeMap<&'a str, &'a str>) -> Vec<(&'a str, u64)> {
+    let rules = labels.iter().filter_map(|(key, rule)| {
+        let router = key.strip_suffix(".rule").filter(|router| router.contains(".routers."))?;
+        let priority = labels.get(format!("{router}.priority").as_str()).and_then(|text| text.parse().ok());
+        Some((rule.split(" && ").next()?, priority.unwrap_or(0)))
+    });
+    rules.collect()
 }
 
 /// A thing that has a name in Traefik (a router, a service, a middleware): where it is defined twice, both have to say the same of it, or it is dropped.

@@ -237,8 +237,8 @@ pub(super) fn step(wish: &ProxyWish, facts: &Facts) -> Result<Step, String> {
         format!("network {NETWORK} --subnet {} --gateway {}", wish.subnet, wish.subnet.first()),
         format!("network {SOCKET_NETWORK} --internal"),
     ];
-    if facts.system.is_empty() && wish.tls == Tls::Keep {
-        // Printed, and run without knowing what became of the machine since.
+    if kept.is_none() && wish.tls == Tls::Keep {
+        // It may have one by the time that this runs: printed, or while somebody else sets it up.
         arguments.insert(0, format!("unknown {}", path("dynamic/tls.yml")));
     }
     for container in containers(wish, kept.as_ref()) {

@@ -47,7 +47,7 @@ pub(super) fn apply(step: &Step, mark: &str) -> String {
     // What a step starts does not keep the lock: only this shell has it.
     let (check, mend) = (check(step), mend(step));
     let mut text = format!(
-        "{PRELUDE}alone\nif [ -n \"$waited\" ] && (\n{check}\n) >/dev/null 2>&1 </dev/null 9>&-; then\ntrue\nelse\n(\n{mend}\n) 2>&1 </dev/null 9>&-\nfi\nprintf '\\n%s %s\\n' '{mark}' $?\n"
+        "{PRELUDE}alone\nseen=1\nif [ -n \"$waited\" ]; then\n(\n{check}\n) >/dev/null 2>&1 </dev/null 9>&-\nseen=$?\nfi\ncase $seen in 0|77) ;; *)\n(\n{mend}\n) 2>&1 </dev/null 9>&-\n;; esac\nprintf '\\n%s %s\\n' '{mark}' $?\n"
     );
     text.push_str(&checks(&[step], mark));
     text

@@ -247,7 +247,11 @@ fn orphans_in_every_direction() {
     };
     world.inventory.networks.push(object("pr-2"));
     world.inventory.images.push(object("pr-3"));
-    world.path("/base/shop/pr-4/.lock").path("/base/shop/pr-5/files").path("/base/shop/pr-6/stack-0.json");
+    world
+        .path("/base/shop/pr-4/.lock")
+        .path("/base/shop/pr-5/files")
+        .path("/base/shop/pr-6/stack-0.json")
+        .path("/base/shop/pr-6/routes-0.json");
     world.state(&ready(7));
     // Data is left, although its containers are gone.
     world.state(&ready(8));

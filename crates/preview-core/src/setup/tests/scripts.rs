@@ -254,3 +254,20 @@ fn a_socket_that_nobody_listens_on_is_seen_and_mended() {
     let unit = step.files.iter().find(|file| file.path.contains("docker.service.d")).expect("a drop-in");
     assert!(unit.content.expose().contains("docker restart preview-socket-proxy"));
 }
+
+#[test]
+fn a_step_that_turns_out_to_be_impossible_ends_nothing() {
+    let directory = directory();
+    let step = |after: u8| {
+        let _ = std::fs::remove_file(directory.path().join("done"));
+        let text = format!(
+            "fail() {{ echo \"FAILED $1\"; exit 1; }}\n{}\nstep() (\ncase $1 in\n  check) [ -e done ] || exit 1; echo why; exit {after} ;;\n  \
+             apply) : >done ;;\nesac\n)\nrun swap 'make swap'\necho on",
+            super::print::RUN
+        );
+        with_programs(directory.path(), &[], &text).1
+    };
+    assert_eq!(step(0), "swap: make swap\nswap: done\non");
+    assert_eq!(step(77), "swap: make swap\nswap: left out: why\non");
+    assert_eq!(step(1), "swap: make swap\nFAILED swap was done, and is still not as wanted: why");
+}
