@@ -135,9 +135,11 @@ fn from_a_bare_server_to_an_address_that_answers() {
     let roots = own.path().join("roots.pem");
     std::fs::write(&roots, shell(&vm, "cat /srv/acme/roots.pem") + "\n").expect("a file");
     let hosts = own.path().join("hosts");
-    let lines = format!("127.0.0.1 localhost\n{address} preview-doctor-probe.previews.test pr-7.previews.test\n");
+    let lines = format!(
+        "127.0.0.1 localhost\n{address} preview-doctor-probe.previews.test preview-doctor-whole-path.previews.test pr-7.previews.test\n"
+    );
     std::fs::write(&hosts, lines).expect("a file");
-    let plain = site.command(&["doctor", "--format", "json", "--ca", roots.to_str().expect("text")]);
+    let plain = site.command(&["doctor", "--probe", "--format", "json", "--ca", roots.to_str().expect("text")]);
     let mut doctor = Command::new("unshare");
     doctor.args(["--mount", "sh", "-c", "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"", "sh"]).arg(&hosts);
     doctor.arg(plain.get_program()).args(plain.get_args()).env_clear();

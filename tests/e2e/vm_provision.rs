@@ -102,11 +102,13 @@ fn one_server_is_taken_none_is_made_two_are_refused() {
             .as_str()
             .is_some_and(|key| key.starts_with("-----BEGIN OPENSSH PRIVATE KEY-----\n"))
     );
-    assert!(
-        data["write_files"][0]["content"]
-            .as_str()
-            .is_some_and(|script| script.starts_with("#!/bin/sh\n") && script.contains("preview-traefik"))
-    );
+    // It is long, so it is packed.
+    let file = &data["write_files"][0];
+    assert_eq!(file["encoding"], "gz+b64");
+    let mut unpack = Command::new("sh");
+    unpack.args(["-c", "printf %s \"$1\" | base64 -d | gunzip", "sh"]).arg(file["content"].as_str().expect("text"));
+    let script = String::from_utf8(unpack.output().expect("sh").stdout).expect("text");
+    assert!(script.starts_with("#!/bin/sh\n") && script.contains("preview-traefik"), "{script}");
 }
 
 #[test]
@@ -121,14 +123,7 @@ fn what_a_new_server_could_not_do_without_is_refused() {
         assert!(ran.err.contains(said), "{}", ran.err);
     }
     let keys = tempfile::NamedTempFile::new().expect("a file");
-    // No two alike, which would be packed into nothing.
-    let key = |number: u64| {
-        (0..4)
-            .map(|part| format!("{:016x}", (number * 4 + part + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
-            .collect::<String>()
-    };
-    let all: String = (0..1000).map(|number| format!("ssh-ed25519 {}\n", key(number))).collect();
-    std::fs::write(keys.path(), all).expect("keys");
+    std::fs::write(keys.path(), preview_tests::public_keys(1000)).expect("keys");
     // Nobody answers there: it is refused before anybody is asked.
     let silent = "http://127.0.0.1:9/v1";
     let ran = provision(silent, &["--deploy-key", keys.path().to_str().expect("text")]).expect(2);

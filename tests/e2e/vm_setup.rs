@@ -322,7 +322,7 @@ fn the_printed_script_does_the_same_without_us() {
     );
     // More than a provider takes is printed, with a warning.
     let keys = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(keys.path(), format!("ssh-ed25519 {}\n", "A".repeat(60)).repeat(600)).expect("keys");
+    std::fs::write(keys.path(), preview_tests::public_keys(1000)).expect("keys");
     let args = ["--print", "cloud-init", "--proxy", "none", "--deploy-key", keys.path().to_str().expect("text")];
     let large: Ran = command(&vm, &args).output().expect("the command starts").into();
     let large = large.expect(0);
