@@ -216,9 +216,7 @@ impl Site {
                 command.env(name, value);
             }
         }
-        if let Some(config) = &self.lab.docker_config {
-            command.env("DOCKER_CONFIG", config);
-        }
+        self.lab.set_environment(&mut command);
         command.env("PREVIEW_APP", &self.app).env("PREVIEW_BASE_DIR", &self.base);
         if let Some(vm) = &self.vm {
             command.env("PREVIEW_HOST", vm.ssh_url());

@@ -66,9 +66,7 @@ fn updates() -> Result<()> {
     let lab = Lab::up(Needs::Vms)?;
     let mut program = cargo(["run", "--quiet", "-p", "preview-tests", "--example", "updates"]);
     program.env("PREVIEW_LAB", "1");
-    if let Some(config) = &lab.docker_config {
-        program.env("DOCKER_CONFIG", config);
-    }
+    lab.set_environment(&mut program);
     let table = sh::text(&mut program)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let text = format!(

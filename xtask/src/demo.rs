@@ -30,9 +30,7 @@ pub(crate) fn up() -> Result<()> {
     let page = get(url)?;
     println!("\nThe preview is up: {url} ({} bytes, {:.0} s in all)\n", page.len(), start.elapsed().as_secs_f64());
     println!("Next, in this shell:");
-    if let Some(config) = &lab.docker_config {
-        println!("  export DOCKER_CONFIG='{}'", config.display());
-    }
+    println!("  eval \"$(cargo xtask lab env)\"");
     println!("  alias preview='{} --project-dir {PROJECT}'", binary.display());
     println!("  preview list");
     println!("  preview logs --branch demo");
@@ -45,7 +43,7 @@ pub(crate) fn up() -> Result<()> {
 /// Destroys the preview, and stops the engine if the lab had started it for this alone.
 pub(crate) fn down() -> Result<()> {
     let Some(lab) = Lab::current() else {
-        eprintln!("no engine answers: there is nothing to remove");
+        eprintln!("there is no lab, or no engine answers: there is nothing to remove");
         return Ok(());
     };
     let binary = build()?;
@@ -65,9 +63,7 @@ fn build() -> Result<PathBuf> {
 fn preview(lab: &Lab, binary: &PathBuf, args: &[&str]) -> Command {
     let mut command = Command::new(binary);
     command.current_dir(root()).args(args).args(["--project-dir", PROJECT]);
-    if let Some(config) = &lab.docker_config {
-        command.env("DOCKER_CONFIG", config);
-    }
+    lab.set_environment(&mut command);
     command
 }
 

@@ -61,15 +61,13 @@ fn lab_up() -> Result<()> {
     for name in lab.sweep_vms()? {
         eprintln!("removed {name}: its process is gone");
     }
-    if lab.docker_config.is_some() {
-        eprintln!("for a shell: eval \"$(cargo xtask lab env)\"");
-    }
+    eprintln!("for a shell: eval \"$(cargo xtask lab env)\"");
     Ok(())
 }
 
 fn lab_down() -> Result<()> {
     let Some(lab) = Lab::current() else {
-        eprintln!("no engine answers: there is nothing to remove");
+        eprintln!("there is no lab, or no engine answers: there is nothing to remove");
         return Ok(());
     };
     let stay = lab.clear()?;
@@ -83,11 +81,13 @@ fn lab_down() -> Result<()> {
 
 fn lab_env() -> Result<()> {
     let Some(lab) = Lab::current() else {
-        bail!("no engine answers; run `cargo xtask lab up` first");
+        bail!("there is no lab, or no engine answers: run `cargo xtask lab up` first");
     };
-    if let Some(config) = &lab.docker_config {
-        println!("export DOCKER_CONFIG='{}'", config.display());
+    println!("export DOCKER_CONFIG='{}'", lab.docker_config.display());
+    if let Some(host) = &lab.docker_host {
+        println!("export DOCKER_HOST='{host}'");
     }
+    println!("unset DOCKER_CONTEXT");
     println!("export PREVIEW_LAB=1");
     Ok(())
 }
@@ -103,7 +103,7 @@ fn lab_extra(name: &str) -> Result<()> {
 
 fn lab_load(image: &str, vm: &str) -> Result<()> {
     let Some(lab) = Lab::current() else {
-        bail!("no engine answers; run `cargo xtask lab up` first");
+        bail!("there is no lab, or no engine answers: run `cargo xtask lab up` first");
     };
     lab.load_image(vm, &[image])
 }

@@ -324,9 +324,7 @@ impl<'a> Site<'a> {
                 command.env(name, value);
             }
         }
-        if let Some(config) = &self.lab.docker_config {
-            command.env("DOCKER_CONFIG", config);
-        }
+        self.lab.set_environment(&mut command);
         command.env("PREVIEW_APP", &job.app).env("PREVIEW_BASE_DIR", &self.base);
         command.env("PREVIEW_HOST", self.vm.ssh_url()).env("PREVIEW_IDENTITY_FILE", self.vm.identity_file());
         command.env("PREVIEW_KNOWN_HOSTS", self.vm.known_hosts()).env("PREVIEW_LOG_FORMAT", "json");

@@ -89,9 +89,7 @@ fn tests(lab: &Lab, rest: &[&str]) -> Result<()> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         test.env("RUST_TEST_THREADS", (2 * cores).to_string());
     }
-    if let Some(config) = &lab.docker_config {
-        test.env("DOCKER_CONFIG", config);
-    }
+    lab.set_environment(&mut test);
     let tested = stage("cargo test", test);
     let left = run.leftovers(lab)?;
     if !left.is_empty() {

@@ -135,9 +135,7 @@ impl Link<'_> {
                 command.env(name, value);
             }
         }
-        if let Some(config) = &self.lab.docker_config {
-            command.env("DOCKER_CONFIG", config);
-        }
+        self.lab.set_environment(&mut command);
         command
     }
 

@@ -27,6 +27,12 @@ pub(super) fn need(dir: &Path, programs: &[(&str, &str)]) -> Result<()> {
     sh::logged(&mut install, &dir.join("logs/apt-install.log"))
 }
 
+/// Whether a package of Debian is installed.
+pub(super) fn has_package(name: &str) -> bool {
+    let mut query = sh::cmd("dpkg-query", ["--show", "--showformat", "${db:Status-Status}", name]);
+    sh::text(&mut query).is_ok_and(|status| status == "installed")
+}
+
 /// Whether this process may install and start things.
 pub(super) fn is_root() -> bool {
     sh::text(&mut sh::cmd("id", ["-u"])).is_ok_and(|id| id == "0")

@@ -8,6 +8,7 @@ mod engine;
 mod images;
 mod install;
 mod packages;
+mod plugins;
 mod proxies;
 mod vm;
 mod vm_host;
@@ -28,6 +29,9 @@ pub use vm::{Vm, VmEngine, VmOptions};
 
 /// The label of everything that the lab puts into an engine.
 pub const LABEL: &str = "preview.lab";
+
+/// The name of the Docker configuration that everything uses.
+const CONFIG: &str = "tests";
 
 /// The variable by which one run of `cargo xtask test` knows its processes and previews; children inherit it.
 pub const RUN_VARIABLE: &str = "PREVIEW_LAB_RUN";
@@ -57,8 +61,10 @@ pub enum Needs {
 pub struct Lab {
     /// The `docker` client.
     pub docker: PathBuf,
-    /// The Docker configuration that has the plugins, where it is not the user's own; to be passed on as `DOCKER_CONFIG`.
-    pub docker_config: Option<PathBuf>,
+    /// The lab's own Docker configuration, with the plugins and the user's settings; to be passed on as `DOCKER_CONFIG`.
+    pub docker_config: PathBuf,
+    /// Where the engine is, if not at its usual socket; to be passed on as `DOCKER_HOST`.
+    pub docker_host: Option<String>,
     dir: PathBuf,
 }
 
@@ -75,10 +81,11 @@ impl Lab {
         let lock = File::create(dir.join("lock"))?;
         lock.lock().context("cannot lock target/lab/lock")?;
 
-        let docker = engine::ensure(&dir)?;
-        let mut lab = Self { docker, docker_config: packages::own_config(&dir), dir };
+        let (docker, docker_host) = engine::ensure(&dir)?;
+        // Until the plugins are there, an empty one: images need no plugin.
+        let mut lab = Self { docker, docker_config: dir.join("config").join(CONFIG), docker_host, dir };
         images::ensure(&lab)?;
-        lab.docker_config = packages::ensure_plugins(&lab)?;
+        lab.docker_config = plugins::ensure(&lab)?;
         if needs >= Needs::Vms {
             // Each test starts name servers of its own, on ports of their own.
             let servers =
@@ -101,12 +108,15 @@ impl Lab {
         }
     }
 
-    /// The lab as it is now, if its engine answers: nothing is made or started.
+    /// The lab as it is now, if it was made and its engine answers: nothing is made or started.
     #[must_use]
     pub fn current() -> Option<Self> {
         let dir = dir();
-        let docker = sh::which("docker").filter(|docker| engine::version(docker).is_some())?;
-        Some(Self { docker, docker_config: packages::own_config(&dir), dir })
+        let docker = sh::which("docker")?;
+        let docker_host = engine::host(&docker).ok()?;
+        let docker_config = plugins::config(&dir, CONFIG)?;
+        let lab = Self { docker, docker_config, docker_host, dir };
+        engine::version(&mut lab.docker(engine::VERSION)).ok().map(|_| lab)
     }
 
     /// A `docker` command with the lab's configuration.
@@ -116,10 +126,14 @@ impl Lab {
         S: AsRef<std::ffi::OsStr>,
     {
         let mut command = sh::cmd(&self.docker, args);
-        if let Some(config) = &self.docker_config {
-            command.env("DOCKER_CONFIG", config);
-        }
+        self.set_environment(&mut command);
         command
+    }
+
+    /// Leads a program to the lab's engine and plugins, whatever this process's environment says.
+    pub fn set_environment(&self, command: &mut Command) {
+        command.env("DOCKER_CONFIG", &self.docker_config).env_remove("DOCKER_CONTEXT").env_remove("DOCKER_HOST");
+        command.envs(self.docker_host.iter().map(|host| ("DOCKER_HOST", host)));
     }
 
     /// The folder of what the lab keeps, `target/lab`.

@@ -4,16 +4,14 @@
 //! of any distribution; the mirror is the one that the container's image came from.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
+use super::plugins::Plugin;
 use super::{LABEL, Lab, images};
 use crate::sh;
 
-/// The oldest Compose that is good enough: it prints progress as JSON.
-const COMPOSE_MIN: (u32, u32) = (2, 29);
-const PLUGINS: [&str; 2] = ["docker-compose", "docker-buildx"];
 const ENGINE: [&str; 4] = ["docker.io", "docker-cli", "containerd", "tini-static"];
 
 /// Downloads packages of a newer suite, and unpacks them below `/out`.
@@ -33,46 +31,20 @@ apt download "$@"
 for deb in *.deb; do dpkg -x "$deb" /out; done
 "#;
 
-/// Where the plugins are when the lab has them.
+/// Where the fetched plugins are.
 pub(super) fn plugins_dir(lab: &Lab) -> PathBuf {
     lab.dir.join("docker/cli-plugins")
-}
-
-/// The private configuration, if it is in use: named by the environment, or made by an earlier run.
-pub(super) fn own_config(dir: &Path) -> Option<PathBuf> {
-    let private = dir.join("docker");
-    let in_use = std::env::var_os("DOCKER_CONFIG").is_some_and(|named| Path::new(&named) == private);
-    (in_use || dir.join("private-config").exists()).then_some(private)
-}
-
-/// Compose and buildx: the user's own where they are good enough, else the fetched ones in a private configuration.
-pub(super) fn ensure_plugins(lab: &Lab) -> Result<Option<PathBuf>> {
-    sh::step("compose and buildx", || {
-        if let Some((compose, buildx)) = versions(lab) {
-            let whose = if lab.docker_config.is_some() { "the lab's" } else { "this machine's" };
-            return Ok((lab.docker_config.clone(), format!("{compose} and {buildx}, {whose}")));
-        }
-        fetch_plugins(lab)?;
-        let config = lab.dir.join("docker");
-        link_own_settings(&config)?;
-        let private = Lab { docker_config: Some(config.clone()), ..lab.clone() };
-        let Some((compose, buildx)) = versions(&private) else {
-            bail!("the fetched plugins in {} do not run here", plugins_dir(lab).display());
-        };
-        fs::write(lab.dir.join("private-config"), "")?;
-        Ok((Some(config), format!("{compose} and {buildx}, fetched")))
-    })
 }
 
 /// Fetches the plugins unless they are there, whether or not this machine has its own: the VMs want them too.
 pub(super) fn fetch_plugins(lab: &Lab) -> Result<()> {
     let dir = plugins_dir(lab);
-    if PLUGINS.iter().all(|name| dir.join(name).is_file()) {
+    if Plugin::ALL.iter().all(|plugin| dir.join(plugin.program()).is_file()) {
         return Ok(());
     }
-    let out = fetch(lab, "plugins", &PLUGINS)?;
+    let out = fetch(lab, "plugins", &Plugin::ALL.map(Plugin::program))?;
     fs::create_dir_all(&dir)?;
-    for name in PLUGINS {
+    for name in Plugin::ALL.map(Plugin::program) {
         fs::rename(out.join("usr/libexec/docker/cli-plugins").join(name), dir.join(name))
             .with_context(|| format!("the package {name} has no plugin of that name"))?;
     }
@@ -124,45 +96,4 @@ fn fetch(lab: &Lab, what: &str, packages: &[&str]) -> Result<PathBuf> {
     let _ = remove();
     fetched.with_context(|| format!("cannot fetch {}", packages.join(", ")))?;
     Ok(out)
-}
-
-/// The versions of Compose and buildx, if both are good enough.
-fn versions(lab: &Lab) -> Option<(String, String)> {
-    let compose = sh::text(&mut lab.docker(["compose", "version", "--short"])).ok()?;
-    let buildx = sh::text(&mut lab.docker(["buildx", "version"])).ok()?;
-    let buildx = buildx.split_whitespace().nth(1)?.to_owned();
-    (major_minor(&compose)? >= COMPOSE_MIN).then(|| (format!("Compose {compose}"), format!("buildx {buildx}")))
-}
-
-fn major_minor(version: &str) -> Option<(u32, u32)> {
-    let mut numbers = version.trim_start_matches('v').split(['.', '-', '+']).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
-/// The user's logins and contexts hold in the private configuration too.
-fn link_own_settings(config: &Path) -> Result<()> {
-    let own = std::env::var_os("DOCKER_CONFIG")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".docker")));
-    let Some(own) = own.filter(|own| own != config) else { return Ok(()) };
-    for name in ["config.json", "contexts"] {
-        let (from, to) = (own.join(name), config.join(name));
-        if from.exists() && to.symlink_metadata().is_err() {
-            std::os::unix::fs::symlink(from, to)?;
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::major_minor;
-
-    #[test]
-    fn versions_are_read_with_what_distributions_add() {
-        assert_eq!(major_minor("2.40.3"), Some((2, 40)));
-        assert_eq!(major_minor("v2.26.1-4"), Some((2, 26)));
-        assert_eq!(major_minor("2.40.3+ds1-3"), Some((2, 40)));
-        assert_eq!(major_minor("unknown"), None);
-    }
 }
