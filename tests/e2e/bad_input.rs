@@ -35,12 +35,16 @@ fn compose_files() {
         ("services:\n  app:\n   image: x\n     command: y\n", 2, &["compose.yml", "line 4"]),
         ("# nothing yet\n", 2, &["empty compose file", "compose.yml"]),
         ("services: {}\n", 2, &["define no service"]),
-        ("services:\n  app: {image: x, profiles: [never]}\n", 2, &["define no service", "profiles"]),
+        (
+            "services:\n  app: {image: x, profiles: [never]}\n",
+            2,
+            &["none of these is active: `never` (app)", "--profile never"],
+        ),
         ("services:\n  app: {image: x, depends_on: [db]}\n", 2, &["app", "db"]),
         (
             "services:\n  app: {image: x, volumes: [\"./missing.conf:/etc/x:ro\"], configs: [c]}\nconfigs: {c: {file: ./c.conf}}\n",
             2,
-            &["configs.c.file", "c.conf does not exist"],
+            &["configs.c.file: `./c.conf`: ", "does not exist"],
         ),
         (
             "services:\n  app: {image: x, environment: {X: \"${X:?set it in preview.toml}\"}}\n",
@@ -242,19 +246,23 @@ fn what_a_pull_request_may_not_bring() {
     let Some(site) = Site::new(Where::Local, ONE) else { return };
     std::os::unix::fs::symlink("/etc", site.dir.path().join("innocent")).expect("a link");
     for (lines, key, words) in [
-        ("    volumes: [\"/etc:/etc:ro\"]", "services.app.volumes", "/etc is outside the repository"),
-        ("    volumes: [\"../other:/other\"]", "services.app.volumes", "other is outside the repository"),
-        ("    volumes: [\"./innocent:/etc\"]", "services.app.volumes", "/etc is outside the repository"),
-        ("    volumes: [\"./innocent/new:/etc\"]", "services.app.volumes", "/etc/new is outside the repository"),
+        ("    volumes: [\"/etc:/etc:ro\"]", "services.app.volumes", "`/etc`: it is outside the repository"),
+        ("    volumes: [\"../other:/other\"]", "services.app.volumes", "`../other`: it is outside the repository"),
+        ("    volumes: [\"./innocent:/etc\"]", "services.app.volumes", "`./innocent`: a link leads to /etc, outside"),
+        (
+            "    volumes: [\"./innocent/new:/etc\"]",
+            "services.app.volumes",
+            "`./innocent/new`: a link leads to /etc/new, outside",
+        ),
         (
             "    volumes: [\"/var/run/docker.sock:/s\"]",
             "services.app.volumes",
-            "docker.sock: whoever has the Docker socket is root",
+            "docker.sock`: whoever has the Docker socket is root",
         ),
         ("    privileged: true", "services.app.privileged", "root on the host"),
-        ("    network_mode: host", "services.app.network_mode", "`host` shares"),
-        ("    pid: host", "services.app.pid", "`host` shares"),
-        ("    ipc: host", "services.app.ipc", "`host` shares"),
+        ("    network_mode: host", "services.app.network_mode", "`host`: it shares"),
+        ("    pid: host", "services.app.pid", "`host`: it shares"),
+        ("    ipc: host", "services.app.ipc", "`host`: it shares"),
         ("    devices: [\"/dev/kmsg\"]", "services.app.devices", "belong to the host"),
         ("    cap_add: [SYS_ADMIN]", "services.app.cap_add", "reach outside"),
         ("    security_opt: [\"seccomp:unconfined\"]", "services.app.security_opt", "loosens"),
@@ -282,7 +290,7 @@ fn what_a_pull_request_may_not_bring() {
     let several =
         "    privileged: true\n    network_mode: host\n    volumes: [\"/etc:/e\", \"/var/run/docker.sock:/s\"]\n";
     site.write("compose.yml", &format!("{ONE}{several}"));
-    let words = ["services.app.privileged", "services.app.network_mode", "/etc is outside", "docker.sock"];
+    let words = ["services.app.privileged", "services.app.network_mode", "`/etc`: it is outside", "docker.sock"];
     refused(&site, DEPLOY, 3, &words);
     refused(&site, &["plan", "--pr", "7"], 3, &words);
 }

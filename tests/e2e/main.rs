@@ -25,6 +25,8 @@ mod order;
 mod places;
 mod proxies;
 mod queue;
+mod real_files;
+mod refusals;
 mod reliability;
 mod rollback;
 mod secrets;

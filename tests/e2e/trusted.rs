@@ -103,12 +103,7 @@ fn the_base_branch_allows_by_service_key_and_value() {
         format!("[[policy.allow]]\nservice = \"app\"\nkey = \"{key}\"\nvalues = [\"{value}\"]\n")
     };
     site.write(".git/base.toml", &format!("{}{}", allow("cap_add", "SYS_ADMIN"), allow("volumes", "/srv")));
-    let words = [
-        "services.app.cap_add: ",
-        "services.app.pid: ",
-        "services.app.volumes: ",
-        "of `SYS_PTRACE` in the base branch's",
-    ];
+    let words = ["services.app.cap_add: ", "services.app.pid: ", "services.app.volumes: ", "values = [\"SYS_PTRACE\"]"];
     refused(&site, DEPLOY, 3, &words);
     let all = [allow("cap_add", "SYS_PTRACE"), allow("volumes", &directory), allow("pid", "host")].concat();
     // In the pull request's own file it counts for nothing.

@@ -346,6 +346,9 @@ pub(crate) struct Capacity {
     /// An active profile; may be repeated
     #[arg(long, value_name = "NAME")]
     pub(crate) profile: Vec<String>,
+    /// A service that is left out; may be repeated
+    #[arg(long, value_name = "SERVICE")]
+    pub(crate) exclude: Vec<String>,
 }
 
 impl Capacity {
@@ -365,6 +368,7 @@ impl Capacity {
             compose: self.compose.clone(),
             env_file: self.env_file.clone(),
             profile: self.profile.clone(),
+            exclude: self.exclude.clone(),
             url: vec![],
             pull: None,
         }
@@ -409,6 +413,9 @@ pub(crate) struct Deploy {
     /// An active profile; may be repeated
     #[arg(long, value_name = "NAME")]
     pub(crate) profile: Vec<String>,
+    /// A service that is left out; may be repeated
+    #[arg(long, value_name = "SERVICE")]
+    pub(crate) exclude: Vec<String>,
     /// The public address: `https://{name}.example.com`; may be repeated
     #[arg(long, value_name = "TEMPLATE")]
     pub(crate) url: Vec<String>,

@@ -104,6 +104,17 @@ pub(crate) async fn run(cli: Cli) -> u8 {
     }
 }
 
+/// The document with all known secrets taken out of its texts.
+fn cleaned(document: serde_json::Value, redactor: &Redactor) -> serde_json::Value {
+    use serde_json::Value;
+    match document {
+        Value::String(text) => Value::String(redactor.clean(&text)),
+        Value::Array(items) => items.into_iter().map(|item| cleaned(item, redactor)).collect(),
+        Value::Object(table) => table.into_iter().map(|(key, value)| (key, cleaned(value, redactor))).collect(),
+        other => other,
+    }
+}
+
 /// Ctrl-C and SIGTERM end the run with what it began taken back; a second one ends the program at once.
 fn listen(interrupt: &Interrupt, console: &Arc<dyn Console>) {
     use tokio::signal::unix::{SignalKind, signal};
@@ -167,9 +178,13 @@ impl Context {
         self.console.failed(error);
         if self.json() {
             let message = self.redactor.clean(&error.chain());
-            let document = json!({
+            let mut document = json!({
                 "error": {"code": code, "failure": error.failure(), "message": message, "report": error.report()},
             });
+            if let Some(rejection) = error.rejection() {
+                document["error"]["violations"] = cleaned(json!(rejection.violations), &self.redactor);
+                document["error"]["exclude"] = json!(rejection.exclude);
+            }
             output::to_stdout(&output::json(&document));
         }
         code
@@ -361,6 +376,7 @@ impl Context {
             compose: vec![],
             env_file: vec![],
             profile: vec![],
+            exclude: vec![],
             url: vec![],
             pull: None,
         };

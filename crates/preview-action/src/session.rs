@@ -85,6 +85,7 @@ impl Session {
             flags.compose.clone_from(&deploy.compose);
             flags.env_file.clone_from(&deploy.env_file);
             flags.profiles.clone_from(&deploy.profile);
+            flags.exclude.clone_from(&deploy.exclude);
             flags.url.clone_from(&deploy.url);
             flags.pull.clone_from(&deploy.pull);
         }

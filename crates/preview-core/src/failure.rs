@@ -193,6 +193,7 @@ mod tests {
 
     use super::*;
     use crate::lifecycle::{Error, FailureReport, Refusal, Restored};
+    use crate::stack::Violation;
     use crate::state::Phase;
 
     /// The rows of the table: exit codes by code.
@@ -239,7 +240,8 @@ mod tests {
         let mut ends = vec![
             (Error::invalid("x"), "config_invalid"),
             (Error::NotFound("x".into()), "not_found"),
-            (Refusal::Policy(vec![]).into(), "policy"),
+            (Error::rejected(vec![Violation::default()]), "policy"),
+            (Error::rejected(vec![Violation::input("x", "y", "z")]), "config_invalid"),
             (Refusal::Fork { number: 7, fork: "x".into() }.into(), "fork"),
             (Refusal::NameTaken { name: "x".into(), by: "y".into() }.into(), "name_taken"),
             (

@@ -98,7 +98,11 @@ impl Outcome {
     pub fn of(error: &Error) -> Self {
         match error {
             Error::Refused(Refusal::Stopped { .. }) | Error::Aborted(_) => Self::Aborted,
-            Error::Refused(_) | Error::Invalid { .. } | Error::NotFound(_) | Error::Locked { .. } => Self::Refused,
+            Error::Refused(_)
+            | Error::Rejected(_)
+            | Error::Invalid { .. }
+            | Error::NotFound(_)
+            | Error::Locked { .. } => Self::Refused,
             Error::Failed(_) => Self::Failed,
             Error::TimedOut(_) => Self::TimedOut,
             Error::Fault(_) if error.failure() == FailureCode::Interrupted => Self::Aborted,

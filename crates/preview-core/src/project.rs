@@ -201,6 +201,12 @@ pub struct Project {
     pub env_files: Vec<PathBuf>,
     /// Active profiles.
     pub profiles: Vec<String>,
+    /// Services that are left out, with what only they use.
+    pub exclude: BTreeSet<String>,
+    /// Where that was written.
+    pub exclude_place: String,
+    /// What to know about the files, for people; told with what Compose says when it refuses them, too.
+    pub file_notes: Vec<String>,
     /// When images are pulled.
     pub pull: PullPolicy,
     /// Logins for private registries.
@@ -262,6 +268,9 @@ impl Project {
             directory,
             env_files: vec![],
             profiles: vec![],
+            exclude: BTreeSet::new(),
+            exclude_place: "`exclude`".to_owned(),
+            file_notes: vec![],
             pull: PullPolicy::default(),
             logins: Logins::default(),
             routes: None,

@@ -34,6 +34,7 @@ impl Session {
     pub(crate) fn project(&self, named: &Named) -> Result<Project, Error> {
         let config = &self.config;
         let around = Project { repository: repository(&self.directory), ..self.around(named)? };
+        let mut notes = None;
         let files = if config.compose.is_empty() {
             let found = config::COMPOSE_FILES.iter().map(|name| self.directory.join(name)).find(|path| path.is_file());
             let found = found.ok_or_else(|| {
@@ -43,6 +44,7 @@ impl Session {
                     config::COMPOSE_FILES.join(", ")
                 ))
             })?;
+            notes = unused_override(&found);
             vec![found]
         } else {
             self.existing("compose", &config.compose)?
@@ -57,6 +59,9 @@ impl Session {
             files,
             env_files: self.existing("env_file", &config.env_files)?,
             profiles: config.profiles.clone(),
+            exclude: config.exclude.iter().cloned().collect(),
+            exclude_place: self.place("exclude"),
+            file_notes: notes.into_iter().collect(),
             heavy: config
                 .limits
                 .heavy
@@ -241,6 +246,16 @@ impl Session {
         let text = file.and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
         registry::logins(&text)
     }
+}
+
+/// What to say where a Compose file that was found, not named, has an override beside it. Compose itself would use both.
+fn unused_override(file: &Path) -> Option<String> {
+    let beside = config::COMPOSE_OVERRIDES.iter().map(|name| file.with_file_name(name)).find(|path| path.is_file())?;
+    let (file, beside) = (file.file_name()?.to_string_lossy(), beside.file_name()?.to_string_lossy());
+    Some(format!(
+        "{beside} is beside {file} and is not used: overrides are for developers' machines. To use it, write `compose = [\"{file}\", \"{beside}\"]` in \
+         preview.toml; `compose = \"{file}\"` says that it is not meant"
+    ))
 }
 
 /// The directory that files of a stack must lie in: the checkout, or the project directory where there is none.

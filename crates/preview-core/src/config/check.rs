@@ -21,7 +21,8 @@ fn plain_path(path: &str) -> bool {
 pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
     let wrong = |key: &str, message: &str| Err(file.origin.at(key, message));
 
-    for (key, words) in [("profiles", &file.profiles), ("env_services", &file.env_services)] {
+    for (key, words) in [("profiles", &file.profiles), ("exclude", &file.exclude), ("env_services", &file.env_services)]
+    {
         for (index, word) in words.iter().enumerate() {
             if word.trim().is_empty() {
                 return wrong(&element(key, index), "is empty");

@@ -31,6 +31,8 @@ pub struct ConfigFile {
     pub env_file: Option<OneOrMany<PathBuf>>,
     /// Compose profiles that are active. Default: none.
     pub profiles: Vec<String>,
+    /// Services that are left out of previews, with the volumes, networks, configs and secrets that only they use. Default: none.
+    pub exclude: Vec<String>,
     /// When images that are not built are pulled: `missing` (only those that the host does not have) or `always`. Default: `missing`.
     pub pull: Pull,
     /// A sweep removes a preview that was not deployed for so long: `72h`, `7d`, or `never`. Default: `72h`.

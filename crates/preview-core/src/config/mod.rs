@@ -57,6 +57,10 @@ use crate::units::Ttl;
 pub const FILE: &str = "preview.toml";
 /// Compose files that are tried, in this order, where the configuration names none.
 pub const COMPOSE_FILES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"];
+
+/// Files that Compose lays over those, where nobody names any. We do not.
+pub const COMPOSE_OVERRIDES: [&str; 4] =
+    ["compose.override.yaml", "compose.override.yml", "docker-compose.override.yaml", "docker-compose.override.yml"];
 /// Directory for the files of previews on a host that is reached over ssh.
 pub const BASE_DIR: &str = "/opt/previews";
 
@@ -71,6 +75,8 @@ pub struct Config {
     pub env_files: Vec<PathBuf>,
     /// Active profiles.
     pub profiles: Vec<String>,
+    /// Services that are left out.
+    pub exclude: Vec<String>,
     /// When images are pulled.
     pub pull: Pull,
     /// How long a preview is kept after its last deploy.

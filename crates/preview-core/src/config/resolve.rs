@@ -17,6 +17,7 @@ pub(super) fn resolve(file: ConfigFile) -> Result<Config, ConfigError> {
         compose: file.compose.map(|files| files.0).unwrap_or_default(),
         env_files: file.env_file.map(|files| files.0).unwrap_or_default(),
         profiles: file.profiles,
+        exclude: file.exclude,
         pull: file.pull,
         ttl: file.ttl,
         name: file.name,

@@ -29,6 +29,8 @@ pub struct Overrides {
     pub env_file: Vec<String>,
     /// `--profile`, which may be repeated.
     pub profiles: Vec<String>,
+    /// `--exclude`, which may be repeated.
+    pub exclude: Vec<String>,
     /// `--app`.
     pub app: Option<String>,
     /// `--url`, which may be repeated.
@@ -90,7 +92,7 @@ fn paths(values: Vec<String>) -> Option<OneOrMany<PathBuf>> {
     Some(OneOrMany(values.into_iter().map(PathBuf::from).collect()))
 }
 
-const SETTINGS: [Setting; 12] = [
+const SETTINGS: [Setting; 13] = [
     Setting {
         key: "vm.host",
         flag: "--host",
@@ -179,6 +181,17 @@ const SETTINGS: [Setting; 12] = [
         flags: |flags| flags.profiles.clone(),
         apply: |file, values| {
             file.profiles = values;
+            Ok(())
+        },
+    },
+    Setting {
+        key: "exclude",
+        flag: "--exclude",
+        variable: "PREVIEW_EXCLUDE",
+        list: true,
+        flags: |flags| flags.exclude.clone(),
+        apply: |file, values| {
+            file.exclude = values;
             Ok(())
         },
     },

@@ -164,6 +164,7 @@ impl Flight<'_> {
         let failure = Failure { phase, code: Some(code), message: message.clone(), at: Timestamp::now() };
         let directory = self.deploy.target.directory(&self.client.base_dir);
         let uploaded = prepared.uploads.iter().map(|upload| format!("{directory}/files/{}", upload.hash));
+        let passed = prepared.stack_variables();
         let restored = undo::undo(&undo::Undo {
             client: self.client,
             timeouts: &self.project.timeouts,
@@ -180,7 +181,7 @@ impl Flight<'_> {
             end,
             failure,
             files: seen.survey.paths.iter().cloned().chain(uploaded).collect(),
-            variables: &prepared.variables,
+            variables: &passed,
             pages: self.pages,
         })
         .await;

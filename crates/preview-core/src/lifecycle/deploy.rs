@@ -185,5 +185,10 @@ pub(super) async fn early(
     } else {
         prepare::variables(project, deploy, &stand_in, &super::Quiet, &known).await?
     };
-    prepare::prepare(resolver, project, deploy, variables).await
+    let prepared = prepare::prepare(resolver, project, deploy, variables).await?;
+    for secret in prepared.file_variables.values() {
+        observer.event(&Event::Secret(secret));
+        redactor.learn(secret);
+    }
+    Ok(prepared)
 }

@@ -11,15 +11,12 @@ use crate::failure::FailureCode;
 use crate::fault::{Fault, FaultKind};
 use crate::fence::Superseded;
 use crate::lock::Holder;
-use crate::stack::Violation;
+use crate::stack::{Rejection, Violation};
 use crate::state::Phase;
 
 /// Why a wish is refused, although it is well-formed. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// The files hold what a preview may not have on a shared host.
-    #[error("the Compose files hold what a preview may not have:{}", list(.0))]
-    Policy(Vec<Violation>),
     /// The pull request comes from a fork: its code is not trusted with this host.
     #[error(
         "pull request {number} comes from the fork {fork}: previews of forks are refused, since their code would run on your host, unless `[policy] forks` in the base branch's configuration allows them"
@@ -82,10 +79,6 @@ pub enum Refusal {
     },
 }
 
-fn list(violations: &[Violation]) -> String {
-    violations.iter().map(|v| format!("\n  {}: {}; {}", v.key, v.why, v.instead)).collect()
-}
-
 /// What became of what ran before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "kind", content = "detail")]
@@ -126,6 +119,9 @@ pub enum Error {
         /// What and where.
         message: String,
     },
+    /// The files hold what a preview may not have on a shared host, or they or the configuration are wrong: everything that was found. Nothing was changed.
+    #[error("{0}")]
+    Rejected(Box<Rejection>),
     /// Refused. Nothing was changed.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -171,11 +167,33 @@ impl Error {
         Self::Invalid { message: message.into() }
     }
 
+    /// These violations, with no proposal what to leave out.
+    #[must_use]
+    pub fn rejected(violations: Vec<Violation>) -> Self {
+        Self::Rejected(Box::new(Rejection { violations, exclude: None }))
+    }
+
+    /// What was found wrong with the project, if that is what ended the run.
+    #[must_use]
+    pub fn rejection(&self) -> Option<&Rejection> {
+        match self {
+            Self::Rejected(rejection) => Some(rejection),
+            _ => None,
+        }
+    }
+
     /// The exit code of the command line: see the table in `docs/exit-codes.md`.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Invalid { .. } | Self::NotFound(_) => 2,
+            Self::Rejected(rejection) => {
+                if rejection.is_refused() {
+                    3
+                } else {
+                    2
+                }
+            }
             Self::Refused(_) => 3,
             Self::Failed(_) => 4,
             Self::TimedOut(_) | Self::Aborted(_) => 5,
@@ -196,8 +214,9 @@ impl Error {
         match self {
             Self::Invalid { .. } => FailureCode::ConfigInvalid,
             Self::NotFound(_) => FailureCode::NotFound,
+            Self::Rejected(rejection) if rejection.is_refused() => FailureCode::Policy,
+            Self::Rejected(_) => FailureCode::ConfigInvalid,
             Self::Refused(refusal) => match refusal {
-                Refusal::Policy(_) => FailureCode::Policy,
                 Refusal::Fork { .. } => FailureCode::Fork,
                 Refusal::Full { .. } => FailureCode::Full,
                 Refusal::NameTaken { .. } => FailureCode::NameTaken,

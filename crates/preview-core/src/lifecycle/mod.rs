@@ -9,6 +9,7 @@ mod fence;
 mod files;
 mod flight;
 mod footprint;
+mod judge;
 mod keep;
 mod leading;
 mod metrics;

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::files::{self, Upload};
-use super::{Error, Event, Observer, Refusal};
+use super::{Error, Event, Observer, judge};
 use crate::project::{Deploy, Project, RouteSpec};
 use crate::proxy::{self, Bundle, Owner, Proxy};
 use crate::route::{Access, Generations, Route};
 use crate::runtime::{Runtime, Source, Variables, reads};
 use crate::secret::{Redactor, Secret};
-use crate::stack::{self, Difference, FileUse, Input, Port};
+use crate::stack::{self, Difference, Input, Port, Violation};
 use crate::state::Address;
 
 /// The user's project, resolved and judged; nothing of the host is known yet.
@@ -19,12 +19,23 @@ use crate::state::Address;
 pub(super) struct Prepared {
     pub(super) model: Value,
     pub(super) variables: Variables,
+    /// Variables that secrets and configs of the files name, and that are in the project's own environment files.
+    pub(super) file_variables: Variables,
     pub(super) uploads: Vec<Upload>,
     pub(super) routes: Vec<RouteSpec>,
     pub(super) wanted: BTreeSet<Port>,
     pub(super) built: Vec<String>,
     pub(super) access: Access,
     pub(super) warnings: Vec<String>,
+    /// What was dropped or left out before the stack is rendered.
+    pub(super) differences: Vec<Difference>,
+}
+
+impl Prepared {
+    /// Everything that the stack may name by `environment:`.
+    pub(super) fn stack_variables(&self) -> Variables {
+        self.file_variables.clone().into_iter().chain(self.variables.clone()).collect()
+    }
 }
 
 /// The preview's stack.
@@ -86,30 +97,34 @@ pub(super) async fn prepare(
     let repository = project.repository.clone();
     let outside = reads::outside(runtime, &source, &repository).await?;
     if !outside.is_empty() {
-        return Err(Refusal::Policy(outside).into());
+        return Err(judge::reject(project, &Value::Null, outside));
     }
-    let resolved = runtime.resolve(&source).await?;
+    let resolved = judge::resolve(runtime, project, &source).await?;
     let mut model = resolved.model;
+    let mut differences = Vec::new();
+    let mut violations = judge::leave_out(runtime, project, &source, &mut model, &mut differences).await;
+    let (file_variables, missing) = judge::file_variables(runtime, &source, &model).await?;
+    violations.extend(missing);
     let allowed = project.allowed.clone();
     let proxy_network = project.proxy.network().map(str::to_owned);
-    let (model, uses) = blocking(move || {
-        let of_the_host = stack::host_mounts(&model, &repository, &allowed);
-        let uses: Vec<FileUse> = files::canonical(&mut model, &of_the_host)?;
-        let mut violations = stack::violations(&model, &repository, proxy_network.as_deref(), &allowed);
-        violations.extend(reads::dockerfiles(&model, &repository));
-        if !violations.is_empty() {
-            return Err(Refusal::Policy(violations).into());
-        }
-        Ok((model, uses))
-    })
-    .await?;
-    check_services(project, &model)?;
+    let judged = blocking(move || judge::judge(model, &repository, proxy_network.as_deref(), &allowed)).await?;
+    let (model, uses) = (judged.model, judged.uses);
+    violations.extend(judged.violations);
+    violations.extend(judge::check_services(project, &model));
+    let (routes, wanted, wrong) = routes(project, &model);
+    violations.extend(wrong);
+    let (doubts, wrong) = check_isolation(project, &model, &wanted);
+    violations.extend(wrong);
+    let access = access(project, deploy, &variables).map_err(|wrong| violations.push(*wrong)).unwrap_or_default();
+    if !violations.is_empty() {
+        let project = project.clone();
+        return blocking(move || Err(judge::reject(&project, &model, violations))).await;
+    }
     let uploads = blocking(move || files::uploads(&uses)).await?;
-    let (routes, wanted) = routes(project, &model)?;
     let mut warnings = resolved.warnings;
-    warnings.extend(check_isolation(project, &model, &wanted)?);
-    let access = access(project, deploy, &variables)?;
-    Ok(Prepared { built: stack::built(&model), variables, uploads, routes, wanted, access, warnings, model })
+    warnings.extend(doubts);
+    let built = stack::built(&model);
+    Ok(Prepared { built, variables, file_variables, uploads, routes, wanted, access, warnings, differences, model })
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
@@ -123,54 +138,29 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + S
     }
 }
 
-/// Services that the configuration names must exist.
-fn check_services(project: &Project, model: &Value) -> Result<(), Error> {
-    let known = stack::service_names(model);
-    if known.is_empty() {
-        return Err(Error::invalid("the Compose files define no service (or only services of profiles that are off)"));
-    }
-    let named = project
-        .routes
-        .iter()
-        .flatten()
-        .map(|route| (&route.service, &route.place))
-        .chain(project.steps.iter().map(|step| (&step.service, &step.place)))
-        .chain(project.health.iter().filter_map(|health| Some((health.service.as_ref()?, &health.place))))
-        .chain(project.env_services.iter().map(|service| (service, &project.env_services_place)));
-    for (service, place) in named {
-        if !known.contains(service) {
-            let names = known.iter().cloned().collect::<Vec<_>>().join(", ");
-            return Err(Error::invalid(format!(
-                "{place}: there is no service `{service}` in the Compose files; there are: {names}"
-            )));
-        }
-    }
-    Ok(())
-}
-
 /// What is turned on must be possible for these services; what is said about none of them is a warning, since the base branch may say it for others.
-fn check_isolation(project: &Project, model: &Value, wanted: &BTreeSet<Port>) -> Result<Vec<String>, Error> {
+fn check_isolation(project: &Project, model: &Value, wanted: &BTreeSet<Port>) -> (Vec<String>, Vec<Violation>) {
     let (isolation, place) = (&project.isolation, &project.isolation_place);
     let on_the_host = wanted.iter().filter(|_| project.proxy == Proxy::None);
-    if let Some((key, why)) = isolation.conflicts(model, on_the_host).into_iter().next() {
-        return Err(Error::invalid(format!("{place}: {key}: {why}")));
-    }
+    let conflicts = isolation.conflicts(model, on_the_host).into_iter();
+    let wrong = conflicts.map(|(key, why)| Violation::input(format!("{place}: {key}"), why, "")).collect();
     let known = stack::service_names(model);
     let unknown = isolation.except.iter().filter(|service| !known.contains(*service));
-    Ok(unknown.map(|service| format!("{place}: `except` names `{service}`, which is no service here")).collect())
+    let doubts = unknown.map(|service| format!("{place}: `except` names `{service}`, which is no service here"));
+    (doubts.collect(), wrong)
 }
 
 /// The routes, and what has to be published without a proxy.
-fn routes(project: &Project, model: &Value) -> Result<(Vec<RouteSpec>, BTreeSet<Port>), Error> {
+fn routes(project: &Project, model: &Value) -> (Vec<RouteSpec>, BTreeSet<Port>, Vec<Violation>) {
     let published = stack::published_ports(model);
     let tcp: Vec<&Port> = published.iter().filter(|port| port.protocol == "tcp").collect();
     if project.routes.is_none() && project.proxy != Proxy::None && tcp.len() != 1 {
         let found: Vec<String> = tcp.iter().map(|port| format!("{} of {}", port.target, port.service)).collect();
         let found =
             if found.is_empty() { "no port is".to_owned() } else { format!("these ports are: {}", found.join(", ")) };
-        return Err(Error::invalid(format!(
-            "a [[route]] is missing: {found} published in the Compose files, so it is not clear where the address leads"
-        )));
+        let why = format!("a [[route]] is missing: {found} published in the Compose files");
+        let wrong = Violation::input("route", why, "so it is not clear where the address leads");
+        return (Vec::new(), published, vec![wrong]);
     }
     let routes = project.routes.clone().unwrap_or_else(|| {
         tcp.iter()
@@ -183,37 +173,39 @@ fn routes(project: &Project, model: &Value) -> Result<(Vec<RouteSpec>, BTreeSet<
             })
             .collect()
     });
-    for route in &routes {
-        let mode = model.pointer(&format!("/services/{}/network_mode", route.service)).and_then(Value::as_str);
-        if let Some(mode) = mode.filter(|mode| !mode.is_empty()) {
-            return Err(Error::invalid(format!(
-                "{}: service `{}` has `network_mode: {mode}` and no network of its own, so no route can lead to it",
-                route.place, route.service
-            )));
-        }
-        if route.rolling && project.proxy == Proxy::None {
-            return Err(Error::invalid(format!(
-                "{}: `update = \"rolling\"` needs a proxy: without one the old container has the port that the new one needs",
-                route.place
-            )));
-        }
-        if let Some(why) = project.proxy.objection(&leading(route, route.url.clone().unwrap_or_default())) {
-            return Err(Error::invalid(format!("{}: {why}", route.place)));
-        }
-        if project.proxy != Proxy::None && route.url.is_none() {
-            return Err(Error::invalid(format!(
-                "{}: behind a proxy the route to `{}` needs a `url`",
-                route.place, route.service
-            )));
-        }
-    }
+    let wrong = routes.iter().flat_map(|route| wrong_route(project, model, route)).collect();
     let mut wanted = published;
     wanted.extend(routes.iter().map(|route| Port {
         service: route.service.clone(),
         target: route.port,
         protocol: "tcp".to_owned(),
     }));
-    Ok((routes, wanted))
+    (routes, wanted, wrong)
+}
+
+/// What is wrong with a route to a service that is there.
+fn wrong_route(project: &Project, model: &Value, route: &RouteSpec) -> Vec<Violation> {
+    let mut found = Vec::new();
+    let mut wrong = |why: String| found.push(Violation::input(route.place.as_str(), why, ""));
+    let mode = model.pointer(&format!("/services/{}/network_mode", route.service)).and_then(Value::as_str);
+    if let Some(mode) = mode.filter(|mode| !mode.is_empty()) {
+        wrong(format!(
+            "service `{}` has `network_mode: {mode}` and no network of its own, so no route can lead to it",
+            route.service
+        ));
+    }
+    if route.rolling && project.proxy == Proxy::None {
+        let why =
+            "`update = \"rolling\"` needs a proxy: without one the old container has the port that the new one needs";
+        wrong(why.to_owned());
+    }
+    if let Some(why) = project.proxy.objection(&leading(route, route.url.clone().unwrap_or_default())) {
+        wrong(why.to_owned());
+    }
+    if project.proxy != Proxy::None && route.url.is_none() {
+        wrong(format!("behind a proxy the route to `{}` needs a `url`", route.service));
+    }
+    found
 }
 
 /// A wish for a route with its address.
@@ -231,11 +223,11 @@ fn leading(spec: &RouteSpec, url: String) -> Route {
 }
 
 /// Who may come in. The password is one of the variables.
-fn access(project: &Project, deploy: &Deploy, variables: &Variables) -> Result<Access, Error> {
+fn access(project: &Project, deploy: &Deploy, variables: &Variables) -> Result<Access, Box<Violation>> {
     let spec = &project.access;
     let basic_auth = match &spec.basic_auth {
         Some((user, name)) if project.proxy != Proxy::None => {
-            let wrong = |why: &str| Error::invalid(format!("{}: `{name}` {why}", spec.place));
+            let wrong = |why: &str| Box::new(Violation::input(spec.place.as_str(), format!("`{name}` {why}"), ""));
             if project.env.contains_key(name) {
                 return Err(wrong(
                     "is set by [env], where everybody can read it: it comes from [[secrets]] or [generate]",
@@ -293,10 +285,14 @@ pub(super) fn render(
         inject_into: &project.env_services,
         variables: &prepared.variables,
     });
+    let mut differences = prepared.differences.clone();
+    differences.extend(rendered.differences);
+    differences.sort();
+    differences.dedup();
     Wanted {
         digest: crate::plan::digest(&rendered.model, &project.steps),
         model: rendered.model,
-        differences: rendered.differences,
+        differences,
         bundle: project.proxy.files(owner, &full, &prepared.access),
         addresses,
     }

@@ -69,7 +69,7 @@ impl Flight<'_> {
         Stack {
             project: self.deploy.target.project.clone(),
             rendered: Secret::new(wanted.model.to_string()),
-            variables: prepared.variables.clone(),
+            variables: prepared.stack_variables(),
         }
     }
 

@@ -12,8 +12,9 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::{Runtime, Source};
+use super::{Runtime, Source, Variables};
 use crate::fault::{Fault, FaultKind};
+use crate::secret::Secret;
 use crate::stack::{Violation, normal};
 
 /// No project has so many files; whoever writes one that includes itself in ever new ways ends here.
@@ -79,6 +80,25 @@ async fn filled_in(
         .collect()
 }
 
+/// The variables of these names that the project's environment has, its files included. A name has to be one that Compose takes.
+///
+/// # Errors
+/// What Compose says when it does not take the files.
+pub(crate) async fn variables(
+    runtime: &dyn Runtime,
+    source: &Source,
+    names: BTreeSet<String>,
+) -> Result<Variables, Fault> {
+    // A sign in front tells an empty one from one that is not set.
+    let text = |name: &str| format!("${{{name}+=}}${{{name}-}}");
+    let filled = filled_in(runtime, source, names.iter().map(|name| text(name)).collect()).await?;
+    let value = |name: String| {
+        let value = filled.get(&text(&name))?.strip_prefix('=')?.to_owned();
+        Some((name, Secret::new(value)))
+    };
+    Ok(names.into_iter().filter_map(value).collect())
+}
+
 /// Everything outside of `repository` that Compose would read for this project. What the pipeline itself names outside of it (`--compose`,
 /// `--env-file`) is not looked at. Reads the file system.
 ///
@@ -136,8 +156,10 @@ pub(crate) fn dockerfiles(model: &Value, repository: &Path) -> Vec<Violation> {
             let linked = path.starts_with(repository) && inside(repository, &path).is_none();
             linked.then(|| Violation {
                 key: format!("services.{name}.build.dockerfile"),
-                why: format!("{file} leads outside the repository by a link"),
+                value: Some(file.to_owned()),
+                why: "a link leads outside the repository".to_owned(),
                 instead: "put the file into the repository".to_owned(),
+                ..Violation::default()
             })
         })
         .collect()
@@ -166,8 +188,10 @@ impl Look<'_> {
     fn refuse(&mut self, key: String, path: &str, why: &str) {
         self.found.push(Violation {
             key,
-            why: format!("{path}: {why}, and reading it would show a file of the machine that deploys"),
+            value: Some(path.to_owned()),
+            why: format!("{why}, and reading it would show a file of the machine that deploys"),
             instead: "put the file into the repository".to_owned(),
+            ..Violation::default()
         });
     }
 
@@ -251,8 +275,10 @@ impl Look<'_> {
                 let why = "in an included file variables have other values, so where it leads cannot be checked before it is read";
                 self.found.push(Violation {
                     key,
-                    why: format!("`{path}`: {why}"),
+                    value: Some(path.to_owned()),
+                    why: why.to_owned(),
                     instead: "write the path out".to_owned(),
+                    ..Violation::default()
                 });
                 return None;
             }

@@ -1,10 +1,11 @@
 //! Which files of the repository a stack uses: sources of bind mounts, files of configs and secrets, build contexts.
 
+use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{entries, services};
+use super::{Violation, entries, services};
 
 /// What a file is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +90,34 @@ pub fn file_uses(model: &Value) -> Vec<FileUse> {
     uses
 }
 
+/// JSON pointers to the paths that are outside of the repository by their very text. A mount of such a path can only mean the host's, and anything else of
+/// it is refused, so nothing here may look at them or send them. `model` is as Compose resolved it.
+#[must_use]
+pub fn host_paths(model: &Value, repository: &Path) -> BTreeSet<String> {
+    let outside = |file: &FileUse| !normal(&file.source).starts_with(repository);
+    file_uses(model).into_iter().filter(outside).map(|file| file.pointer).collect()
+}
+
+/// Paths that were inside the repository by their text, and are not once their links are followed. They are put back as they were written, so that nothing
+/// takes them for paths of the host: no allowance is meant for them. `before` is the model with its paths as Compose resolved them.
+pub fn links_out(model: &mut Value, before: &Value, followed: &[FileUse], repository: &Path) -> Vec<Violation> {
+    let mut found = Vec::new();
+    for file in followed.iter().filter(|file| !file.source.starts_with(repository)) {
+        let written = before.pointer(&file.pointer).cloned().unwrap_or_default();
+        found.push(Violation {
+            key: file.key.clone(),
+            value: written.as_str().map(str::to_owned),
+            why: format!("a link leads to {}, outside the repository", file.source.display()),
+            instead: "put the files into the repository".to_owned(),
+            ..Violation::default()
+        });
+        if let Some(place) = model.pointer_mut(&file.pointer) {
+            *place = written;
+        }
+    }
+    found
+}
+
 /// The path without `.` and `..`, as text, which is how Compose joins paths. Where links lead is for those who can look.
 #[must_use]
 pub fn normal(path: &Path) -> PathBuf {
@@ -137,6 +166,39 @@ mod tests {
                 "services.web/1.build.context",
                 "services.web/1.build.additional_contexts.lib",
                 "configs.c.file"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_outside_by_its_text_is_the_hosts_and_never_looked_at() {
+        let bind = |source: &str| json!({"type": "bind", "source": source});
+        let model = json!({
+            "services": {"a": {
+                "volumes": [bind("/repo/conf"), bind("/srv/models"), bind("/repo/../etc"), bind("/repository"), {"type": "volume", "source": "x"}],
+                "build": {"context": "/elsewhere"},
+            }},
+            "secrets": {"s": {"file": "/root/.ssh/id_rsa"}, "own": {"file": "/repo/s"}},
+        });
+        let found: Vec<String> = host_paths(&model, Path::new("/repo")).into_iter().collect();
+        let pointers = [1, 2, 3].map(|index| format!("/services/a/volumes/{index}/source"));
+        assert_eq!(found[..2], ["/secrets/s/file", "/services/a/build/context"]);
+        assert_eq!(found[2..], pointers);
+    }
+
+    #[test]
+    fn a_link_that_leads_out_is_no_path_of_the_host() {
+        let before = json!({"services": {"a": {"volumes": [{"type": "bind", "source": "/repo/lnk"}, {"type": "bind", "source": "/repo/x"}]}}});
+        let mut model = before.clone();
+        model["services"]["a"]["volumes"][0]["source"] = json!("/srv/models");
+        let followed = file_uses(&model);
+        let found = links_out(&mut model, &before, &followed, Path::new("/repo"));
+        assert_eq!(model, before, "an allowance of /srv/models does not see it");
+        let told: Vec<_> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "services.a.volumes: `/repo/lnk`: a link leads to /srv/models, outside the repository; put the files into the repository"
             ]
         );
     }

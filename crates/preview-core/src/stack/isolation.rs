@@ -43,7 +43,7 @@ impl Default for Isolation {
 }
 
 impl Isolation {
-    fn leaves_alone(&self, service: &str) -> bool {
+    pub(super) fn leaves_alone(&self, service: &str) -> bool {
         self.except.iter().any(|name| name == service)
     }
 

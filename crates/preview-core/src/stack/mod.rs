@@ -2,20 +2,29 @@
 //!
 //! Only declared differences: whatever is changed is listed as a [`Difference`], and nothing else differs from the user's files.
 
+mod capability;
+mod exclude;
 mod files;
+mod harmless;
 mod isolation;
 mod limits;
 mod network;
 mod policy;
 mod render;
 mod shares;
+mod violation;
+mod written;
 
-pub use files::{FileUse, Place, file_uses, normal};
+pub use exclude::{drop_optional, exclude, proposal, with_dependents};
+pub use files::{FileUse, Place, file_uses, host_paths, links_out, normal};
+pub use harmless::drop_harmless;
 pub use isolation::Isolation;
 pub use limits::{Guardrails, declared_memory};
-pub use policy::{Allowance, Allowing, Violation, allowable_keys, allowing, host_mounts, violations};
+pub use policy::{Allowance, Allowing, allowable_keys, allowing, violations};
 pub use render::{Input, Rendered, render};
 pub use shares::{Said, Share, own_networks, shares};
+pub use violation::{AllowLine, Rejection, Violation, ViolationKind};
+pub use written::as_written;
 
 use std::collections::{BTreeMap, BTreeSet};
 

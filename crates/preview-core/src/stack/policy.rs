@@ -10,21 +10,13 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{entries, normal, services};
+use super::{AllowLine, Violation, capability, entries, harmless, normal, services};
 use crate::ownership;
 
-pub use allow::{Allowance, Allowing, allowable_keys, allowing, host_mounts};
+pub use allow::{Allowance, Allowing, allowable_keys, allowing};
 
-/// One thing that is refused.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-pub struct Violation {
-    /// Where: `services.api.privileged`.
-    pub key: String,
-    /// Why it is refused.
-    pub why: String,
-    /// What to do instead.
-    pub instead: String,
-}
+/// Why paths of the machine that deploys are refused.
+const OUTSIDE: &str = "it is outside the repository";
 
 /// Keys of a service that harm nobody else, or that other parts of this module look at.
 const KNOWN: &[&str] = &[
@@ -142,9 +134,16 @@ struct Court<'a> {
 }
 
 impl Court<'_> {
-    fn refuse(&mut self, key: &str, why: impl Into<String>, instead: impl Into<String>) {
+    fn refuse(&mut self, key: &str, value: Option<&str>, why: impl Into<String>, instead: impl Into<String>) {
         let key = if key.is_empty() { self.place.clone() } else { format!("{}.{key}", self.place) };
-        self.found.push(Violation { key, why: why.into(), instead: instead.into() });
+        self.found.push(Violation {
+            service: self.service.map(str::to_owned),
+            key,
+            value: value.map(str::to_owned),
+            why: why.into(),
+            instead: instead.into(),
+            ..Violation::default()
+        });
     }
 
     /// Refuses what the base branch's configuration has not allowed. `value` is what it would have to name.
@@ -155,25 +154,31 @@ impl Court<'_> {
         why: impl Into<String>,
         instead: impl Into<String>,
     ) {
-        let service = self.service.unwrap_or_default();
-        if self.allowed.iter().any(|allowance| allowance.covers(service, key, value)) {
+        let service = self.service.unwrap_or_default().to_owned();
+        if self.allowed.iter().any(|allowance| allowance.covers(&service, key, value)) {
             return;
         }
-        let named = value.map(|value| format!(" of `{value}`")).unwrap_or_default();
-        let instead = format!(
-            "{}, or have it allowed by a [[policy.allow]]{named} in the base branch's configuration",
-            instead.into()
-        );
-        self.refuse(key, why, instead);
+        self.refuse(key, value, why, instead);
+        let values: Vec<String> = value.into_iter().map(str::to_owned).collect();
+        // What cannot be named cannot be allowed.
+        let nameable = match allowing(key) {
+            Some(Allowing::Key) => values.is_empty(),
+            Some(Allowing::Values) => !values.is_empty(),
+            None => false,
+        };
+        if let Some(last) = self.found.last_mut().filter(|_| nameable) {
+            last.allow = Some(AllowLine { service, key: key.to_owned(), values });
+        }
     }
 
     fn outside(&self, path: &str) -> bool {
-        !Path::new(path).starts_with(self.repository)
+        !normal(Path::new(path)).starts_with(self.repository)
     }
 }
 
 /// Everything in the model that is refused and not allowed, in order. `repository` is the canonical directory that the files may come from;
-/// sources of bind mounts in the model must be canonical too, but for those of [`host_mounts`].
+/// sources of bind mounts in the model must be canonical too, but for those of
+/// [`host_paths`](super::host_paths).
 #[must_use]
 pub fn violations(
     model: &Value,
@@ -207,6 +212,7 @@ pub fn violations(
             if is_on(table.get("external")) {
                 court.refuse(
                     "external",
+                    None,
                     "it would come from outside the preview",
                     "use file:, content: or environment:",
                 );
@@ -214,16 +220,16 @@ pub fn violations(
             if let Some(path) = table.get("file").and_then(Value::as_str)
                 && court.outside(path)
             {
-                court.refuse("file", format!("{path} is outside the repository"), "put the file into the repository");
+                court.refuse("file", Some(path), OUTSIDE, "put the file into the repository");
             }
             if table.contains_key("driver") || table.contains_key("template_driver") {
-                court.refuse("driver", "drivers are plugins of the host", "use file:, content: or environment:");
+                court.refuse("driver", None, "drivers are plugins of the host", "use file:, content: or environment:");
             }
         }
     }
     if model.get("models").is_some_and(|models| !is_empty(models)) {
         court.place = "models".to_owned();
-        court.refuse("", "it runs a program on the machine that deploys", "use a service with an image");
+        court.refuse("", None, "it runs a program on the machine that deploys", "use a service with an image");
     }
     court.found.sort();
     court.found
@@ -249,12 +255,15 @@ fn service(court: &mut Court<'_>, table: &Map<String, Value>) {
         match allowing(key) {
             Some(Allowing::Key) => court.refuse_unless_allowed(key, None, *why, *instead),
             Some(Allowing::Values) => {
-                // What cannot be named cannot be allowed.
-                for value in values(value) {
+                let values = values(value).into_iter();
+                // What Docker gives to every container is no addition.
+                let values =
+                    values.filter(|value| *key != "cap_add" || !value.as_deref().is_some_and(capability::is_default));
+                for value in values {
                     court.refuse_unless_allowed(key, value.as_deref(), *why, *instead);
                 }
             }
-            None => court.refuse(key, *why, *instead),
+            None => court.refuse(key, None, *why, *instead),
         }
     }
     for key in table.keys() {
@@ -262,7 +271,8 @@ fn service(court: &mut Court<'_>, table: &Map<String, Value>) {
             && !REFUSED.iter().any(|(refused, ..)| refused == key)
             && !key.starts_with("x-")
         {
-            court.refuse(key, "this version of preview does not know whether it is safe on a shared host", "remove it");
+            let why = "this version of preview does not know whether it is safe on a shared host";
+            court.refuse(key, None, why, "remove it");
         }
     }
     for (key, safe) in [
@@ -276,19 +286,19 @@ fn service(court: &mut Court<'_>, table: &Map<String, Value>) {
         let mode = table.get(key).and_then(Value::as_str).unwrap_or_default();
         let of_the_stack = mode.starts_with("service:") && matches!(key, "ipc" | "pid" | "network_mode");
         if !safe.contains(&mode) && !of_the_stack {
-            let why = format!("`{mode}` shares what belongs to the host or to others");
+            let why = "it shares what belongs to the host or to others";
             court.refuse_unless_allowed(key, Some(mode), why, "remove it");
         }
     }
     for option in strings(table.get("security_opt")) {
         if !matches!(option.as_str(), "no-new-privileges" | "no-new-privileges:true" | "no-new-privileges=true") {
-            let why = format!("`{option}` loosens the isolation");
+            let why = "it loosens the isolation";
             court.refuse_unless_allowed("security_opt", Some(&option), why, "use only no-new-privileges:true");
         }
     }
     for from in strings(table.get("volumes_from")) {
         if from.starts_with("container:") {
-            let why = format!("`{from}` reaches a container of others");
+            let why = "it reaches a container of others";
             court.refuse_unless_allowed("volumes_from", Some(&from), why, "name a service of these files");
         }
     }
@@ -315,11 +325,8 @@ fn service(court: &mut Court<'_>, table: &Map<String, Value>) {
     let logging =
         table.get("logging").and_then(|logging| logging.get("driver")).and_then(Value::as_str).unwrap_or_default();
     if !matches!(logging, "" | "json-file" | "local" | "none") {
-        court.refuse(
-            "logging.driver",
-            format!("`{logging}` sends logs elsewhere, and they could not be shown"),
-            "use json-file or local",
-        );
+        let why = "it sends logs elsewhere, and they could not be shown";
+        court.refuse("logging.driver", Some(logging), why, "use json-file or local");
     }
 }
 
@@ -341,25 +348,25 @@ fn mounts(court: &mut Court<'_>, table: &Map<String, Value>) {
         let source = mount.get("source").and_then(Value::as_str).unwrap_or_default();
         match kind {
             "volume" | "tmpfs" | "image" => {}
+            "bind" if harmless::is_null(source) && mount.get("read_only") == Some(&Value::Bool(true)) => {}
             "bind" if source.ends_with("docker.sock") || source.ends_with("containerd.sock") => {
-                let why = format!("{source}: whoever has the Docker socket is root on the host");
+                let why = "whoever has the Docker socket is root on the host";
                 court.refuse_unless_allowed("volumes", Some(source), why, "remove the mount");
             }
             "bind" if court.outside(source) => {
-                let why = format!("{source} is outside the repository");
                 let instead = "use a named volume, or a path inside the repository";
-                court.refuse_unless_allowed("volumes", Some(source), why, instead);
+                court.refuse_unless_allowed("volumes", Some(source), OUTSIDE, instead);
             }
             "bind" => {}
-            other => court.refuse(
-                "volumes",
-                format!("mounts of type `{other}` are not known to be safe"),
-                "use volume, bind or tmpfs",
-            ),
+            other => {
+                let why = format!("mounts of type `{other}` are not known to be safe");
+                court.refuse("volumes", None, why, "use volume, bind or tmpfs");
+            }
         }
         let propagation = mount.pointer("/bind/propagation").and_then(Value::as_str).unwrap_or_default();
         if !matches!(propagation, "" | "private" | "rprivate" | "slave" | "rslave") {
-            court.refuse("volumes", format!("propagation `{propagation}` changes the host's mounts"), "remove it");
+            let why = format!("its propagation `{propagation}` changes the host's mounts");
+            court.refuse("volumes", Some(source), why, "remove the propagation");
         }
     }
 }
@@ -385,31 +392,23 @@ fn build(court: &mut Court<'_>, table: &Map<String, Value>) {
                     court.refuse_unless_allowed(&key, value.as_deref(), why, "remove it");
                 }
             }
-            None => court.refuse(&key, why, "remove it"),
+            None => court.refuse(&key, None, why, "remove it"),
         }
     }
     let network = build.get("network").and_then(Value::as_str).unwrap_or_default();
     if !matches!(network, "" | "default" | "none") {
-        let why = format!("`{network}` reaches the host or others");
+        let why = "it reaches the host or others";
         court.refuse_unless_allowed("build.network", Some(network), why, "remove it");
     }
     let context = build.get("context").and_then(Value::as_str).unwrap_or_default();
     if is_path(context) {
         if court.outside(context) {
-            court.refuse(
-                "build.context",
-                format!("{context} is outside the repository"),
-                "build from inside the repository",
-            );
+            court.refuse("build.context", Some(context), OUTSIDE, "build from inside the repository");
         }
         if let Some(file) = build.get("dockerfile").and_then(Value::as_str) {
-            let file = normal(&Path::new(context).join(file));
-            if !file.starts_with(court.repository) {
-                court.refuse(
-                    "build.dockerfile",
-                    format!("{} is outside the repository", file.display()),
-                    "put it into the repository",
-                );
+            let path = normal(&Path::new(context).join(file));
+            if !path.starts_with(court.repository) {
+                court.refuse("build.dockerfile", Some(file), OUTSIDE, "put it into the repository");
             }
         }
     }
@@ -417,11 +416,8 @@ fn build(court: &mut Court<'_>, table: &Map<String, Value>) {
     for (name, value) in contexts {
         let value = value.as_str().unwrap_or_default();
         if is_path(value) && court.outside(value) {
-            court.refuse(
-                &format!("build.additional_contexts.{name}"),
-                format!("{value} is outside the repository"),
-                "build from inside the repository",
-            );
+            let key = format!("build.additional_contexts.{name}");
+            court.refuse(&key, Some(value), OUTSIDE, "build from inside the repository");
         }
     }
 }
@@ -438,12 +434,13 @@ fn labels(court: &mut Court<'_>, table: &Map<String, Value>) {
         {
             court.refuse(
                 &format!("labels.{key}"),
+                None,
                 "labels that begin with `preview.` say what is ours",
                 "use another name",
             );
         }
         if key.starts_with("com.docker.compose.") {
-            court.refuse(&format!("labels.{key}"), "Compose sets these labels itself", "use another name");
+            court.refuse(&format!("labels.{key}"), None, "Compose sets these labels itself", "use another name");
         }
     }
 }

@@ -1,12 +1,5 @@
 //! What the base branch's configuration can allow, and how it says so.
 
-use std::collections::BTreeSet;
-use std::path::Path;
-
-use serde_json::Value;
-
-use crate::stack::{Place, file_uses};
-
 /// What has to be said about a refused key to allow it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allowing {
@@ -74,7 +67,7 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    pub(super) fn covers(&self, service: &str, key: &str, value: Option<&str>) -> bool {
+    pub(in crate::stack) fn covers(&self, service: &str, key: &str, value: Option<&str>) -> bool {
         self.service == service
             && self.key == key
             && match (allowing(key), value) {
@@ -83,20 +76,4 @@ impl Allowance {
                 (Some(Allowing::Values), None) | (None, _) => false,
             }
     }
-}
-
-/// JSON pointers to the sources of bind mounts that are allowed paths of the host: they mean the host's files, not those of this machine, so
-/// nothing here may look at them or send them. `model` is as Compose resolved it.
-#[must_use]
-pub fn host_mounts(model: &Value, repository: &Path, allowed: &[Allowance]) -> BTreeSet<String> {
-    file_uses(model)
-        .into_iter()
-        .filter(|file| matches!(file.place, Place::Mount { .. }) && !file.source.starts_with(repository))
-        .filter(|file| {
-            let service = file.key.strip_prefix("services.").and_then(|key| key.strip_suffix(".volumes"));
-            let (service, source) = (service.unwrap_or_default(), file.source.to_str());
-            allowed.iter().any(|allowance| allowance.covers(service, "volumes", source))
-        })
-        .map(|file| file.pointer)
-        .collect()
 }

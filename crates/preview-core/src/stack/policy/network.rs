@@ -12,16 +12,16 @@ pub(super) fn shared_names(court: &mut Court<'_>, name: &str, table: &Map<String
     };
     let (why, instead) = ("names like this belong to the proxy and to what is beside it", "call the service otherwise");
     if of_the_proxy(name) {
-        court.refuse("", why, instead);
+        court.refuse("", None, why, instead);
     } else if name.contains('.') {
-        court.refuse("", "on the proxy's network it would answer for a host of that name", instead);
+        court.refuse("", None, "on the proxy's network it would answer for a host of that name", instead);
     }
     if let Some(host) = table.get("hostname").and_then(Value::as_str) {
         if of_the_proxy(host) {
-            court.refuse("hostname", why, "remove it");
+            court.refuse("hostname", Some(host), why, "remove it");
         } else if host.contains('.') {
             let why = "on the proxy's network it would answer for a host of that name";
-            court.refuse("hostname", why, "take one without a dot, and `domainname` for the rest");
+            court.refuse("hostname", Some(host), why, "take one without a dot, and `domainname` for the rest");
         }
     }
 }
@@ -29,13 +29,14 @@ pub(super) fn shared_names(court: &mut Court<'_>, name: &str, table: &Map<String
 /// A network at the top of the files.
 pub(super) fn network(court: &mut Court<'_>, key: &str, table: &Map<String, Value>, proxy_network: Option<&str>) {
     if key.to_ascii_lowercase().starts_with("preview_") {
-        court.refuse("", "names like this belong to networks that previews get", "call the network otherwise");
+        court.refuse("", None, "names like this belong to networks that previews get", "call the network otherwise");
     }
     let name = table.get("name").and_then(Value::as_str);
     if is_on(table.get("external")) {
         if proxy_network.is_none() || name != proxy_network {
             court.refuse(
                 "external",
+                name,
                 "a network of others would join the previews",
                 "remove external: each preview has its own network",
             );
@@ -44,12 +45,12 @@ pub(super) fn network(court: &mut Court<'_>, key: &str, table: &Map<String, Valu
     }
     let driver = table.get("driver").and_then(Value::as_str).unwrap_or_default();
     if !matches!(driver, "" | "bridge") {
-        court.refuse("driver", format!("`{driver}` reaches beyond the preview"), "use bridge, or name no driver");
+        court.refuse("driver", Some(driver), "it reaches beyond the preview", "use bridge, or name no driver");
     }
     let options = table.get("driver_opts").and_then(Value::as_object).cloned().unwrap_or_default();
     for key in options.keys() {
         if key != "com.docker.network.driver.mtu" && key != "com.docker.network.bridge.enable_icc" {
-            court.refuse(&format!("driver_opts.{key}"), "it may change the host's network", "remove it");
+            court.refuse(&format!("driver_opts.{key}"), None, "it may change the host's network", "remove it");
         }
     }
 }

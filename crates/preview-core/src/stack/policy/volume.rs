@@ -8,6 +8,7 @@ pub(super) fn volume(court: &mut Court<'_>, table: &Map<String, Value>) {
     if is_on(table.get("external")) {
         court.refuse(
             "external",
+            table.get("name").and_then(Value::as_str),
             "a volume of others would be shared",
             "remove external: each preview has its own volumes",
         );
@@ -15,11 +16,16 @@ pub(super) fn volume(court: &mut Court<'_>, table: &Map<String, Value>) {
     }
     let driver = table.get("driver").and_then(Value::as_str).unwrap_or_default();
     if !matches!(driver, "" | "local") {
-        court.refuse("driver", format!("`{driver}` is a plugin of the host"), "use local, or name no driver");
+        court.refuse("driver", Some(driver), "it is a plugin of the host", "use local, or name no driver");
     }
     let options = table.get("driver_opts").and_then(Value::as_object).cloned().unwrap_or_default();
     if !options.is_empty() && !is_plain_tmpfs(&options) {
-        court.refuse("driver_opts", "the local driver would mount what belongs to the host", "remove driver_opts");
+        court.refuse(
+            "driver_opts",
+            None,
+            "the local driver would mount what belongs to the host",
+            "remove driver_opts",
+        );
     }
 }
 
