@@ -12,6 +12,9 @@ pub const NAME: &str = "preview.name";
 /// The base directory in which the preview's state is: two of them may share an engine.
 pub const BASE: &str = "preview.base";
 
+/// On the container that holds on to the volume with a preview's files, and on its image; the value does not matter.
+pub const FILES: &str = "preview.files";
+
 /// Compose's own label that names the service of a container.
 pub const COMPOSE_SERVICE: &str = "com.docker.compose.service";
 /// Compose's own label that names the project of an object.

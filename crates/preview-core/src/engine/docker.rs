@@ -7,6 +7,7 @@ pub(crate) mod reference;
 mod remove;
 mod stream;
 mod transport;
+mod volume;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -31,11 +32,11 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 pub use self::examine::Examined;
 use self::transport::{LIMIT, Transport};
 use crate::engine::{
-    Chunk, Container, ContainerDetail, ContainerEvent, ContainerState, DiskUse, Engine, EngineInfo, Exec, ExecRequest,
-    Inventory, LogOptions, Prune, PullProgress, RegistryAuth, Removed, Stats,
+    Archive, Chunk, Container, ContainerDetail, ContainerEvent, ContainerState, DiskUse, Engine, EngineInfo, Exec,
+    ExecRequest, FileKind, Inventory, LogOptions, Prune, PullProgress, RegistryAuth, Removed, Stats,
 };
 use crate::fault::{Fault, FaultKind};
-use crate::ownership::Selector;
+use crate::ownership::{self, Selector};
 
 /// How many requests go out at the same time where there is one for each object.
 const AT_ONCE: usize = 16;
@@ -97,6 +98,15 @@ impl DockerEngine {
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
         self.transport.counts()
+    }
+
+    /// Containers that are meant, those that only hold on to a volume too.
+    async fn all_containers(&self, selector: &Selector) -> Result<Vec<Container>, Fault> {
+        let filters = filters([("label", label_values(selector))]);
+        let options = ListContainersOptions { all: true, filters, ..Default::default() };
+        let mut containers = self.list("list containers", options).await?;
+        containers.retain(|container| selector.matches(&container.labels));
+        Ok(containers)
     }
 
     /// Containers as the engine lists them, oldest first.
@@ -177,10 +187,8 @@ impl Engine for DockerEngine {
     }
 
     async fn containers(&self, selector: &Selector) -> Result<Vec<Container>, Fault> {
-        let filters = filters([("label", label_values(selector))]);
-        let options = ListContainersOptions { all: true, filters, ..Default::default() };
-        let mut containers = self.list("list containers", options).await?;
-        containers.retain(|container| selector.matches(&container.labels));
+        let mut containers = self.all_containers(selector).await?;
+        containers.retain(|container| !container.labels.contains_key(ownership::FILES));
         Ok(containers)
     }
 
@@ -190,7 +198,7 @@ impl Engine for DockerEngine {
         let volumes = ListVolumesOptions { filters: filters.clone() };
         let images = ListImagesOptions { filters, ..Default::default() };
         let (containers, networks, volumes, images) = tokio::try_join!(
-            self.containers(selector),
+            self.all_containers(selector),
             ask("list networks", "", self.docker.list_networks(Some(networks))),
             ask("list volumes", "", self.docker.list_volumes(Some(volumes))),
             ask("list images", "", self.docker.list_images(Some(images))),
@@ -413,6 +421,26 @@ impl Engine for DockerEngine {
             Err(fault) if fault.kind == FaultKind::Conflict => Ok(false),
             Err(fault) => Err(fault),
         }
+    }
+
+    async fn open_volume(&self, name: &str, labels: &BTreeMap<String, String>) -> Result<String, Fault> {
+        volume::open(self, name, labels).await
+    }
+
+    async fn unpack(&self, volume: &str, archive: Archive) -> Result<(), Fault> {
+        volume::unpack(self, volume, archive).await
+    }
+
+    async fn remove_files(&self, volume: &str, paths: &[String]) -> Result<(), Fault> {
+        volume::remove(self, volume, paths).await
+    }
+
+    async fn file_kinds(&self, volume: &str, paths: &[String]) -> Result<BTreeMap<String, FileKind>, Fault> {
+        volume::kinds(self, volume, paths).await
+    }
+
+    async fn read_file(&self, volume: &str, path: &str) -> Result<Option<Vec<u8>>, Fault> {
+        volume::read(self, volume, path).await
     }
 
     async fn remove_container(&self, id: &str) -> Result<bool, Fault> {

@@ -300,6 +300,22 @@ pub enum Prune {
     },
 }
 
+/// A tar archive, piece by piece.
+pub type Archive = BoxStream<'static, Result<bytes::Bytes, Fault>>;
+
+/// What is at a path of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link; where it leads does not matter.
+    Link,
+    /// A device, a socket, a pipe.
+    Other,
+}
+
 /// A Docker engine.
 #[async_trait]
 pub trait Engine: Send + Sync {
@@ -362,6 +378,26 @@ pub trait Engine: Send + Sync {
 
     /// Makes sure that a bridge network of this name exists; true if it was made now. An existing one is left as it is.
     async fn ensure_network(&self, name: &str, labels: &BTreeMap<String, String>) -> Result<bool, Fault>;
+
+    /// Makes sure that a volume exists and that its files can be changed from here; returns its directory on the engine's machine.
+    ///
+    /// The engine changes the files with its own rights, whoever owns them. For that, a container holds on to the volume that is never
+    /// started and runs nothing; [`containers`](Self::containers) leaves it out, [`remove`](Self::remove) takes it away with the rest.
+    async fn open_volume(&self, name: &str, labels: &BTreeMap<String, String>) -> Result<String, Fault>;
+
+    /// Unpacks a tar archive into an [open](Self::open_volume) volume, entry by entry, in order. A directory is merged with one that is there; anything
+    /// else takes the place of what is there, whatever that is. Hard links lead to paths of the volume. Directories that are missing are made.
+    /// A symbolic link that is relative and leads out of the volume is an error, as is a hard link to nothing. A failure leaves what was unpacked before it.
+    async fn unpack(&self, volume: &str, archive: Archive) -> Result<(), Fault>;
+
+    /// Removes files, and directories with all that is in them, from an open volume; absence is fine.
+    async fn remove_files(&self, volume: &str, paths: &[String]) -> Result<(), Fault>;
+
+    /// What is at these paths of an open volume; those at which nothing is are left out. Links are not followed.
+    async fn file_kinds(&self, volume: &str, paths: &[String]) -> Result<BTreeMap<String, FileKind>, Fault>;
+
+    /// The content of a small regular file of an open volume, if it is there.
+    async fn read_file(&self, volume: &str, path: &str) -> Result<Option<Vec<u8>>, Fault>;
 
     /// Removes one container by its full id, as [`remove`](Self::remove) does; true if it was there. The caller knows that it is ours.
     async fn remove_container(&self, id: &str) -> Result<bool, Fault>;

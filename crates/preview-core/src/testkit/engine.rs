@@ -14,6 +14,7 @@
 //! ```
 
 mod adapter;
+mod files;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use self::files::Files;
+pub use self::files::MemoryFile;
 use crate::engine::docker::reference::familiar;
 use crate::engine::{
     Chunk, Container, ContainerDetail, ContainerEvent, ContainerState, ExecRequest, Health, PublishedPort, Stats,
@@ -31,7 +34,18 @@ use crate::fault::Fault;
 use crate::ownership::Selector;
 
 /// Operations that change something; what [`MemoryEngine::changes`] looks for.
-const CHANGES: [&str; 7] = ["pull", "tag", "exec", "ensure_network", "remove_container", "remove", "prune"];
+const CHANGES: [&str; 10] = [
+    "pull",
+    "tag",
+    "exec",
+    "ensure_network",
+    "open_volume",
+    "unpack",
+    "remove_files",
+    "remove_container",
+    "remove",
+    "prune",
+];
 
 /// An engine in memory. Clones are the same engine.
 #[derive(Clone, Default)]
@@ -46,6 +60,8 @@ struct World {
     containers: Vec<MemoryContainer>,
     networks: BTreeMap<String, BTreeMap<String, String>>,
     volumes: BTreeMap<String, BTreeMap<String, String>>,
+    /// The files of volumes that were opened.
+    files: BTreeMap<String, Files>,
     images: Vec<MemoryImage>,
     build_cache: Vec<(Duration, u64)>,
     unpullable: BTreeMap<String, VecDeque<Fault>>,
@@ -340,6 +356,23 @@ impl MemoryEngine {
     #[must_use]
     pub fn volumes(&self) -> Vec<String> {
         self.world().volumes.keys().cloned().collect()
+    }
+
+    /// The files of a volume, by path, as they would be seen in a container.
+    #[must_use]
+    pub fn files(&self, volume: &str) -> BTreeMap<String, MemoryFile> {
+        self.world().files.get(volume).map(|files| files.0.clone()).unwrap_or_default()
+    }
+
+    /// Writes a file into a volume, as a container would.
+    pub fn write_file(&self, volume: &str, path: &str, content: &[u8]) {
+        let mut world = self.world();
+        world.files.entry(volume.to_owned()).or_default().put(path, MemoryFile::File(content.to_vec()));
+    }
+
+    /// Removes a file from a volume, as a container would.
+    pub fn drop_file(&self, volume: &str, path: &str) {
+        self.world().files.entry(volume.to_owned()).or_default().remove(path);
     }
 
     /// Adds a record to the build cache that was last used so long ago.

@@ -12,7 +12,7 @@ use futures_util::stream::{self, StreamExt as _};
 use super::{AT_ONCE, DockerEngine, errors};
 use crate::engine::{Container, Engine as _, Object, Removed};
 use crate::fault::{Fault, FaultKind};
-use crate::ownership::Selector;
+use crate::ownership::{self, Selector};
 
 /// How long a container may take to disappear that someone else is already removing.
 const GONE_LIMIT: Duration = Duration::from_secs(60);
@@ -28,7 +28,11 @@ const IMAGE: &str = "remove image";
 pub(super) async fn remove(engine: &DockerEngine, selector: &Selector, seen: &[Container]) -> Result<Removed, Fault> {
     let seen = seen.iter().filter(|container| selector.matches(&container.labels)).cloned().collect::<Vec<_>>();
     let mut ours: HashSet<String> = seen.iter().map(|container| container.id.clone()).collect();
-    let one = |container: Container| async move { remove_container(engine, &container.id, &container.name).await };
+    // What only holds on to a volume is nobody's container or image, and does not count as one.
+    let one = |container: Container| async move {
+        let removed = remove_container(engine, &container.id, &container.name).await?;
+        Ok(removed && !container.labels.contains_key(ownership::FILES))
+    };
     let (first, found) = tokio::join!(each(seen, one), engine.inventory(selector));
     // Networks and volumes cannot go while containers hold on to them, so a failure here ends the work.
     let (first, found) = (first?, found?);
@@ -156,7 +160,7 @@ async fn remove_image(engine: &DockerEngine, image: Object) -> Result<bool, Faul
             .await
             .unwrap_or(Err(Error::RequestTimeoutError));
     match answer {
-        Ok(_) => Ok(true),
+        Ok(_) => Ok(!image.labels.contains_key(ownership::FILES)),
         Err(error) => match status(&error) {
             // Gone, or taken into use at this moment: it stays for whoever uses it.
             Some(404 | 409) => Ok(false),

@@ -17,12 +17,15 @@ use std::time::{Duration, Instant};
 use bollard::BollardRequest;
 use bollard::errors::Error;
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::http::{HeaderValue, Method, Request, Response, StatusCode, header, request};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+
+use crate::fault::Fault;
 
 /// How long the engine may take for an answer.
 pub(super) const LIMIT: Duration = Duration::from_secs(120);
@@ -108,6 +111,96 @@ impl Transport {
     ) -> Result<T, Error> {
         let body = self.open(method, path, body).await?.collect().await?.to_bytes();
         Ok(serde_json::from_slice(&body)?)
+    }
+
+    /// What the engine says of a path in a container, as JSON; none if nothing is there.
+    pub(super) async fn describe(&self, path: &str) -> Result<Option<Vec<u8>>, Error> {
+        let (parts, ()) = Request::builder().method(Method::HEAD).uri(path).body(())?.into_parts();
+        let response = self.send(&parts, Bytes::new()).await?;
+        let status = response.status();
+        let described = response.headers().get("x-docker-container-path-stat").cloned();
+        match described {
+            _ if status == StatusCode::NOT_FOUND => Ok(None),
+            Some(value) if status.is_success() => {
+                let decoded = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, value.as_bytes());
+                Ok(Some(decoded.map_err(std::io::Error::other)?))
+            }
+            _ => Err(Error::DockerResponseServerError {
+                status_code: status.as_u16(),
+                message: "no description".to_owned(),
+            }),
+        }
+    }
+
+    /// Sends a body that comes piece by piece, on a connection of its own, and waits for the whole answer. `stall`: the longest that the engine may
+    /// take no piece.
+    ///
+    /// The API version is what earlier requests found out: nothing can be sent twice here.
+    pub(super) async fn put(
+        &self,
+        path: &str,
+        mut pieces: futures_util::stream::BoxStream<'static, Result<Bytes, Fault>>,
+        stall: Duration,
+    ) -> Result<Result<(), Error>, Fault> {
+        let stream = match UnixStream::connect(&self.0.socket).await {
+            Ok(stream) => stream,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        let (queue, mut received) = tokio::sync::mpsc::channel::<Bytes>(4);
+        let body = http_body_util::StreamBody::new(futures_util::stream::poll_fn(move |context| {
+            received.poll_recv(context).map(|piece| piece.map(|piece| Ok::<_, std::io::Error>(Frame::data(piece))))
+        }));
+        let (mut sender, connection) = match http1::handshake(TokioIo::new(stream)).await {
+            Ok(both) => both,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        self.0.opened.fetch_add(1, Ordering::Relaxed);
+        self.0.sent.fetch_add(1, Ordering::Relaxed);
+        let request = Request::builder()
+            .method(Method::PUT)
+            .uri(format!("/v1.{}{path}", self.0.minor.load(Ordering::Relaxed)))
+            .header(header::HOST, "docker")
+            .header(header::CONTENT_TYPE, "application/x-tar")
+            .body(body);
+        let request = match request {
+            Ok(request) => request,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection to the engine ended");
+            }
+        });
+        let answered = async {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            // An answer that is read to its end: the connection may go.
+            let message = message(response).await?;
+            if status.is_success() {
+                return Ok(());
+            }
+            Err(Error::DockerResponseServerError { status_code: status.as_u16(), message })
+        };
+        let feed = async {
+            while let Some(piece) = pieces.next().await {
+                // The engine answers early where it fails; then nobody takes the rest, and its answer says why.
+                match tokio::time::timeout(stall, queue.send(piece?)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => break,
+                    Err(_) => return Ok(Err(Error::RequestTimeoutError)),
+                }
+            }
+            drop(queue);
+            Ok::<_, Fault>(Ok(()))
+        };
+        let mut answered = std::pin::pin!(answered);
+        tokio::select! {
+            answer = &mut answered => Ok(answer),
+            fed = feed => match fed? {
+                Ok(()) => Ok(tokio::time::timeout(LIMIT, answered).await.unwrap_or(Err(Error::RequestTimeoutError))),
+                Err(error) => Ok(Err(error)),
+            },
+        }
     }
 
     async fn send(&self, parts: &request::Parts, body: Bytes) -> Result<Response<Incoming>, Error> {

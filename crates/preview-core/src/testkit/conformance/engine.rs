@@ -3,6 +3,7 @@
 mod processes;
 mod reading;
 mod removal;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -116,6 +117,7 @@ pub async fn suite(engine: &dyn Engine, fixture: &dyn EngineFixture) {
     suite.reading().await;
     suite.processes().await;
     suite.removal().await;
+    suite.volumes().await;
 }
 
 struct Suite<'a> {

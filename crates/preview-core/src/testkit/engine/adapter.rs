@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::stream::{self, BoxStream, StreamExt as _};
+use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use super::{MemoryContainer, MemoryEngine, World};
 use crate::engine::docker::reference::familiar;
 use crate::engine::{
-    Chunk, Container, ContainerDetail, ContainerEvent, ContainerState, DiskUse, Engine, EngineInfo, Exec, ExecRequest,
-    Inventory, LogOptions, Object, Prune, PullProgress, RegistryAuth, Removed, Stats,
+    Archive, Chunk, Container, ContainerDetail, ContainerEvent, ContainerState, DiskUse, Engine, EngineInfo, Exec,
+    ExecRequest, FileKind, Inventory, LogOptions, Object, Prune, PullProgress, RegistryAuth, Removed, Stats,
 };
 use crate::fault::{Fault, FaultKind};
 use crate::ownership::Selector;
@@ -278,6 +278,48 @@ impl Engine for MemoryEngine {
         Ok(is_new)
     }
 
+    async fn open_volume(&self, name: &str, labels: &BTreeMap<String, String>) -> Result<String, Fault> {
+        let mut world = self.world();
+        world.called("open_volume")?;
+        world.volumes.entry(name.to_owned()).or_insert_with(|| labels.clone());
+        world.files.entry(name.to_owned()).or_default();
+        Ok(format!("/docker/volumes/{name}/_data"))
+    }
+
+    async fn unpack(&self, volume: &str, archive: Archive) -> Result<(), Fault> {
+        let packed: Vec<Bytes> = archive.try_collect().await?;
+        let mut world = self.world();
+        world.called("unpack")?;
+        let files = world.files.get_mut(volume).ok_or_else(|| not_found("write files into the volume", volume))?;
+        files
+            .unpack(&packed.concat())
+            .map_err(|error| Fault::new(FaultKind::Failed, "write files into the volume", volume).caused_by(error))
+    }
+
+    async fn remove_files(&self, volume: &str, paths: &[String]) -> Result<(), Fault> {
+        let mut world = self.world();
+        world.called("remove_files")?;
+        let files = world.files.get_mut(volume).ok_or_else(|| not_found("remove files from the volume", volume))?;
+        paths.iter().for_each(|path| files.remove(path));
+        Ok(())
+    }
+
+    async fn file_kinds(&self, volume: &str, paths: &[String]) -> Result<BTreeMap<String, FileKind>, Fault> {
+        let mut world = self.world();
+        world.called("file_kinds")?;
+        let files = world.files.get(volume).ok_or_else(|| not_found("look at files of the volume", volume))?;
+        Ok(paths.iter().filter_map(|path| Some((path.clone(), files.kind(path)?))).collect())
+    }
+
+    async fn read_file(&self, volume: &str, path: &str) -> Result<Option<Vec<u8>>, Fault> {
+        let mut world = self.world();
+        world.called("read_file")?;
+        Ok(match world.files.get(volume).and_then(|files| files.0.get(path)) {
+            Some(super::MemoryFile::File(content)) => Some(content.clone()),
+            _ => None,
+        })
+    }
+
     async fn remove_container(&self, id: &str) -> Result<bool, Fault> {
         let mut world = self.world();
         world.called("remove_container")?;
@@ -308,6 +350,7 @@ impl Engine for MemoryEngine {
             let holders = world.holders(|container| container.volumes.contains(&volume.name));
             if holders.is_empty() {
                 world.volumes.remove(&volume.name);
+                world.files.remove(&volume.name);
                 removed.volumes += 1;
             } else {
                 faults.push(held("remove volume", &volume.name, &holders));
