@@ -33,7 +33,7 @@ pub enum Change {
 pub enum Action {
     /// Sends files of the repository to the host.
     Upload {
-        /// Directories that the host does not have yet, with the files' origin.
+        /// Files and directories that differ on the host, relative to the repository.
         files: Vec<String>,
     },
     /// Builds images.
@@ -160,7 +160,10 @@ pub fn changes(model: &Value, running: &Running<'_>) -> BTreeMap<String, Change>
         let mut reasons = Vec::new();
         match running.good.map(|good| good.pointer(&format!("/services/{service}"))) {
             Some(before) if before == model.pointer(&format!("/services/{service}")) => {}
-            Some(Some(_)) => reasons.push("its definition changed".to_owned()),
+            Some(Some(before)) => {
+                let now = model.pointer(&format!("/services/{service}"));
+                reasons.extend(differences(before, now.unwrap_or(&Value::Null)));
+            }
             _ => reasons.push("what runs is not known to be good".to_owned()),
         }
         if let Some(id) = images.get(service).and_then(|image| running.images.get(image))
@@ -184,6 +187,26 @@ pub fn changes(model: &Value, running: &Running<'_>) -> BTreeMap<String, Change>
         changes.insert((*service).to_owned(), Change::Remove);
     }
     changes
+}
+
+/// How a service's definition differs, for people.
+fn differences(before: &Value, now: &Value) -> Vec<String> {
+    let content = format!("/labels/{}", stack::tree::CONTENT);
+    let without = |service: &Value| {
+        let mut service = service.clone();
+        if let Some(labels) = service.get_mut("labels").and_then(Value::as_object_mut) {
+            labels.remove(stack::tree::CONTENT);
+        }
+        service
+    };
+    let mut reasons = Vec::new();
+    if without(before) != without(now) {
+        reasons.push("its definition changed".to_owned());
+    }
+    if before.pointer(&content) != now.pointer(&content) {
+        reasons.push("what is in its files, configs or secrets changed".to_owned());
+    }
+    reasons
 }
 
 /// Whether nothing at all has to be done: the stack of this digest is recorded as good, and just its containers run, on the images of today.
@@ -277,7 +300,8 @@ mod tests {
                 stack: stack_file(""),
                 containers: container_ids(containers),
                 images: BTreeMap::new(),
-                files: vec![],
+                roots: BTreeMap::new(),
+                tree: None,
                 records: Default::default(),
                 weight: None,
                 commit: None,

@@ -170,8 +170,12 @@ pub struct Good {
     pub containers: BTreeMap<String, Vec<String>>,
     /// Ids of the images by the name in the stack.
     pub images: BTreeMap<String, String>,
-    /// Directories of uploaded files in use, by name.
-    pub files: Vec<String>,
+    /// The hash of each root of the repository's files, by the root's id.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub roots: BTreeMap<String, String>,
+    /// Name of the file that holds the manifest of these files; by its content, as the stack's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree: Option<String>,
     /// Hosts that have a DNS record of their own.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub records: BTreeSet<String>,
@@ -260,6 +264,9 @@ pub struct State {
     /// Hosts that may have a DNS record of ours: said before one is written, forgotten after it is gone.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub records: BTreeSet<String>,
+    /// Name of the file with the manifest of the repository's files that a run put, or began to put, into the preview's volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree: Option<String>,
     /// The last stack that became ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub good: Option<Good>,
@@ -365,6 +372,7 @@ pub(crate) mod tests {
             addresses: vec![],
             ports: BTreeMap::new(),
             records: BTreeSet::new(),
+            tree: None,
             good: None,
             failure: None,
         }

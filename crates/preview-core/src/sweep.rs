@@ -253,8 +253,7 @@ pub fn decide(base: &str, survey: &Survey, inventory: &Inventory, open: &Open) -
         if known.contains(&key) || orphans.contains(&key) {
             continue;
         }
-        if entries.iter().all(|entry| is_ours(entry)) && entries.iter().any(|entry| !matches!(*entry, ".env" | "files"))
-        {
+        if entries.iter().all(|entry| is_ours(entry)) && entries.iter().any(|entry| *entry != ".env") {
             orphans.insert(key);
         } else {
             let what = format!("{base}/{app}/{name}");
@@ -377,16 +376,18 @@ fn empty(base: &str, survey: &Survey) -> Vec<String> {
 
 /// Whether a file in a preview's directory is one of those that we make.
 fn is_ours(entry: &str) -> bool {
-    matches!(entry, "state.json" | ".lock" | ".env" | "files" | "queue.json")
+    matches!(entry, "state.json" | ".lock" | ".env" | "queue.json")
         || entry.starts_with(".preview-tmp-")
-        || (["stack-", "routes-"].iter().any(|kind| entry.starts_with(kind)) && entry.ends_with(".json"))
+        || (["stack-", "routes-", "tree-"].iter().any(|kind| entry.starts_with(kind)) && entry.ends_with(".json"))
 }
 
 /// What the engine has, by preview; and how much of ours is of nobody knows which directory.
 fn objects(base: &str, inventory: &Inventory) -> (BTreeMap<(String, String), Objects>, usize) {
     let mut found: BTreeMap<(String, String), Objects> = BTreeMap::new();
     let mut strange = 0;
-    let containers = inventory.containers.iter().map(|container| (&container.labels, 0));
+    // What only holds on to the volume of files is nothing that runs.
+    let of_container = |labels: &BTreeMap<String, String>| if labels.contains_key(ownership::FILES) { 3 } else { 0 };
+    let containers = inventory.containers.iter().map(|container| (&container.labels, of_container(&container.labels)));
     let networks = inventory.networks.iter().map(|network| (&network.labels, 1));
     let volumes = inventory.volumes.iter().map(|volume| (&volume.labels, 2));
     let images = inventory.images.iter().map(|image| (&image.labels, 3));

@@ -144,15 +144,19 @@ fn failed(directory: &str, complaint: &str) -> Fault {
     Fault::new(kind, OPERATION, format!("{directory}: {why}{complaint}"))
 }
 
-/// Collects small writes into pieces of this size.
+/// Small writes are collected into pieces of this size, bytes.
 const PIECE: usize = 64 * 1024;
 
-struct Pieces {
+pub(crate) struct Pieces {
     queue: mpsc::Sender<Bytes>,
     buffer: Vec<u8>,
 }
 
 impl Pieces {
+    pub(crate) fn new(queue: mpsc::Sender<Bytes>) -> Self {
+        Self { queue, buffer: Vec::with_capacity(PIECE) }
+    }
+
     fn hand_over(&mut self) -> io::Result<()> {
         if self.buffer.is_empty() {
             return Ok(());
@@ -194,11 +198,8 @@ pub(crate) async fn archive(entries: &[Entry]) -> Result<Vec<u8>, Fault> {
 }
 
 fn pack(entries: &[Entry], queue: mpsc::Sender<Bytes>) -> Result<(), Fault> {
-    let mut packer = Packer {
-        archive: tar::Builder::new(Pieces { queue, buffer: Vec::with_capacity(PIECE) }),
-        packed: BTreeSet::new(),
-        links: BTreeSet::new(),
-    };
+    let mut packer =
+        Packer { archive: tar::Builder::new(Pieces::new(queue)), packed: BTreeSet::new(), links: BTreeSet::new() };
     for entry in entries {
         packer.entry(entry).map_err(|error| {
             let source = entry.source.as_deref().map(|path| path.display().to_string()).unwrap_or_default();

@@ -162,8 +162,7 @@ impl Flight<'_> {
         self.observer.event(&Event::StageFailed(phase, took, code));
         self.observer.event(&Event::Note(&format!("{message}; taking it back")));
         let failure = Failure { phase, code: Some(code), message: message.clone(), at: Timestamp::now() };
-        let directory = self.deploy.target.directory(&self.client.base_dir);
-        let uploaded = prepared.uploads.iter().map(|upload| format!("{directory}/files/{}", upload.hash));
+        let uploaded: Vec<String> = state.tree.iter().map(|file| self.path(file)).collect();
         let passed = prepared.stack_variables();
         let restored = undo::undo(&undo::Undo {
             client: self.client,

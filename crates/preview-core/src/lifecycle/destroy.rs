@@ -251,13 +251,7 @@ pub(super) async fn destroy_if(
     let own = format!("{}/{}", target.app, target.name);
     let query = Query {
         read: vec![format!("{own}/state.json")],
-        list: vec![
-            format!("{own}/*"),
-            format!("{own}/.env"),
-            format!("{own}/files/*"),
-            format!("*/*/{TICKET}"),
-            FREED.to_owned(),
-        ],
+        list: vec![format!("{own}/*"), format!("{own}/.env"), format!("*/*/{TICKET}"), FREED.to_owned()],
         ..Query::default()
     };
     let work = async {
@@ -345,7 +339,7 @@ pub(super) async fn destroy_if(
             last.push(freed(&client.base_dir)?);
         }
         last.extend(asked.iter().flat_map(|file| unbury(client, target, file)));
-        let files = own.iter().filter(|path| !path.ends_with("/.lock") && !path.ends_with("/files")).count();
+        let files = own.iter().filter(|path| !path.ends_with("/.lock")).count();
         let existed = removed != Removed::default() || files > 0 || records > 0;
         last.extend(story.ending(existed, &client.base_dir));
         let gone = lease.conclude(&*client.host, &last, &directories(client, target)).await?;

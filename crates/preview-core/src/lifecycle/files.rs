@@ -1,8 +1,8 @@
-//! The repository's files that a stack uses: found, checked, hashed, and where they go on the host.
+//! The repository's files that a stack uses: found, checked and hashed on this machine.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Read as _;
+use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -10,21 +10,37 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::Error;
-use crate::host::Entry;
+use crate::stack::tree::{self, Entry, Kind, Manifest, Placed, Root};
 use crate::stack::{FileUse, Place, file_uses};
 
-/// More than this is not configuration any more.
+/// More than this is not configuration any more, bytes.
 const LARGEST: u64 = 1 << 30;
+/// Nor are more paths than this.
+const MOST: usize = 200_000;
+/// Git's own files: the checkout's token is in them.
+const GIT: &str = ".git";
 
-/// One tree to upload: its directory's name is its content's hash.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Upload {
-    /// 16 hex digits.
-    pub(super) hash: String,
-    /// Where it comes from; `None` is an empty directory.
-    pub(super) entry: Entry,
-    /// The source as it stands in the model.
-    pub(super) source: String,
+/// The files that a preview gets, as they are on this machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Local {
+    /// What is in each root.
+    pub(super) manifest: Manifest,
+    /// Each root's path on this machine; nothing need be there.
+    pub(super) sources: BTreeMap<String, PathBuf>,
+    /// What was left out, for people.
+    pub(super) warnings: Vec<String>,
+}
+
+impl Local {
+    /// Where the files go, by their path on this machine.
+    pub(super) fn placed(&self) -> BTreeMap<PathBuf, Placed> {
+        let digests = self.manifest.digests();
+        let placed = |(id, source): (&String, &PathBuf)| {
+            let digest = digests.get(id).cloned().unwrap_or_default();
+            (source.clone(), Placed { id: id.clone(), digest })
+        };
+        self.sources.iter().map(placed).collect()
+    }
 }
 
 /// Makes the paths in the model canonical, so that links cannot lead out of the repository unseen. Reads the file system.
@@ -35,7 +51,7 @@ pub(super) fn canonical(model: &mut Value, but: &BTreeSet<String>) -> Result<Vec
     for file in &mut uses {
         let found = match fs::canonicalize(&file.source) {
             Ok(found) => found,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => match file.place {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match file.place {
                 Place::Mount { create: true } => missing(&file.source),
                 _ => return Err(Error::invalid(format!("{}: {} does not exist", file.key, file.source.display()))),
             },
@@ -47,7 +63,8 @@ pub(super) fn canonical(model: &mut Value, but: &BTreeSet<String>) -> Result<Vec
             return Err(Error::invalid(format!("{}: {} is not UTF-8", file.key, found.display())));
         };
         if let Some(place) = model.pointer_mut(&file.pointer) {
-            *place = Value::String(text.to_owned());
+            // A dollar sign in a name begins no variable.
+            *place = Value::String(text.replace('$', "$$"));
         }
         file.source = found;
     }
@@ -72,89 +89,166 @@ fn missing(path: &Path) -> PathBuf {
     }
 }
 
-/// The trees to upload, each once. Reads the file system.
-pub(super) fn uploads(uses: &[FileUse]) -> Result<Vec<Upload>, Error> {
-    let mut found: BTreeMap<&Path, Upload> = BTreeMap::new();
-    let mut total = 0;
-    for file in uses.iter().filter(|file| file.place != Place::Context) {
-        if found.contains_key(file.source.as_path()) {
+/// What the preview gets of the repository: all that is mounted, and the files of configs and secrets. Reads the file system.
+pub(super) fn local(uses: &[FileUse], repository: &Path) -> Result<Local, Error> {
+    let uses: Vec<&FileUse> = uses.iter().filter(|file| file.place != Place::Context).collect();
+    let sources: BTreeSet<&Path> = uses.iter().map(|file| file.source.as_path()).collect();
+    let mut scan = Scan { repository, sources: &sources, total: 0, paths: 0, warnings: Vec::new() };
+    let mut local = Local::default();
+    for file in uses {
+        let relative = file.source.strip_prefix(repository).unwrap_or(&file.source);
+        if relative.components().any(|part| part.as_os_str() == GIT) {
+            let why = "git's own files stay here, since the checkout's token is in them; remove the mount";
+            return Err(Error::invalid(format!("{}: {}: {why}", file.key, relative.display())));
+        }
+        let id = tree::root_id(&relative.to_string_lossy());
+        if local.manifest.roots.contains_key(&id) {
             continue;
         }
-        let name = file.source.file_name().and_then(|name| name.to_str()).unwrap_or("root").to_owned();
-        let exists = file.source.exists();
-        let mut hash = Sha256::new();
-        hash.update(&name);
-        if exists {
-            digest(&mut hash, &file.source, "", &mut total)
-                .map_err(|error| Error::invalid(format!("{}: {}: {error}", file.key, file.source.display())))?;
+        let mut root = Root::new();
+        if file.source.symlink_metadata().is_ok() {
+            let failed = |error| Error::invalid(format!("{}: {}: {error}", file.key, file.source.display()));
+            scan.path(&mut root, &file.source, &file.source, "").map_err(failed)?;
+        } else {
+            root.insert(String::new(), Entry(Kind::Directory, 0o755, String::new()));
         }
-        let hash: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        let entry = Entry { source: exists.then(|| file.source.clone()), target: name };
-        let source = file.source.to_string_lossy().into_owned();
-        found.insert(&file.source, Upload { hash, entry, source });
+        local.manifest.roots.insert(id.clone(), root);
+        local.sources.insert(id, file.source.clone());
     }
-    Ok(found.into_values().collect())
+    local.warnings = scan.warnings;
+    Ok(local)
 }
 
-/// Where each source is on the host.
-pub(super) fn places(uploads: &[Upload], directory: &str) -> BTreeMap<String, String> {
-    uploads
-        .iter()
-        .map(|upload| (upload.source.clone(), format!("{directory}/files/{}/{}", upload.hash, upload.entry.target)))
-        .collect()
+/// A walk through roots.
+struct Scan<'a> {
+    repository: &'a Path,
+    /// All roots: those inside another one are not part of it.
+    sources: &'a BTreeSet<&'a Path>,
+    total: u64,
+    paths: usize,
+    warnings: Vec<String>,
 }
 
-/// Names, modes and contents, in order.
-fn digest(hash: &mut Sha256, path: &Path, name: &str, total: &mut u64) -> std::io::Result<()> {
-    let metadata = fs::symlink_metadata(path)?;
-    let kind = metadata.file_type();
-    let mode = metadata.permissions().mode() & 0o777;
-    hash.update(format!("\0{name}\0{mode:o}\0"));
-    if kind.is_symlink() {
-        hash.update("l");
-        hash.update(fs::read_link(path)?.as_os_str().as_encoded_bytes());
-    } else if kind.is_dir() {
-        hash.update("d");
-        let mut children: Vec<_> = fs::read_dir(path)?.collect::<Result<_, _>>()?;
-        children.sort_by_key(fs::DirEntry::file_name);
-        for child in children {
-            let child_name = child.file_name();
-            let child_name = child_name.to_str().ok_or_else(|| std::io::Error::other("a name in it is not UTF-8"))?;
-            digest(hash, &child.path(), &format!("{name}/{child_name}"), total)?;
+impl Scan<'_> {
+    fn path(&mut self, root: &mut Root, source: &Path, path: &Path, name: &str) -> io::Result<()> {
+        self.paths += 1;
+        if self.paths > MOST {
+            return Err(io::Error::other(format!("more than {MOST} files to send: use an image or a volume for data")));
         }
-    } else if kind.is_file() {
-        hash.update(format!("f{}\0", metadata.len()));
-        *total += metadata.len();
-        if *total > LARGEST {
-            return Err(std::io::Error::other("more than 1 GB to upload: use an image or a volume for data"));
-        }
-        let mut file = fs::File::open(path)?;
-        let mut buffer = vec![0; 64 << 10];
-        loop {
-            let read = file.read(&mut buffer)?;
-            if read == 0 {
-                break;
+        let metadata = fs::symlink_metadata(path)?;
+        let kind = metadata.file_type();
+        let mode = metadata.permissions().mode() & 0o7777;
+        let is_another_root = !name.is_empty() && self.sources.contains(path);
+        let entry = if kind.is_symlink() {
+            let target = fs::read_link(path)?;
+            let text = target.to_str().ok_or_else(|| io::Error::other("a link in it is not UTF-8"))?;
+            if leads_out(self.repository, source, path, &target) {
+                let shown = path.strip_prefix(self.repository).unwrap_or(path).display();
+                self.warnings.push(format!("{shown} is left out: it is a link that leads out of what is mounted"));
+                return Ok(());
             }
-            hash.update(&buffer[..read]);
-        }
-    } else {
-        let what = if kind.is_socket() { "a socket" } else { "a device or pipe" };
-        return Err(std::io::Error::other(format!("{} is {what}, which cannot be uploaded", path.display())));
+            Entry(Kind::Link, 0o777, text.to_owned())
+        } else if kind.is_dir() {
+            root.insert(name.to_owned(), Entry(Kind::Directory, mode, String::new()));
+            if is_another_root {
+                return Ok(());
+            }
+            let mut children: Vec<_> = fs::read_dir(path)?.collect::<Result<_, _>>()?;
+            children.sort_by_key(fs::DirEntry::file_name);
+            for child in children.iter().filter(|child| child.file_name() != GIT) {
+                let own = child.file_name();
+                let own = own.to_str().ok_or_else(|| io::Error::other("a name in it is not UTF-8"))?;
+                let below = if name.is_empty() { own.to_owned() } else { format!("{name}/{own}") };
+                self.path(root, source, &child.path(), &below)?;
+            }
+            return Ok(());
+        } else if kind.is_file() && is_another_root {
+            // Something is mounted there.
+            Entry(Kind::File, mode, hash(&mut io::empty())?)
+        } else if kind.is_file() {
+            self.total += metadata.len();
+            if self.total > LARGEST {
+                return Err(io::Error::other("more than 1 GB to send: use an image or a volume for data"));
+            }
+            Entry(Kind::File, mode, hash(&mut fs::File::open(path)?)?)
+        } else {
+            let what = if kind.is_socket() { "a socket" } else { "a device or pipe" };
+            return Err(io::Error::other(format!("{} is {what}, which cannot be sent", path.display())));
+        };
+        root.insert(name.to_owned(), entry);
+        Ok(())
     }
-    Ok(())
+}
+
+/// Whether a relative link leads out of the repository, or so far out of its root that the engine would not make it. An absolute one means the
+/// container's own files.
+fn leads_out(repository: &Path, source: &Path, path: &Path, target: &Path) -> bool {
+    if target.is_absolute() {
+        return false;
+    }
+    let mut depth = path.parent().and_then(|parent| parent.strip_prefix(source).ok()).map_or(0, depth_of);
+    let above = source.strip_prefix(repository).map_or(0, depth_of).min(1);
+    for part in target.components() {
+        match part {
+            std::path::Component::ParentDir => depth -= 1,
+            std::path::Component::Normal(_) => depth += 1,
+            _ => {}
+        }
+        if depth < -above {
+            return true;
+        }
+    }
+    false
+}
+
+fn depth_of(path: &Path) -> i64 {
+    i64::try_from(path.components().count()).unwrap_or(i64::MAX)
+}
+
+fn hash(file: &mut impl io::Read) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect());
+        }
+        hash.update(&buffer[..read]);
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use serde_json::json;
 
     use super::*;
 
-    #[test]
-    fn links_are_followed_before_the_policy_looks() {
+    fn directory() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(dir.path()).unwrap();
-        std::os::unix::fs::symlink("/etc", root.join("innocent")).unwrap();
+        (dir, root)
+    }
+
+    fn used(source: PathBuf) -> FileUse {
+        FileUse {
+            pointer: String::new(),
+            key: "services.web.volumes".into(),
+            source,
+            place: Place::Mount { create: true },
+        }
+    }
+
+    fn names(local: &Local, source: &Path, repository: &Path) -> Vec<String> {
+        let id = tree::root_id(source.strip_prefix(repository).unwrap().to_str().unwrap());
+        local.manifest.roots[&id].keys().cloned().collect()
+    }
+
+    #[test]
+    fn links_are_followed_before_the_policy_looks() {
+        let (_dir, root) = directory();
+        symlink("/etc", root.join("innocent")).unwrap();
         let mut model = json!({"services": {"a": {"volumes": [{"type": "bind", "source": root.join("innocent")}]}}});
         canonical(&mut model, &BTreeSet::new()).unwrap();
         assert_eq!(model.pointer("/services/a/volumes/0/source"), Some(&json!("/etc")));
@@ -162,14 +256,27 @@ mod tests {
     }
 
     #[test]
+    fn a_name_with_a_dollar_sign_is_that_name_and_no_variable() {
+        let (_dir, root) = directory();
+        fs::create_dir(root.join("${EVIL}")).unwrap();
+        symlink("${EVIL}", root.join("link")).unwrap();
+        for written in ["link", "$${EVIL}"] {
+            let source = root.join(written);
+            let mut model = json!({"services": {"a": {"volumes": [{"type": "bind", "source": source}]}}});
+            let uses = canonical(&mut model, &BTreeSet::new()).unwrap();
+            assert_eq!(uses[0].source, root.join("${EVIL}"));
+            assert_eq!(model.pointer("/services/a/volumes/0/source"), Some(&json!(root.join("$${EVIL}"))));
+        }
+    }
+
+    #[test]
     fn a_missing_source_is_an_empty_directory_only_where_compose_says_so() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = fs::canonicalize(dir.path()).unwrap();
+        let (_dir, root) = directory();
         let source = root.join("a/b");
         let mut model = json!({"services": {"a": {"volumes": [{"type": "bind", "source": source, "bind": {"create_host_path": true}}]}}});
         let uses = canonical(&mut model, &BTreeSet::new()).unwrap();
-        let uploads = uploads(&uses).unwrap();
-        assert_eq!((uploads[0].entry.source.as_ref(), uploads[0].entry.target.as_str()), (None, "b"));
+        let local = local(&uses, &root).unwrap();
+        assert_eq!(names(&local, &source, &root), [""]);
         let mut model = json!({"services": {"a": {"volumes": [{"type": "bind", "source": source}]}}});
         let error = canonical(&mut model, &BTreeSet::new()).unwrap_err().to_string();
         assert!(error.contains("services.a.volumes") && error.contains("does not exist"), "{error}");
@@ -177,15 +284,14 @@ mod tests {
 
     #[test]
     fn the_hash_sees_content_names_modes_and_links() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = fs::canonicalize(dir.path()).unwrap().join("www");
+        let (_dir, repository) = directory();
+        let root = repository.join("www");
         fs::create_dir(&root).unwrap();
         let hash = || {
-            let uses =
-                [FileUse { pointer: String::new(), key: "k".into(), source: root.clone(), place: Place::Content }];
-            uploads(&uses).unwrap()[0].hash.clone()
+            let local = local(&[used(root.clone())], &repository).unwrap();
+            local.placed()[&root].digest.clone()
         };
-        let mut seen = std::collections::BTreeSet::from([hash()]);
+        let mut seen = BTreeSet::from([hash()]);
         fs::write(root.join("a"), "1").unwrap();
         assert!(seen.insert(hash()));
         fs::write(root.join("a"), "2").unwrap();
@@ -194,8 +300,48 @@ mod tests {
         assert!(seen.insert(hash()));
         fs::set_permissions(root.join("b"), fs::Permissions::from_mode(0o755)).unwrap();
         assert!(seen.insert(hash()));
-        std::os::unix::fs::symlink("b", root.join("l")).unwrap();
+        symlink("b", root.join("l")).unwrap();
         assert!(seen.insert(hash()));
         assert_eq!(hash(), hash());
+    }
+
+    #[test]
+    fn gits_files_and_what_another_root_has_are_not_part_of_a_root() {
+        let (_dir, root) = directory();
+        for path in [".git/config", "vendor/.git", "static/index.html", "app.conf", "main.py"] {
+            fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
+            fs::write(root.join(path), path).unwrap();
+        }
+        let (www, conf) = (root.join("static"), root.join("app.conf"));
+        let local = local(&[used(root.clone()), used(www.clone()), used(conf.clone())], &root).unwrap();
+        assert_eq!(names(&local, &root, &root), ["", "app.conf", "main.py", "static", "vendor"]);
+        assert_eq!(names(&local, &www, &root), ["", "index.html"]);
+        assert_eq!(names(&local, &conf, &root), [""]);
+        let inside = local_error(&[used(root.join(".git/hooks"))], &root);
+        assert!(inside.contains("services.web.volumes: .git/hooks") && inside.contains("token"), "{inside}");
+    }
+
+    fn local_error(uses: &[FileUse], repository: &Path) -> String {
+        local(uses, repository).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn links_that_lead_out_are_left_out_and_said() {
+        let (_dir, root) = directory();
+        fs::create_dir_all(root.join("app/sub")).unwrap();
+        for (link, target) in [
+            ("app/sub/out", "../../../secret"),
+            ("app/sub/zigzag", "x/../../../../secret"),
+            ("app/sub/up", "../x"),
+            ("app/beside", "../other"),
+            ("app/absolute", "/usr/bin/python3"),
+        ] {
+            symlink(target, root.join(link)).unwrap();
+        }
+        let app = root.join("app");
+        let local = local(&[used(app.clone())], &root).unwrap();
+        assert_eq!(names(&local, &app, &root), ["", "absolute", "beside", "sub", "sub/up"]);
+        assert_eq!(local.warnings.len(), 2, "{:?}", local.warnings);
+        assert!(local.warnings[0].starts_with("app/sub/out is left out"), "{:?}", local.warnings);
     }
 }

@@ -15,6 +15,7 @@ use super::place::{Asking, Reserved};
 use super::prepare::{Prepared, Wanted};
 use super::records;
 use super::run::{Halt, guarded};
+use super::tree;
 use super::{Client, Error, Event, Interrupt, Observer, Refusal};
 use crate::engine::ContainerEvent;
 use crate::fault::Fault;
@@ -140,6 +141,11 @@ impl Flight<'_> {
             let name = self.deploy.target.name.clone();
             return Err(grounded(Error::Refused(Refusal::Superseded { name, by }), exists));
         }
+        if let Some(state) = seen.state.as_ref().filter(|state| state.good.is_some() && tree::is_between(state)) {
+            // A run died while it changed files: what is built on from here is the good version.
+            let mended = self.mend_files(state).await.map_err(|halt| grounded(self.halt_error(halt), exists))?;
+            seen.state = Some(mended);
+        }
         self.watch = Some(Watch::start(self.client, &self.deploy.target, order));
         let generated = self.guarded(self.limit(self.project.timeouts.start), async {
             let (resolver, observer, redactor) = (self.resolver, self.observer, self.redactor);
@@ -171,6 +177,18 @@ impl Flight<'_> {
             self.deadline = deadline + self.asking.waited;
             seen = self.look(&prepared, exists).await?;
         }
+    }
+
+    /// Brings the files back to those of the good version; the state that says so.
+    async fn mend_files(&self, state: &State) -> Result<State, Halt> {
+        let mut mended = state.clone();
+        mended.tree = state.good.as_ref().and_then(|good| good.tree.clone());
+        self.guarded(self.limit(self.project.timeouts.start), async {
+            tree::roll_back(self.client, &self.deploy.target).await?;
+            self.client.host.apply(&[self.save(&mended)]).await
+        })
+        .await?;
+        Ok(mended)
     }
 
     /// Nothing differs: that is written down. `None` if the host has to be looked at again.
@@ -332,6 +350,7 @@ impl Flight<'_> {
                 .flatten()
                 .chain(records::wanted(self.client, self.project))
                 .collect(),
+            tree: before.and_then(|state| state.tree.clone()),
             // Without its stack there is nothing to go back to.
             good: before.and_then(|state| state.good.clone()).filter(|_| seen.good.is_some()),
             failure: None,

@@ -26,6 +26,7 @@ mod run;
 mod stages;
 mod sweep;
 mod swept;
+mod tree;
 mod undo;
 mod up;
 mod verify;

@@ -6,9 +6,9 @@ use serde_json::Value;
 
 use super::destroy::Whose;
 use super::error::Refusal;
-use super::files::Upload;
 use super::prepare::{self, Prepared, Wanted};
 use super::roll;
+use super::tree;
 use super::{Client, Error, Observer};
 use crate::engine::Container;
 use crate::fault::{Fault, FaultKind};
@@ -41,6 +41,8 @@ pub(super) struct Seen {
     pub(super) containers: Vec<Container>,
     pub(super) images: BTreeMap<String, String>,
     pub(super) published: BTreeSet<u16>,
+    /// The directory of the volume with the preview's files on the engine's machine; empty where there are no files.
+    pub(super) files_directory: String,
 }
 
 pub(super) async fn observe(
@@ -63,7 +65,7 @@ pub(super) async fn observe(
             fence::pattern(&target.app, &target.name),
         ],
         list: vec![
-            format!("{own}/files/*"),
+            format!("{own}/tree-*.json"),
             format!("{own}/stack-*.json"),
             format!("{own}/routes-*.json"),
             pages::DIRECTORY.to_owned(),
@@ -80,11 +82,18 @@ pub(super) async fn observe(
             Proxy::Traefik(_) | Proxy::Files(_) => Ok(BTreeSet::new()),
         }
     };
-    let (mut survey, containers, images, published) = futures_util::try_join!(
+    let files_directory = async {
+        if prepared.files.sources.is_empty() {
+            return Ok(String::new());
+        }
+        Ok(tree::directory(target, &client.engine.info().await?.root))
+    };
+    let (mut survey, containers, images, published, files_directory) = futures_util::try_join!(
         client.host.survey(&client.base_dir, &query),
         client.engine.containers(&selector),
         client.engine.image_ids(&names),
         published,
+        files_directory,
     )?;
     // Taken out: the other paths are the preview's own, and go when it does not need them any more.
     let pages = survey.paths.remove(&format!("{}/{}", client.base_dir, pages::DIRECTORY));
@@ -102,7 +111,7 @@ pub(super) async fn observe(
     let good_text = good_file.and_then(|path| survey.files.get(&path)).cloned();
     let good = good_text.as_deref().and_then(|text| serde_json::from_str(text).ok());
     let tombstones = fence::tombstones(&survey.files, &target.app, &target.name);
-    Ok(Seen { survey, pages, tombstones, state, good, good_text, containers, images, published })
+    Ok(Seen { survey, pages, tombstones, state, good, good_text, containers, images, published, files_directory })
 }
 
 impl Seen {
@@ -176,7 +185,10 @@ pub(super) fn want(
         }
     };
     let generations = roll::generations(prepared, seen.good.as_ref());
-    Ok((prepare::render(project, deploy, prepared, &client.base_dir, &ports, &generations), ports))
+    Ok((
+        prepare::render(project, deploy, prepared, &client.base_dir, &seen.files_directory, &ports, &generations),
+        ports,
+    ))
 }
 
 /// Whether an address is another one, or below it, or above it: to a browser all of a host is one place, and the longer path wins.
@@ -211,13 +223,14 @@ fn address_taken(
     })
 }
 
-/// Names of upload directories that the host does not have.
-pub(super) fn missing_uploads<'a>(prepared: &'a Prepared, deploy: &Deploy, seen: &Seen) -> Vec<&'a Upload> {
-    let there = |hash: &str| {
-        let end = format!("/{}/{}/files/{hash}", deploy.target.app, deploy.target.name);
-        seen.survey.paths.iter().any(|path| path.ends_with(&end))
-    };
-    prepared.uploads.iter().filter(|upload| !there(&upload.hash)).collect()
+/// The roots of the repository's files that are not on the host as they are here, by id.
+pub(super) fn changed_files(prepared: &Prepared, seen: &Seen) -> Vec<String> {
+    let state = seen.state.as_ref();
+    let good = state.and_then(|state| state.good.as_ref()).filter(|_| seen.good.is_some());
+    let between = state.is_some_and(tree::is_between);
+    let there = |id: &String, digest: &String| !between && good.is_some_and(|good| good.roots.get(id) == Some(digest));
+    let digests = prepared.files.manifest.digests();
+    digests.into_iter().filter(|(id, digest)| !there(id, digest)).map(|(id, _)| id).collect()
 }
 
 pub(super) fn pulls(
@@ -239,7 +252,7 @@ pub(super) fn pulls(
 
 pub(super) fn draw(project: &Project, deploy: &Deploy, prepared: &Prepared, wanted: &Wanted, seen: &Seen) -> Plan {
     let running = seen.running();
-    let uploads = missing_uploads(prepared, deploy, seen);
+    let changed = changed_files(prepared, seen);
     let pulls = pulls(project, prepared, wanted, &seen.images);
     let same = plan::unchanged(&wanted.model, &wanted.digest, &running);
     let kind = match &seen.state {
@@ -249,8 +262,13 @@ pub(super) fn draw(project: &Project, deploy: &Deploy, prepared: &Prepared, want
         Some(_) => Kind::Update,
     };
     let mut actions = Vec::new();
-    if !uploads.is_empty() {
-        actions.push(Action::Upload { files: uploads.iter().map(|upload| upload.source.clone()).collect() });
+    if !changed.is_empty() {
+        let source = |id: &String| {
+            let source = prepared.files.sources.get(id)?;
+            let relative = source.strip_prefix(&project.repository).unwrap_or(source).display().to_string();
+            Some(if relative.is_empty() { ".".to_owned() } else { relative })
+        };
+        actions.push(Action::Upload { files: changed.iter().filter_map(source).collect() });
     }
     if !prepared.built.is_empty() {
         actions.push(Action::Build { services: prepared.built.clone() });

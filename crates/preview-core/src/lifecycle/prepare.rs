@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::files::{self, Upload};
+use super::files::{self, Local};
 use super::{Error, Event, Observer, judge};
 use crate::project::{Deploy, Project, RouteSpec};
 use crate::proxy::{self, Bundle, Owner, Proxy};
@@ -21,7 +21,7 @@ pub(super) struct Prepared {
     pub(super) variables: Variables,
     /// Variables that secrets and configs of the files name, and that are in the project's own environment files.
     pub(super) file_variables: Variables,
-    pub(super) uploads: Vec<Upload>,
+    pub(super) files: Local,
     pub(super) routes: Vec<RouteSpec>,
     pub(super) wanted: BTreeSet<Port>,
     pub(super) built: Vec<String>,
@@ -120,11 +120,13 @@ pub(super) async fn prepare(
         let project = project.clone();
         return blocking(move || Err(judge::reject(&project, &model, violations))).await;
     }
-    let uploads = blocking(move || files::uploads(&uses)).await?;
+    let repository = project.repository.clone();
+    let files = blocking(move || files::local(&uses, &repository)).await?;
     let mut warnings = resolved.warnings;
+    warnings.extend(files.warnings.iter().cloned());
     warnings.extend(doubts);
     let built = stack::built(&model);
-    Ok(Prepared { built, variables, file_variables, uploads, routes, wanted, access, warnings, differences, model })
+    Ok(Prepared { built, variables, file_variables, files, routes, wanted, access, warnings, differences, model })
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
@@ -245,16 +247,17 @@ fn access(project: &Project, deploy: &Deploy, variables: &Variables) -> Result<A
     Ok(Access { basic_auth, allow_ips: spec.allow_ips.clone(), noindex: spec.noindex })
 }
 
-/// Renders the stack, with these host ports (unused behind a proxy) and generations (used by one that is told by labels).
+/// Renders the stack, with its files in this directory of the host, these host ports (unused behind a proxy) and generations (used by one that is told by labels).
 pub(super) fn render(
     project: &Project,
     deploy: &Deploy,
     prepared: &Prepared,
     base: &str,
+    files_directory: &str,
     host_ports: &BTreeMap<String, u16>,
     generations: &Generations,
 ) -> Wanted {
-    let files = files::places(&prepared.uploads, &deploy.target.directory(base));
+    let files = prepared.files.placed();
     let mut addresses = Vec::new();
     let mut full = Vec::new();
     for spec in &prepared.routes {
@@ -278,6 +281,7 @@ pub(super) fn render(
         name: &deploy.target.name,
         guardrails: &project.guardrails,
         isolation: &project.isolation,
+        files_directory,
         files: &files,
         wanted: &prepared.wanted,
         host_ports: routed.is_none().then_some(host_ports),

@@ -214,7 +214,8 @@ impl Flight<'_> {
             generations.extend(later.map(|service| (service.clone(), next)));
             let (base, ports) = (&self.client.base_dir, BTreeMap::new());
             // No ports: what is rolled is behind a proxy.
-            let wanted = prepare::render(self.project, self.deploy, prepared, base, &ports, &generations);
+            let place = &seen.files_directory;
+            let wanted = prepare::render(self.project, self.deploy, prepared, base, place, &ports, &generations);
             let blocked =
                 rolling.keys().find_map(|service| Some((service.clone(), obstacle(service, &wanted.model, good)?)));
             let Some((service, why)) = blocked else { return Some((rolling, wanted)) };

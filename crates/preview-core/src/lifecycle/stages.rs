@@ -14,10 +14,11 @@ use super::crash::{Crash, broken, known, with_output};
 use super::diagnose::Problems;
 use super::flight::{Begin, Flight};
 use super::leading;
-use super::observe::{Seen, missing_uploads, pulls};
+use super::observe::{Seen, changed_files, pulls};
 use super::prepare::{Prepared, Wanted};
 use super::records;
 use super::run::{Halt, guarded};
+use super::tree;
 use super::up::up;
 use super::verify::lock;
 use super::wait::{self, Expected, Restarts, Verdict};
@@ -32,11 +33,17 @@ use crate::registry;
 use crate::runtime::Stack;
 use crate::secret::Secret;
 use crate::stack;
+use crate::stack::tree::Manifest;
 use crate::state::{Good, Phase, State};
 use crate::sweep::Pulled;
 
 /// Again at most so often, for what may go away by itself.
 const RETRIES: u32 = 2;
+
+/// Whether there is a version to go back to.
+fn state_has_good(seen: &Seen) -> bool {
+    seen.good.is_some() && seen.state.as_ref().is_some_and(|state| state.good.is_some())
+}
 
 impl Flight<'_> {
     /// Does the stage's work while the state file says so.
@@ -85,23 +92,22 @@ impl Flight<'_> {
         let limits = &self.project.timeouts;
         let progress = |line: &str| self.observer.event(&Event::Progress(&self.redactor.clean(line)));
         let stack = self.stack(wanted, prepared);
-        let directory = self.deploy.target.directory(&self.client.base_dir);
-
         let selector = self.selector();
         let Begin { events, reserved, env_file } = begin;
-        let missing = missing_uploads(prepared, self.deploy, seen);
+        let changed = !changed_files(prepared, seen).is_empty();
         // The reservation says that much already, and often there is nothing to prepare.
-        let idle = reserved && env_file.is_none() && missing.is_empty();
+        let idle = reserved && env_file.is_none() && !changed;
+        let files = if changed { self.begin_files(state, prepared).await? } else { None };
         let prepare = async {
             if let Some(content) = env_file {
                 let content = Secret::new(content.expose().clone().into_bytes());
                 self.client.host.apply(&[Change::Write { path: self.path(".env"), content, mode: 0o600 }]).await?;
             }
-            let sent = missing.into_iter().map(|upload| async {
-                let place = format!("{directory}/files/{}", upload.hash);
-                self.client.host.upload(&place, std::slice::from_ref(&upload.entry)).await
-            });
-            futures_util::future::try_join_all(sent).await.map(|_| ())
+            if let Some((before, after)) = &files {
+                let (target, local, place) = (&self.deploy.target, &prepared.files, &seen.files_directory);
+                tree::put(self.client, target, local, before.as_ref(), after, place, state_has_good(seen)).await?;
+            }
+            Ok(())
         };
         if idle {
             self.observer.event(&Event::StageDone(Phase::Preparing, self.begun.elapsed()));
@@ -187,6 +193,9 @@ impl Flight<'_> {
             }
             let containers = plan::container_ids(&seen.containers);
             self.settle(Kind::Unchanged, state, wanted, prepared, seen, containers, images).await?;
+            if files.is_some() {
+                self.forget_files().await;
+            }
             return Ok((Kind::Unchanged, services));
         };
 
@@ -209,7 +218,43 @@ impl Flight<'_> {
         if stale_images {
             self.prune().await;
         }
+        if files.is_some() {
+            self.forget_files().await;
+        }
         Ok((kind, services))
+    }
+
+    /// Says in the state which files the volume is about to have; what it has, and what it will have. The manifest of before is read only now, since
+    /// it is large and most runs change no file.
+    async fn begin_files(
+        &self,
+        state: &mut State,
+        prepared: &Prepared,
+    ) -> Result<Option<(Option<Manifest>, Manifest)>, Halt> {
+        let target = &self.deploy.target;
+        let there = state.good.as_ref().map_or(state.tree.as_ref(), |good| good.tree.as_ref()).cloned();
+        let begun = async {
+            let before = match &there {
+                Some(file) => tree::read_manifest(self.client, target, file).await?,
+                None => None,
+            };
+            let after = prepared.files.manifest.clone().with_unused(before.as_ref());
+            state.tree = Some(after.file());
+            let content = Secret::new(after.to_json());
+            let write = Change::Write { path: self.path(&after.file()), content, mode: 0o600 };
+            self.client.host.apply(&[write, self.save(state)]).await?;
+            Ok((before, after))
+        };
+        self.guarded(self.limit(self.project.timeouts.start), begun).await.map(Some)
+    }
+
+    /// The new version is the good one: what was kept for the way back goes. Where that fails, the next change of files removes it.
+    async fn forget_files(&self) {
+        let forget = tree::forget(self.client, &self.deploy.target);
+        let never = Interrupt::default();
+        if let Err(Halt::Fault(fault)) = guarded(self.lease, &never, self.project.timeouts.start, forget).await {
+            self.observer.event(&Event::Warning(&self.redactor.clean(&fault.chain())));
+        }
     }
 
     /// Steps, health and the question: what runs is what was wanted, or it is said why not.
@@ -284,9 +329,10 @@ impl Flight<'_> {
         images: BTreeMap<String, String>,
     ) -> Result<(), Crash> {
         let (wanted_hosts, old_hosts) = (records::wanted(self.client, self.project), self.stale_hosts(state));
-        let last = images == seen.images && old_hosts.is_empty();
+        // While files are kept for the way back, the next run must not begin.
+        let moved = state.tree != state.good.as_ref().and_then(|good| good.tree.clone());
+        let last = images == seen.images && old_hosts.is_empty() && !moved;
         let now = Timestamp::now();
-        let files: Vec<String> = prepared.uploads.iter().map(|upload| upload.hash.clone()).collect();
         let rendered = wanted.model.to_string();
         let file = plan::stack_file(&rendered);
         let base = &self.client.base_dir;
@@ -302,7 +348,8 @@ impl Flight<'_> {
             stack: file.clone(),
             containers,
             images,
-            files: files.clone(),
+            roots: prepared.files.manifest.digests(),
+            tree: state.tree.clone(),
             records: wanted_hosts.clone(),
             weight: Some(self.project.weight),
             commit: self.deploy.commit.clone(),
@@ -319,7 +366,7 @@ impl Flight<'_> {
         if ready.weight < state.weight || ready.memory < state.memory {
             changes.push(self.freed()?);
         }
-        let kept = files.iter().map(|hash| format!("files/{hash}")).chain(routes);
+        let kept = state.tree.iter().cloned().chain(routes);
         let kept: Vec<String> = kept.map(|name| self.path(&name)).chain([path]).collect();
         let stale = seen.survey.paths.iter().filter(|path| !kept.contains(path));
         changes.extend(stale.map(|path| Change::Remove { path: path.clone() }));

@@ -434,8 +434,7 @@ impl Work<'_> {
         let own = format!("{}/{}", target.app, target.name);
         let query = Query {
             read: ["state", "stack-*", "routes-*"].map(|name| format!("{own}/{name}.json")).to_vec(),
-            // What the dead run was sending has a name of its own, and no pattern for files meets it.
-            list: ["files/*", "files/.*", "stack-*.json", "routes-*.json"].map(|name| format!("{own}/{name}")).to_vec(),
+            list: ["tree-*.json", "stack-*.json", "routes-*.json"].map(|name| format!("{own}/{name}")).to_vec(),
             ..Query::default()
         };
         let never = Interrupt::default();

@@ -10,6 +10,7 @@ use super::error::Restored;
 use super::leading;
 use super::records;
 use super::run::{Halt, guarded};
+use super::tree;
 use super::up::up;
 use super::wait::{self, Expected, Restarts, Verdict};
 use super::{Client, Event, Interrupt, Observer};
@@ -121,7 +122,7 @@ pub(super) async fn remove_all(engine: &dyn Engine, selector: &Selector) -> Resu
 
 /// The removal of all files of a preview but its lock; `others` were found there. The state goes last: it says that there is something.
 pub(super) fn contents<'a>(target: &Target, base: &str, others: impl IntoIterator<Item = &'a String>) -> Vec<Change> {
-    let known = ["files", ".env"].map(|name| target.file(base, name));
+    let known = [".env"].map(|name| target.file(base, name));
     let last = [target.file(base, "state.json")];
     let all = known.into_iter().chain(others.into_iter().cloned()).chain(last);
     all.filter(|path| !path.ends_with("/.lock")).map(|path| Change::Remove { path }).collect()
@@ -145,6 +146,9 @@ async fn lead_back(undo: &Undo<'_>) -> Result<(), Fault> {
 async fn restore(undo: &Undo<'_>, text: &str, good: &Good) -> Result<Restored, Fault> {
     // First: who may come in is not to depend on how the containers do.
     lead_back(undo).await?;
+    if tree::is_between(undo.state) {
+        tree::roll_back(undo.client, undo.target).await?;
+    }
     let engine = &*undo.client.engine;
     let selector = Selector::preview(&undo.target.app, &undo.target.name);
     let mut model: Value = serde_json::from_str(text).map_err(|error| {
@@ -243,11 +247,12 @@ async fn record(
     let failed = std::mem::take(&mut state.addresses);
     state.addresses = if good.addresses.is_empty() { failed.clone() } else { good.addresses.clone() };
     let mut good = good.clone();
+    state.tree.clone_from(&good.tree);
     good.containers = plan::container_ids(containers);
     good.stack = plan::stack_file(&rendered);
     let base = &undo.client.base_dir;
     let path = undo.target.file(base, &good.stack);
-    let kept = good.files.iter().map(|hash| format!("files/{hash}")).chain(good.routes.clone());
+    let kept = good.tree.iter().cloned().chain(good.routes.clone());
     let kept: Vec<String> = kept.map(|name| undo.target.file(base, &name)).chain([path.clone()]).collect();
     state.good = Some(good);
     let write = |path, content| Change::Write { path, content: Secret::new(content), mode: 0o600 };

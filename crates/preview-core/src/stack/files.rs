@@ -42,7 +42,8 @@ pub fn file_uses(model: &Value) -> Vec<FileUse> {
         if let Some(source) = source.and_then(Value::as_str)
             && source.starts_with('/')
         {
-            uses.push(FileUse { pointer, key, source: PathBuf::from(source), place });
+            // In a model, a dollar sign that begins no variable stands doubled.
+            uses.push(FileUse { pointer, key, source: PathBuf::from(source.replace("$$", "$")), place });
         }
     };
     for (name, table) in services(model) {
@@ -135,7 +136,7 @@ pub fn normal(path: &Path) -> PathBuf {
 }
 
 /// A key as a part of a JSON pointer (RFC 6901).
-fn escape(key: &str) -> String {
+pub(super) fn escape(key: &str) -> String {
     key.replace('~', "~0").replace('/', "~1")
 }
 

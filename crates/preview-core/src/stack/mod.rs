@@ -12,6 +12,7 @@ mod network;
 mod policy;
 mod render;
 mod shares;
+pub mod tree;
 mod violation;
 mod written;
 

@@ -1,10 +1,12 @@
 //! The whole transformation, in one place and one order.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
-use super::{Difference, Guardrails, Isolation, Port, awaited, built, file_uses, isolation, limits, network};
+use super::tree::{self, Placed};
+use super::{Difference, Guardrails, Isolation, Port, awaited, built, isolation, limits, network};
 use crate::ownership::Selector;
 use crate::route::{self, RoutedServices};
 use crate::runtime::Variables;
@@ -27,8 +29,10 @@ pub struct Input<'a> {
     pub guardrails: &'a Guardrails,
     /// What containers may not do beyond that.
     pub isolation: &'a Isolation,
-    /// Where each file of this machine (mounts, configs, secrets) is on the host.
-    pub files: &'a BTreeMap<String, String>,
+    /// The directory of the preview's volume of files on the host.
+    pub files_directory: &'a str,
+    /// The files of this machine that are in it (mounts, configs, secrets), by their path here.
+    pub files: &'a BTreeMap<PathBuf, Placed>,
     /// Ports to publish where there is no proxy.
     pub wanted: &'a BTreeSet<Port>,
     /// The host port of each wanted port, by [`Port::key`]; `None` behind a proxy.
@@ -59,7 +63,7 @@ pub fn render(input: &Input<'_>) -> Rendered {
     let owner = Selector::preview(input.app, input.name).labels_below(input.base);
     let no_end = awaited(input.model);
 
-    move_files(&mut model, input.files, &mut differences);
+    tree::place(&mut model, input.files_directory, input.files, input.variables, &project, &mut differences);
     network::own_names(&mut model, &project, &mut differences);
     own_images(&mut model, &project, &mut differences);
     let proxy_keys = proxy_keys(&model, input.proxy.map(|(name, _)| name));
@@ -154,17 +158,6 @@ fn ensure_default_network(model: &mut Value, project: &str, owner: &BTreeMap<Str
         && !networks.contains_key("default")
     {
         networks.insert("default".to_owned(), json!({"name": format!("{project}_default"), "labels": owner}));
-    }
-}
-
-fn move_files(model: &mut Value, files: &BTreeMap<String, String>, differences: &mut Vec<Difference>) {
-    for file in file_uses(model) {
-        let Some(target) = file.source.to_str().and_then(|source| files.get(source)) else { continue };
-        if let Some(place) = model.pointer_mut(&file.pointer) {
-            *place = json!(target);
-            differences
-                .push(Difference { key: file.key, what: "the repository's file, uploaded to the host".to_owned() });
-        }
     }
 }
 
@@ -271,9 +264,10 @@ mod tests {
 
     fn rendered(proxy: bool) -> Rendered {
         let model = model();
+        let placed = |id: &str, digest: &str| Placed { id: id.to_owned(), digest: digest.to_owned() };
         let files = BTreeMap::from([
-            ("/repo/conf".to_owned(), "/opt/previews/shop/pr-7/files/abc/conf".to_owned()),
-            ("/repo/c.conf".to_owned(), "/opt/previews/shop/pr-7/files/def/c.conf".to_owned()),
+            (PathBuf::from("/repo/conf"), placed("abc", "d1")),
+            (PathBuf::from("/repo/c.conf"), placed("def", "d2")),
         ]);
         let wanted = BTreeSet::from([Port { service: "api".into(), target: 8000, protocol: "tcp".into() }]);
         let host_ports = BTreeMap::from([("api:8000/tcp".to_owned(), 23456)]);
@@ -287,6 +281,7 @@ mod tests {
             name: "pr-7",
             guardrails: &Guardrails::default(),
             isolation: &Isolation::default(),
+            files_directory: "/var/lib/docker/volumes/files.shop_pr-7/_data",
             files: &files,
             wanted: &wanted,
             host_ports: (!proxy).then_some(&host_ports),

@@ -1,0 +1,250 @@
+//! The files of a preview's volume: brought to those of a commit, and back.
+//!
+//! The state names the manifest before the first file changes. What is replaced or goes is kept in the volume by hard links, in the archive that
+//! replaces it: first the links, then the plan of the way back, then the new files. So a run may die anywhere: where the plan is there, everything that
+//! it names is kept; where it is not, nothing has changed yet.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use tokio::sync::mpsc;
+
+use super::Client;
+use super::files::Local;
+use crate::engine::{Archive, FileKind};
+use crate::fault::{Fault, FaultKind};
+use crate::host::Query;
+use crate::host::upload::Pieces;
+use crate::ownership::Selector;
+use crate::project::Target;
+use crate::stack::tree::{Changes, Entry, Kind, Manifest, UNDO, UndoPlan, kept_path, undo_path, volume_path};
+use crate::state::State;
+
+const OPERATION: &str = "send the repository's files";
+/// Owner and group of the files: the first ordinary user of a machine, as whom most programs in containers run that are not root.
+const OWNER: u64 = 1000;
+
+/// The volume with a preview's files.
+pub(super) fn volume(target: &Target) -> String {
+    // No project's own volume is called so: projects' names have no dot.
+    format!("files.{}", target.project)
+}
+
+/// Its directory on the engine's machine, where the engine keeps everything below `root`.
+pub(super) fn directory(target: &Target, root: &str) -> String {
+    format!("{}/volumes/{}/_data", root.trim_end_matches('/'), volume(target))
+}
+
+/// Whether a run began to change the files, and it is not known how far it came.
+pub(super) fn is_between(state: &State) -> bool {
+    state.tree.is_some() && state.tree != state.good.as_ref().and_then(|good| good.tree.clone())
+}
+
+/// The manifest in a file of the host.
+pub(super) async fn read_manifest(client: &Client, target: &Target, file: &str) -> Result<Option<Manifest>, Fault> {
+    let name = format!("{}/{}/{file}", target.app, target.name);
+    let query = Query { read: vec![name], files_only: true, ..Query::default() };
+    let survey = client.host.survey(&client.base_dir, &query).await?;
+    let text = survey.files.get(&target.file(&client.base_dir, file));
+    Ok(text.and_then(|text| serde_json::from_str(text).ok()))
+}
+
+/// Brings the volume, which holds `before`, to `after`. `keep`: what is replaced is kept for the way back.
+pub(super) async fn put(
+    client: &Client,
+    target: &Target,
+    local: &Local,
+    before: Option<&Manifest>,
+    after: &Manifest,
+    expected: &str,
+    keep: bool,
+) -> Result<(), Fault> {
+    let volume = volume(target);
+    let labels = Selector::preview(&target.app, &target.name).labels_below(&client.base_dir);
+    let place = client.engine.open_volume(&volume, &labels).await?;
+    if place != expected {
+        let why = format!("the engine has the volume {volume} at {place}, not at {expected}");
+        return Err(Fault::new(FaultKind::Unsupported, OPERATION, why));
+    }
+    let mut changes = after.changes(before);
+    if !keep {
+        // What a dead first deploy put there is not known to be whole.
+        changes.write = after.changes(None).write;
+    }
+    let mut kept: Vec<String> = Vec::new();
+    if keep {
+        let there = client.engine.file_kinds(&volume, &changes.added).await?;
+        kept.extend(there.into_iter().filter(|(_, kind)| *kind != FileKind::Directory).map(|(path, _)| path));
+        kept.extend(changes.replaced.iter().cloned());
+    }
+    let send = |kept: &[String]| {
+        let plan = keep.then(|| way_back(&changes, kept));
+        client.engine.unpack(&volume, pack(local, after, &changes, plan))
+    };
+    match send(&kept).await {
+        // Maybe the application removed a file that the commit has: then there is nothing to keep.
+        Err(fault) if fault.kind == FaultKind::Failed && !kept.is_empty() => {
+            let there = client.engine.file_kinds(&volume, &kept).await?;
+            let before = kept.len();
+            kept.retain(|path| there.get(path).is_some_and(|kind| *kind != FileKind::Directory));
+            if kept.len() == before {
+                return Err(fault);
+            }
+            send(&kept).await?;
+        }
+        sent => sent?,
+    }
+    client.engine.remove_files(&volume, &changes.remove).await
+}
+
+/// How to go back from these changes, where the content of these paths is kept.
+fn way_back(changes: &Changes, kept: &[String]) -> UndoPlan {
+    let known: BTreeSet<&String> = kept.iter().collect();
+    let new = changes.added.iter().chain(&changes.replaced).filter(|path| !known.contains(path));
+    UndoPlan { restore: kept.to_vec(), remove: new.chain(&changes.new_roots).cloned().collect() }
+}
+
+/// Gives the volume the files of before back. Where nothing was changed, or all is back already, nothing happens.
+pub(super) async fn roll_back(client: &Client, target: &Target) -> Result<(), Fault> {
+    let volume = volume(target);
+    let Some(text) = client.engine.read_file(&volume, &undo_path()).await? else { return Ok(()) };
+    let plan: UndoPlan = serde_json::from_slice(&text).map_err(|error| {
+        Fault::new(FaultKind::Invalid, "go back to the files of before", undo_path()).caused_by(error)
+    })?;
+    let links = plan.restore.iter().map(|path| Line::Keep { at: path.clone(), of: kept_path(path) }).collect();
+    client.engine.unpack(&volume, stream_of(links)).await?;
+    client.engine.remove_files(&volume, &plan.remove).await?;
+    forget(client, target).await
+}
+
+/// Removes what was kept: there is no way back any more.
+pub(super) async fn forget(client: &Client, target: &Target) -> Result<(), Fault> {
+    client.engine.remove_files(&volume(target), &[UNDO.to_owned()]).await
+}
+
+/// An entry of an archive to be.
+enum Line {
+    Directory {
+        at: String,
+        mode: u32,
+    },
+    /// The file `from` of this machine; `None`: an empty one.
+    File {
+        at: String,
+        mode: u32,
+        from: Option<PathBuf>,
+    },
+    Text {
+        at: String,
+        text: Vec<u8>,
+    },
+    Link {
+        at: String,
+        to: String,
+    },
+    /// A hard link at one path of the volume to what is at another.
+    Keep {
+        at: String,
+        of: String,
+    },
+}
+
+fn pack(local: &Local, after: &Manifest, changes: &Changes, plan: Option<UndoPlan>) -> Archive {
+    // A file in its place, then a directory in place of that: what an earlier run kept goes.
+    let mut lines = vec![
+        Line::Text { at: UNDO.to_owned(), text: Vec::new() },
+        Line::Directory { at: UNDO.to_owned(), mode: 0o700 },
+    ];
+    if let Some(plan) = plan {
+        lines.extend(plan.restore.iter().map(|path| Line::Keep { at: kept_path(path), of: path.clone() }));
+        // Strings always serialise.
+        lines.push(Line::Text { at: undo_path(), text: serde_json::to_vec(&plan).unwrap_or_default() });
+    }
+    let sources: BTreeSet<&Path> = local.sources.values().map(PathBuf::as_path).collect();
+    for (id, path) in &changes.write {
+        let at = volume_path(id, path);
+        let Some(Entry(kind, mode, value)) = after.roots.get(id).and_then(|root| root.get(path)) else { continue };
+        let Some(source) = local.sources.get(id) else { continue };
+        let from = if path.is_empty() { source.clone() } else { source.join(path) };
+        lines.push(match kind {
+            Kind::Directory => Line::Directory { at, mode: *mode },
+            Kind::Link => Line::Link { at, to: value.clone() },
+            // What another root has is mounted on top of an empty file.
+            Kind::File if !path.is_empty() && sources.contains(from.as_path()) => {
+                Line::File { at, mode: *mode, from: None }
+            }
+            Kind::File => Line::File { at, mode: *mode, from: Some(from) },
+        });
+    }
+    stream_of(lines)
+}
+
+fn stream_of(lines: Vec<Line>) -> Archive {
+    let (queue, mut pieces) = mpsc::channel::<Bytes>(4);
+    let packing = tokio::task::spawn_blocking(move || write(lines, queue));
+    let sent = stream::poll_fn(move |context| pieces.poll_recv(context)).map(Ok);
+    // A failure comes last: what was packed before it is no whole archive, and the engine must not take it for one.
+    let end = stream::once(packing).filter_map(|packed| async move {
+        match packed {
+            Ok(Ok(())) => None,
+            Ok(Err(fault)) => Some(Err(fault)),
+            Err(error) => Some(Err(Fault::new(FaultKind::Failed, OPERATION, "the reader died").caused_by(error))),
+        }
+    });
+    sent.chain(end).boxed()
+}
+
+fn write(lines: Vec<Line>, queue: mpsc::Sender<Bytes>) -> Result<(), Fault> {
+    let mut tar = tar::Builder::new(Pieces::new(queue));
+    for line in lines {
+        let (Line::Directory { at, .. }
+        | Line::File { at, .. }
+        | Line::Text { at, .. }
+        | Line::Link { at, .. }
+        | Line::Keep { at, .. }) = &line;
+        let at = at.clone();
+        add(&mut tar, line).map_err(|error| Fault::new(FaultKind::Failed, OPERATION, at).caused_by(error))?;
+    }
+    let ended = tar.into_inner().and_then(|mut pieces| pieces.flush());
+    ended.map_err(|error| Fault::new(FaultKind::Failed, OPERATION, "").caused_by(error))
+}
+
+fn add(tar: &mut tar::Builder<Pieces>, line: Line) -> io::Result<()> {
+    let header = |kind: tar::EntryType, mode: u32, size: u64, modified: u64| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_size(size);
+        header.set_mtime(modified);
+        header.set_uid(OWNER);
+        header.set_gid(OWNER);
+        header
+    };
+    match line {
+        Line::Directory { at, mode } => {
+            tar.append_data(&mut header(tar::EntryType::Directory, mode, 0, 0), format!("{at}/"), io::empty())
+        }
+        Line::Text { at, text } => {
+            tar.append_data(&mut header(tar::EntryType::Regular, 0o600, text.len() as u64, 0), at, &text[..])
+        }
+        Line::File { at, mode, from: None } => {
+            tar.append_data(&mut header(tar::EntryType::Regular, mode, 0, 0), at, io::empty())
+        }
+        Line::File { at, mode, from: Some(from) } => {
+            let file = fs::File::open(&from)?;
+            let metadata = file.metadata()?;
+            let mut header =
+                header(tar::EntryType::Regular, mode, metadata.len(), metadata.mtime().max(0).unsigned_abs());
+            // A file that grows or shrinks meanwhile must not shift what comes after it.
+            tar.append_data(&mut header, at, io::Read::take(io::Read::chain(file, io::repeat(0)), metadata.len()))
+        }
+        Line::Link { at, to } => tar.append_link(&mut header(tar::EntryType::Symlink, 0o777, 0, 0), at, to),
+        Line::Keep { at, of } => tar.append_link(&mut header(tar::EntryType::Link, 0o600, 0, 0), at, of),
+    }
+}
