@@ -11,8 +11,8 @@ pub(crate) const PHASES: [&str; 6] = ["building", "pulling", "starting", "verify
 /// The pull request whose preview is being destroyed.
 pub(crate) const DOOMED: u32 = 7;
 
-/// Large enough that its upload is seen.
-const BIG: u64 = 64 << 20;
+/// Large enough that it is on its way for a while.
+const BIG: u64 = 900 << 20;
 
 /// A registry that knows every image, and never hands one out. Debian's `perl-base` is enough for it.
 const REGISTRY: &str = r#"
@@ -175,15 +175,15 @@ impl Crowd {
         let run = site.start(&["destroy", "--pr", &DOOMED.to_string(), "--format", "json"]);
         eventually("the state says so", || site.phase(&format!("pr-{DOOMED}")) == "destroying");
         held.push(Held { pr: DOOMED, phase: "destroying", run });
-        // The last: an upload that stands still for a minute is given up.
-        for (count, pr) in [(1, number("preparing")), (2, number("preparing") + 10)] {
+        // The last: nothing holds these up but their size.
+        for pr in [number("preparing"), number("preparing") + 10] {
             self.stuck(pr, "preparing");
-            let run = self.start(pr);
-            site.shell(&format!(
-                "timeout 60 sh -c 'until pkill -STOP -x tar; [ $(pgrep -cx tar) -ge {count} ]; do sleep 0.01; done'; pkill -STOP -x tar"
-            ));
-            eventually("the state says so", || site.phase(&format!("pr-{pr}")) == "preparing");
-            held.push(Held { pr, phase: "preparing", run });
+            held.push(Held { pr, phase: "preparing", run: self.start(pr) });
+        }
+        for pr in [number("preparing"), number("preparing") + 10] {
+            let volume = format!("/var/lib/docker/volumes/files.{}_pr-{pr}/_data", site.app);
+            let half = format!("find {volume} -size +1000k 2>/dev/null | grep -q .");
+            site.shell(&format!("timeout 100 sh -c 'until {half}; do sleep 0.05; done'"));
         }
         for Held { pr, phase, run } in &mut held {
             assert!(run.at_work(), "pr-{pr} is not held while {phase}");
@@ -193,7 +193,7 @@ impl Crowd {
 
     /// What was stopped to hold runs goes on.
     pub(crate) fn let_go(&self) {
-        self.site.shell("pkill -CONT -x tar; pkill -CONT -f '[c]ontainerd-shim'; :");
+        self.site.shell("pkill -CONT -f '[c]ontainerd-shim'; :");
     }
 
     /// Nothing on the host is at work for a run any more.

@@ -34,10 +34,8 @@ const PREPARING: Death = Death {
         std::fs::write(site.dir.path().join("big/blob"), "short").expect("a file");
     },
     there: |_, site| {
-        let files = format!("{}/{}/pr-7/files", site.base(), site.app);
-        site.shell(&format!(
-            "timeout 60 sh -c 'until ls -d {files}/.preview-upload-*; do sleep 0.01; done' 2>/dev/null"
-        ));
+        let half = format!("find {} -name blob -size +1000k 2>/dev/null | grep -q .", volume(site));
+        site.shell(&format!("timeout 60 sh -c 'until {half}; do sleep 0.01; done'"));
     },
 };
 
@@ -111,6 +109,11 @@ fn versioned(ready: bool, version: usize) -> String {
     waiting(ready).replace("echo waited", &format!("echo v{version}")).replace("100000", &format!("10000{version}"))
 }
 
+/// The directory of the preview's files on the host.
+fn volume(site: &Site) -> String {
+    format!("/var/lib/docker/volumes/files.{}_pr-7/_data", site.app)
+}
+
 fn dies(site: &Site, death: &Death, version: usize) {
     (death.stuck)(site, version);
     let mut run = site.start(&["deploy", "--pr", "7"]);
@@ -127,12 +130,13 @@ fn recovers(site: &Site, death: &Death, version: usize) {
     let done = site.deploy("7").expect(0).json();
     let page = site.get(done["url"].as_str().expect("an address"));
     assert!(page.trim_end().ends_with(&format!("v{version}")), "{page}");
-    let filter = format!("label=preview.app={}", site.app);
-    assert_eq!(site.docker(&["ps", "-aq", "--filter", &filter]).lines().count(), 2, "no container is there twice");
+    let filter = ["label=preview.app=".to_owned() + &site.app, "label=com.docker.compose.service".to_owned()];
+    let there = site.docker(&["ps", "-aq", "--filter", &filter[0], "--filter", &filter[1]]);
+    assert_eq!(there.lines().count(), 2, "no container is there twice");
     assert_eq!(site.phase("pr-7"), "ready");
-    let files = format!("{}/{}/pr-7/files", site.base(), site.app);
-    let uploads = site.shell(&format!("[ ! -d {files} ] || ls -A {files}"));
-    assert!(uploads.lines().count() <= 1 && !uploads.contains("preview-upload"), "{uploads}");
+    let volume = volume(site);
+    let files = site.shell(&format!("[ ! -d {volume} ] || ls -A {volume}"));
+    assert!(["", "r"].contains(&files.as_str()), "nothing is kept for a way back: {files}");
     assert_eq!(site.deploy("7").expect(0).json()["kind"], "unchanged");
 }
 

@@ -11,6 +11,7 @@ mod dns;
 mod doctor;
 mod embed;
 mod faults;
+mod files;
 mod history;
 mod inside;
 mod internet;

@@ -71,6 +71,8 @@ pub struct Site {
     pub app: String,
     /// The project directory.
     pub dir: tempfile::TempDir,
+    /// The directory of previews is in it, where the host is this machine.
+    _beside: tempfile::TempDir,
     lab: &'static Lab,
     vm: Option<std::sync::Arc<Vm>>,
     base: String,
@@ -159,10 +161,12 @@ impl Site {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let app = xtask::lab::test_app(number);
         let dir = tempfile::tempdir().expect("a temporary directory");
+        let beside = tempfile::tempdir().expect("a temporary directory");
         // The boundary of a repository, so that nothing above counts as part of it.
         std::fs::create_dir(dir.path().join(".git")).expect("a directory");
         let base = match vm {
-            None => dir.path().join(".previews").to_string_lossy().into_owned(),
+            // Beside the project: what a run writes there is no file of the repository.
+            None => beside.path().join("previews").to_string_lossy().into_owned(),
             Some(_) => format!("/opt/previews/{app}"),
         };
         if let Some(vm) = &vm {
@@ -171,7 +175,7 @@ impl Site {
                 vm.exec(&["install", "-d", "-o", "deploy", "-m", "0700", "/opt/previews"]).expect("install runs");
             assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         }
-        let site = Self { app, dir, lab, vm, base, extra: BTreeMap::new() };
+        let site = Self { app, dir, _beside: beside, lab, vm, base, extra: BTreeMap::new() };
         if !compose.is_empty() {
             site.write("compose.yml", compose);
         }
@@ -295,7 +299,10 @@ impl Site {
             "--format",
             format,
         ]);
-        text.lines().filter_map(|line| line.split_once(' ')).map(|(a, b)| (a.to_owned(), b.to_owned())).collect()
+        // What only holds on to the volume of files is of no service.
+        let of_services =
+            text.lines().filter_map(|line| line.split_once(' ')).filter(|(service, _)| !service.is_empty());
+        of_services.map(|(a, b)| (a.to_owned(), b.to_owned())).collect()
     }
 
     /// Everything on the host that carries the application's labels or lies in its directory; empty when nothing was left behind.

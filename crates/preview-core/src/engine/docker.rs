@@ -228,7 +228,10 @@ impl Engine for DockerEngine {
         let containers = self.list(OPERATION, ListContainersOptions { all: true, ..Default::default() }).await?;
         let mut ports: BTreeSet<u16> = containers.iter().flat_map(|c| &c.ports).map(|port| port.host_port).collect();
         // The list shows the ports of containers that run. What the others will take when they start is in their configuration.
-        let stopped = containers.into_iter().filter(|container| container.state != ContainerState::Running);
+        let stopped = containers
+            .into_iter()
+            .filter(|container| container.state != ContainerState::Running)
+            .filter(|container| !container.labels.contains_key(ownership::FILES));
         let mut wanted = streams::iter(stopped)
             .map(|container| async move {
                 let inspected = self.docker.inspect_container(&container.id, None::<InspectContainerOptions>);

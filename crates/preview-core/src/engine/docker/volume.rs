@@ -145,7 +145,17 @@ fn archive(volume: &str, path: &str) -> String {
 /// See [`Engine::unpack`](crate::engine::Engine::unpack).
 pub(super) async fn unpack(engine: &DockerEngine, volume: &str, entries: Archive) -> Result<(), Fault> {
     let sent = engine.transport.put(&archive(volume, PLACE), entries, STALL).await?;
-    sent.map_err(|error| errors::fault(UNPACK, volume, error))
+    sent.map_err(|error| match error {
+        // Newer engines say so of whatever a hard link does not find; the container is there, or it would be named.
+        Error::DockerResponseServerError { status_code: 404, message } if message.contains("find the file") => {
+            Fault::new(
+                FaultKind::Failed,
+                UNPACK,
+                format!("{volume}: a path that the archive names is not there: {message}"),
+            )
+        }
+        error => errors::fault(UNPACK, volume, error),
+    })
 }
 
 /// See [`Engine::remove_files`](crate::engine::Engine::remove_files).

@@ -1,0 +1,206 @@
+//! Files of the repository in a preview: the commit's where it has them, the application's where it wrote some, the same for all that mount
+//! them, there as long as the preview, and gone with it, whoever owns them.
+
+use preview_tests::{Site, VmEngine, Where, eventually};
+
+/// A development file as most projects have one: what is built is mounted too, and mounts overlap.
+const COMPOSE: &str = r#"
+services:
+  app:
+    build: ./app
+    command: ["httpd", "-f", "-p", "8000", "-h", "/code/static"]
+    init: true
+    ports: ["8000"]
+    volumes: [".:/code", "./data:/data", "deps:/code/deps"]
+  web:
+    image: busybox:1.36
+    command: ["httpd", "-f", "-p", "8000", "-h", "/www"]
+    init: true
+    volumes: ["./static:/www"]
+  other:
+    image: busybox:1.36
+    command: ["sleep", "100000"]
+    init: true
+    configs: [plain]
+  third:
+    image: busybox:1.36
+    command: ["sleep", "100000"]
+    init: true
+    secrets: [from_file, from_variable]
+volumes: {deps: {}}
+configs: {plain: {content: "one"}}
+secrets:
+  from_file: {file: ./token.txt}
+  from_variable: {environment: TOKEN}
+"#;
+
+const CONFIG: &str = r#"
+[env]
+TOKEN = "first"
+
+[[route]]
+service = "app"
+port = 8000
+
+[timeouts]
+verify = "15s"
+"#;
+
+struct Files(Site);
+
+impl Files {
+    fn new(place: Where) -> Option<Self> {
+        let site = Site::new(place, COMPOSE)?;
+        site.write("preview.toml", CONFIG);
+        site.write("app/Dockerfile", "FROM busybox:1.36\nCOPY main.txt /built.txt\n");
+        site.write("app/main.txt", "main\n");
+        site.write("static/index.html", "one\n");
+        site.write("static/old.html", "old\n");
+        site.write("data/.gitkeep", "");
+        site.write("token.txt", "token one");
+        site.write(".git/config", "the checkout's token");
+        Some(Self(site))
+    }
+
+    fn sh(&self, service: &str, script: &str) -> String {
+        let ran = self.0.run(&["exec", "--pr", "7", service, "--", "sh", "-c", script]);
+        ran.expect(0).out.trim().to_owned()
+    }
+
+    /// Deploys; the services whose containers are others than before.
+    #[track_caller]
+    fn deploy(&self) -> Vec<String> {
+        let before = self.0.containers("pr-7");
+        let _ = self.0.deploy("7").expect(0);
+        let after = self.0.containers("pr-7");
+        after.into_iter().filter(|(service, id)| before.get(service) != Some(id)).map(|(service, _)| service).collect()
+    }
+
+    /// Every container starts again, and so does what is in it.
+    fn restart(&self) {
+        for id in self.0.containers("pr-7").values() {
+            let _ = self.0.docker(&["restart", "-t", "0", id]);
+        }
+        eventually("the page is there again", || {
+            self.0.run(&["exec", "--pr", "7", "web", "--", "wget", "-qO-", "http://app:8000/index.html"]).code == 0
+        });
+    }
+
+    #[track_caller]
+    fn gone(&self) {
+        let _ = self.0.run(&["destroy", "--pr", "7"]).expect(0);
+        assert_eq!(self.0.remains(), Vec::<String>::new());
+    }
+}
+
+fn life(place: Where) {
+    let Some(files) = Files::new(place) else { return };
+    assert_eq!(files.deploy(), ["app", "other", "third", "web"]);
+    assert_eq!(
+        files.sh("app", "cat /built.txt /code/app/main.txt; ls -A /code"),
+        "main\nmain\napp\ncompose.yml\ndata\ndeps\npreview.toml\nstatic\ntoken.txt"
+    );
+
+    // What one writes the other sees, although its directory is mounted by itself. As root, with rights that nobody else has.
+    files.sh(
+        "app",
+        "echo seen >/code/static/x; mkdir -m 0700 -p /data/deep/er; echo mine >/data/deep/er/f; chmod 000 /data/deep",
+    );
+    assert_eq!(files.sh("web", "cat /www/x"), "seen");
+    assert_eq!(files.deploy(), Vec::<String>::new(), "nothing of the commit changed");
+
+    // A commit changes, adds and removes files: what the application wrote is still there.
+    files.0.write("static/index.html", "two\n");
+    files.0.write("data/seed.sql", "seed\n");
+    std::fs::remove_file(files.0.dir.path().join("static/old.html")).expect("a file");
+    assert_eq!(files.deploy(), ["app", "web"], "those that mount what changed");
+    assert_eq!(files.sh("web", "ls /www; cat /www/index.html"), "index.html\nx\ntwo");
+    assert_eq!(files.sh("app", "chmod 700 /data/deep; cat /data/seed.sql /data/deep/er/f"), "seed\nmine");
+    files.restart();
+
+    // An update that fails gives all of it back.
+    files.sh("app", "rm /code/app/main.txt; echo of the application >/code/added.txt");
+    files.0.write("static/index.html", "three\n");
+    files.0.write("static/new.html", "new\n");
+    files.0.write("added.txt", "of the commit\n");
+    files.0.write("app/main.txt", "main two\n");
+    files.0.write("compose.yml", &COMPOSE.replacen("/code/static", "/no/such/directory", 1));
+    std::fs::remove_file(files.0.dir.path().join("data/seed.sql")).expect("a file");
+    let failed = files.0.deploy("7").expect(4).json();
+    assert_eq!(failed["error"]["report"]["restored"]["kind"], "previous", "{failed}");
+    assert_eq!(files.sh("web", "ls /www; cat /www/index.html"), "index.html\nx\ntwo");
+    assert_eq!(
+        files.sh("app", "cat /data/seed.sql /data/deep/er/f /code/added.txt; ls /code/app"),
+        "seed\nmine\nof the application\nDockerfile"
+    );
+    files.restart();
+    files.0.write("compose.yml", COMPOSE);
+    assert_eq!(files.deploy(), ["app", "web"]);
+    assert_eq!(files.sh("web", "ls /www; cat /www/index.html"), "index.html\nnew.html\nx\nthree");
+    assert_eq!(
+        files.sh("app", "ls /data; cat /data/deep/er/f /code/added.txt /code/app/main.txt"),
+        "deep\nmine\nof the commit\nmain two"
+    );
+
+    // A container that makes a link of a directory that another one mounts gains nothing.
+    files.sh(
+        "app",
+        "rm -rf /code/static 2>/dev/null; ln -s / /code/static 2>/dev/null; rm -rf /code/app; ln -s / /code/app",
+    );
+    files.restart();
+    assert_eq!(
+        files.sh("web", "ls /www"),
+        "index.html",
+        "what the container could remove is gone, and nothing else is there"
+    );
+    files.gone();
+}
+
+#[test]
+fn on_this_machine() {
+    life(Where::Local);
+}
+
+#[test]
+fn on_a_vm_by_a_user_who_is_not_root() {
+    life(Where::Vm(VmEngine::V28));
+}
+
+/// Exactly those who use what changed are made anew, with the new value; and what is mounted stays, so that each starts again.
+#[test]
+fn configs_and_secrets_reach_those_who_use_them() {
+    let Some(files) = Files::new(Where::Local) else { return };
+    files.deploy();
+    files.0.write("token.txt", "token two");
+    assert_eq!(files.deploy(), ["app", "third"], "the application mounts the whole repository");
+    assert_eq!(files.sh("third", "cat /run/secrets/from_file"), "token two");
+    files.0.write("preview.toml", &CONFIG.replacen("first", "second", 1));
+    assert_eq!(files.deploy(), ["app", "third"]);
+    assert_eq!(files.sh("third", "cat /run/secrets/from_variable"), "second");
+    files.0.write("compose.yml", &COMPOSE.replacen("content: \"one\"", "content: \"two\"", 1));
+    assert_eq!(files.deploy(), ["app", "other"]);
+    assert_eq!(files.sh("other", "cat /plain"), "two");
+    files.restart();
+    files.gone();
+}
+
+/// A run that is killed while files change leaves nothing that the next one does not mend.
+#[test]
+fn a_killed_run_is_mended() {
+    let Some(files) = Files::new(Where::Local) else { return };
+    files.deploy();
+    files.sh("app", "echo mine >/data/f");
+    for word in ["preparing", "building", "starting", "verifying"] {
+        files.0.write("static/index.html", &format!("{word}\n"));
+        files.0.write(&format!("data/{word}.sql"), word);
+        let mut run = files.0.start(&["deploy", "--pr", "7"]);
+        run.until(word);
+        if run.at_work() {
+            run.kill();
+        }
+        files.deploy();
+        assert_eq!(files.sh("web", "cat /www/index.html"), word);
+        assert_eq!(files.sh("app", &format!("cat /data/f /data/{word}.sql")), format!("mine\n{word}"));
+    }
+    files.gone();
+}
