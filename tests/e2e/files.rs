@@ -142,17 +142,20 @@ fn life(place: Where) {
         "deep\nmine\nof the commit\nmain two"
     );
 
-    // A container that makes a link of a directory that another one mounts gains nothing.
+    // A container that puts links in place of what others mount gains nothing, now and after a restart.
     files.sh(
         "app",
-        "rm -rf /code/static 2>/dev/null; ln -s / /code/static 2>/dev/null; rm -rf /code/app; ln -s / /code/app",
+        "rm -rf /code/static /code/token.txt; ln -sfn / /code/static; ln -sf /etc/passwd /code/token.txt; echo here >/code/static/here",
     );
-    files.restart();
+    for id in files.0.containers("pr-7").values() {
+        let _ = files.0.docker(&["restart", "-t", "0", id]);
+    }
     assert_eq!(
         files.sh("web", "ls /www"),
-        "index.html",
+        "here",
         "what the container could remove is gone, and nothing else is there"
     );
+    assert_eq!(files.sh("third", "cat /run/secrets/from_file"), "token one");
     files.gone();
 }
 

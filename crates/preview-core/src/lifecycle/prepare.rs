@@ -258,6 +258,7 @@ pub(super) fn render(
     generations: &Generations,
 ) -> Wanted {
     let files = prepared.files.placed();
+    let passed = prepared.stack_variables();
     let mut addresses = Vec::new();
     let mut full = Vec::new();
     for spec in &prepared.routes {
@@ -288,6 +289,7 @@ pub(super) fn render(
         proxy: routed,
         inject_into: &project.env_services,
         variables: &prepared.variables,
+        passed: &passed,
     });
     let mut differences = prepared.differences.clone();
     differences.extend(rendered.differences);

@@ -43,6 +43,8 @@ pub struct Input<'a> {
     pub inject_into: &'a [String],
     /// Those variables.
     pub variables: &'a Variables,
+    /// Variables that configs and secrets may name by `environment:`.
+    pub passed: &'a Variables,
 }
 
 /// The preview's stack.
@@ -63,7 +65,7 @@ pub fn render(input: &Input<'_>) -> Rendered {
     let owner = Selector::preview(input.app, input.name).labels_below(input.base);
     let no_end = awaited(input.model);
 
-    tree::place(&mut model, input.files_directory, input.files, input.variables, &project, &mut differences);
+    tree::place(&mut model, input.files_directory, input.files, input.passed, &project, &mut differences);
     network::own_names(&mut model, &project, &mut differences);
     own_images(&mut model, &project, &mut differences);
     let proxy_keys = proxy_keys(&model, input.proxy.map(|(name, _)| name));
@@ -288,6 +290,7 @@ mod tests {
             proxy: proxy.then_some(("preview-proxy", &labels)),
             inject_into: &["api".to_owned()],
             variables: &variables,
+            passed: &variables,
         })
     }
 
