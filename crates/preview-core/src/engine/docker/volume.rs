@@ -130,7 +130,8 @@ async fn empty_image(engine: &DockerEngine, name: &str, labels: &BTreeMap<String
         Ok(body.collect().await?.to_bytes())
     };
     let answer = ask(OPEN, name, answer).await?;
-    let last = answer.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok()).last();
+    let last =
+        answer.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok()).next_back();
     match last {
         Some(Line { status, error }) if error.is_empty() && status.starts_with("sha256:") => Ok(status),
         Some(Line { error, status }) => Err(failed(if error.is_empty() { &status } else { &error })),
