@@ -31,8 +31,8 @@ fn compose_files() {
     for (compose, code, words) in [
         ("", 2, &["there is no Compose file in", "compose.yaml", "docker-compose.yml", "--compose"][..]),
         ("services:\n  app:\n    image: x\n    imag: y\n", 2, &["compose.yml", "services.app", "'imag' not allowed"]),
-        ("services:\n  app:\n    image: [x\n  b: {}\n", 2, &["compose.yml", "not YAML that can be checked", "line "]),
-        ("services:\n  app:\n   image: x\n     command: y\n", 2, &["compose.yml", "line 4"]),
+        ("services:\n  app:\n    image: [x\n  b: {}\n", 2, &["compose.yml:4: ", "not valid YAML"]),
+        ("services:\n  app:\n   image: x\n     command: y\n", 2, &["compose.yml:4: "]),
         ("# nothing yet\n", 2, &["empty compose file", "compose.yml"]),
         ("services: {}\n", 2, &["define no service"]),
         (

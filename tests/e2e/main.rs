@@ -36,6 +36,7 @@ mod stack;
 mod stacks;
 mod sweep;
 mod trusted;
+mod untrusted;
 mod vm_provision;
 mod vm_proxy;
 mod vm_setup;

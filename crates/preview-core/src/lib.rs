@@ -10,6 +10,7 @@
 
 pub mod admission;
 pub mod capacity;
+pub mod checkout;
 pub mod config;
 pub mod dns;
 pub mod doctor;

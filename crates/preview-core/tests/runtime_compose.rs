@@ -91,3 +91,130 @@ async fn wrong_files_are_invalid_with_composes_own_words() {
     assert_eq!(resolved.model["services"]["a"]["image"], "x:");
     assert!(!resolved.model.to_string().contains("/root"), "nothing of this machine's environment: {}", resolved.model);
 }
+
+/// Values of YAML in many spellings. Infinity is not among them: Compose cannot print it as JSON.
+fn values() -> impl proptest::strategy::Strategy<Value = Vec<String>> {
+    use proptest::prelude::*;
+    let plain = proptest::sample::select(vec![
+        "1",
+        "-7",
+        "0x1F",
+        "0o17",
+        "017",
+        "1_000",
+        "0b11",
+        "+3",
+        "1.5",
+        "-.5e3",
+        "1e3",
+        "true",
+        "False",
+        "yes",
+        "No",
+        "on",
+        "y",
+        "~",
+        "null",
+        "Null",
+        "",
+        "2001-12-14",
+        "2001-12-14t21:59:43.10-05:00",
+        "2001-12-14 21:59:43",
+        "12:30:45",
+        "80:80",
+        "1.2.3",
+        "10m",
+        "-x",
+        "--",
+        "a b",
+        "é",
+        "a#b",
+        "a: b".trim_end_matches(": b"),
+        "<<",
+        "=",
+        "!!str 12",
+        "!!float 1",
+        "!!int 5",
+        "0.0.0.0:80",
+        "1e",
+        "0x",
+        "+",
+        ".",
+        "..",
+        "08",
+        "1__0",
+        "_1",
+        "1_",
+        "nan",
+        "inf",
+        "0x1G",
+        "9223372036854775808",
+        "0.1e-7",
+        "1.",
+        "12e03",
+        "NULL",
+        "TRUE",
+    ]);
+    let plain = plain.prop_map(str::to_owned);
+    let quoted = "[ -~é€😀\t]{0,12}";
+    let double = quoted.prop_map(|text| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")));
+    let single = quoted.prop_map(|text| format!("'{}'", text.replace('\'', "''").replace('\t', " ")));
+    let escapes = proptest::sample::select(vec![
+        r#""\x41\u00e9\U0001F600""#,
+        r#""a\
+   b""#,
+        r#""\0\a\b\t\n\v\f\r\e\N\_\L\P""#,
+        "\"a\n   b\n\n   c\"",
+        "'a\n   b'",
+        "a\n   b",
+    ])
+    .prop_map(str::to_owned);
+    let block = ("[|>]", "[-+]?", proptest::collection::vec("[a-z#:'\"{ ]{0,6}[a-z]", 1..4)).prop_map(
+        |(kind, chomp, lines)| {
+            format!(
+                "{kind}{chomp}\n{}",
+                lines.iter().map(|line| format!("  {}\n", line.trim_start())).collect::<String>()
+            )
+        },
+    );
+    let flow = proptest::collection::vec(prop_oneof![double.clone(), single.clone(), "[a-z][a-z0-9]{0,4}"], 0..4);
+    let flow = prop_oneof![
+        flow.clone().prop_map(|items| format!("[{}]", items.join(", "))),
+        flow.prop_map(|items| format!(
+            "{{{}}}",
+            items.iter().enumerate().map(|(n, item)| format!("k{n}: {item}")).collect::<Vec<_>>().join(", ")
+        )),
+    ];
+    let one = prop_oneof![6 => plain, 2 => double, 2 => single, 1 => escapes, 1 => block, 2 => flow];
+    proptest::collection::vec(one, 40)
+}
+
+/// Whatever form a value has, Compose takes what we write for the same as what stood in the file.
+#[test]
+fn compose_reads_what_we_read() {
+    use proptest::strategy::{Strategy as _, ValueTree as _};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let mut runner = proptest::test_runner::TestRunner::default();
+    for _ in 0..6 {
+        let values = values().new_tree(&mut runner).expect("values").current();
+        let mut text = String::from(
+            "services: {a: {image: x}}\nx-m: &m {p: 1, q: two}\nx-n: {<<: *m, q: 3, r: &r [1, 'b']}\nx-l: {<<: [{p: 0}, *m], s: *r}\n",
+        );
+        for (number, value) in values.iter().enumerate() {
+            let tail = if value.contains('\n') && value.starts_with(['|', '>']) { "" } else { "\n" };
+            text.push_str(&format!("x-{number}: {}{tail}", value.replace('$', "S")));
+        }
+        let written = preview_core::runtime::rewritten(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut models = [text.clone(), written.clone()].map(|content| {
+            std::fs::write(directory.path().join("compose.yml"), content).expect("written");
+            let resolved = runtime.block_on(compose().resolve(&source(directory.path(), "p")));
+            resolved.unwrap_or_else(|fault| panic!("{}\n{text}\n{written}", fault.chain())).model
+        });
+        let [theirs, ours] = &mut models;
+        for (key, value) in theirs.as_object_mut().expect("a table") {
+            assert_eq!(Some(&*value), ours.get(key), "{key}\n{text}\n{written}");
+        }
+        assert_eq!(theirs, ours);
+    }
+}

@@ -1,7 +1,7 @@
 //! The resolved project before the policy looks at it, and everything that is wrong with it afterwards, all at once.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use super::Error;
 use super::files;
 use crate::fault::{Fault, FaultKind};
 use crate::project::Project;
-use crate::runtime::{Resolved, Runtime, Source, reads};
+use crate::runtime::{Mirror, Resolved, Runtime, reads};
 use crate::stack::{self, Difference, FileUse, Rejection, Violation};
 
 /// All profiles, in Compose's spelling.
@@ -26,10 +26,10 @@ pub(super) struct Judged {
 }
 
 /// Has Compose resolve the files. Where it cannot, or nothing is left, the error says what the reason often is.
-pub(super) async fn resolve(runtime: &dyn Runtime, project: &Project, source: &Source) -> Result<Resolved, Error> {
-    match runtime.resolve(source).await {
+pub(super) async fn resolve(runtime: &dyn Runtime, project: &Project, files: &Mirror) -> Result<Resolved, Error> {
+    match files.resolve(runtime).await {
         Ok(resolved) if stack::service_names(&resolved.model).is_empty() => {
-            Err(Error::invalid(no_service(&by_profile(runtime, project, source).await)))
+            Err(Error::invalid(no_service(&by_profile(runtime, project, files).await)))
         }
         Ok(mut resolved) => {
             resolved.warnings.extend(project.file_notes.iter().cloned());
@@ -37,7 +37,7 @@ pub(super) async fn resolve(runtime: &dyn Runtime, project: &Project, source: &S
         }
         Err(mut fault) if fault.kind == FaultKind::Invalid => {
             if fault.context.contains("undefined service") {
-                let inactive = by_profile(runtime, project, source).await;
+                let inactive = by_profile(runtime, project, files).await;
                 fault.context.push_str(&inactive_dependency(&fault.context, &inactive));
             }
             for note in &project.file_notes {
@@ -50,11 +50,10 @@ pub(super) async fn resolve(runtime: &dyn Runtime, project: &Project, source: &S
 }
 
 /// The services that have profiles, by profile. What Compose refuses is told as it is written.
-async fn by_profile(runtime: &dyn Runtime, project: &Project, source: &Source) -> BTreeMap<String, BTreeSet<String>> {
-    let all = Source { profiles: vec![ALL_PROFILES.to_owned()], ..source.clone() };
-    let models = match runtime.resolve(&all).await {
+async fn by_profile(runtime: &dyn Runtime, project: &Project, files: &Mirror) -> BTreeMap<String, BTreeSet<String>> {
+    let models = match files.resolve_with(runtime, &[ALL_PROFILES]).await {
         Ok(resolved) => vec![resolved.model],
-        Err(_) => documents(&project.files),
+        Err(_) => reads::documents(&project.files, &project.repository),
     };
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (service, table) in models.iter().flat_map(stack::services) {
@@ -102,7 +101,7 @@ fn inactive_dependency(said: &str, inactive: &BTreeMap<String, BTreeSet<String>>
 pub(super) async fn leave_out(
     runtime: &dyn Runtime,
     project: &Project,
-    source: &Source,
+    files: &Mirror,
     model: &mut Value,
     differences: &mut Vec<Difference>,
 ) -> Vec<Violation> {
@@ -112,7 +111,7 @@ pub(super) async fn leave_out(
     let mut unknown: Vec<&String> = project.exclude.iter().filter(|name| !known.contains(*name)).collect();
     if !unknown.is_empty() {
         // Those of profiles that are not active are left out already.
-        let inactive: BTreeSet<String> = by_profile(runtime, project, source).await.into_values().flatten().collect();
+        let inactive: BTreeSet<String> = by_profile(runtime, project, files).await.into_values().flatten().collect();
         unknown.retain(|name| !inactive.contains(*name));
     }
     let listed = || known.iter().cloned().collect::<Vec<_>>().join(", ");
@@ -197,7 +196,7 @@ pub(super) fn reject(project: &Project, model: &Value, mut violations: Vec<Viola
     let already: BTreeSet<String> = project.exclude.iter().cloned().collect();
     let kept = named_services(project).into_iter().map(|(service, _)| service.clone()).collect();
     let exclude = stack::proposal(model, &violations, &already, &kept);
-    stack::as_written(&mut violations, &documents(&project.files), &project.directory);
+    stack::as_written(&mut violations, &reads::documents(&project.files, &project.repository), &project.directory);
     Error::Rejected(Box::new(Rejection { violations, exclude }))
 }
 
@@ -214,26 +213,20 @@ fn attribute(violations: &mut [Violation], model: &Value) {
     }
 }
 
-/// The files as they are written, for messages alone: one that cannot be read says nothing.
-fn documents(files: &[PathBuf]) -> Vec<Value> {
-    let texts = files.iter().filter_map(|file| std::fs::read_to_string(file).ok());
-    texts.filter_map(|text| serde_saphyr::from_multiple::<Value>(&text).ok()).flatten().collect()
-}
-
 /// Values of secrets and configs that name a variable of an environment file of the project: only Compose knows what that file makes of it.
-/// A variable that is nowhere is wrong. Those of `source` are known already.
+/// A variable that is nowhere is wrong. Those of the configuration are known already.
 pub(super) async fn file_variables(
     runtime: &dyn Runtime,
-    source: &Source,
+    files: &Mirror,
     model: &Value,
 ) -> Result<(crate::runtime::Variables, Vec<Violation>), Fault> {
     let wanted = environment_entries(model);
     let open: BTreeSet<String> =
-        wanted.iter().map(|(_, name)| name.clone()).filter(|name| !source.variables.contains_key(name)).collect();
+        wanted.iter().map(|(_, name)| name.clone()).filter(|name| !files.variables().contains_key(name)).collect();
     let (usable, odd): (BTreeSet<String>, BTreeSet<String>) = open.into_iter().partition(|name| is_plain(name));
-    let filled = if usable.is_empty() { BTreeMap::new() } else { reads::variables(runtime, source, usable).await? };
+    let filled = if usable.is_empty() { BTreeMap::new() } else { reads::variables(runtime, files, usable).await? };
     let mut found = Vec::new();
-    for (key, name) in wanted.into_iter().filter(|(_, name)| !source.variables.contains_key(name)) {
+    for (key, name) in wanted.into_iter().filter(|(_, name)| !files.variables().contains_key(name)) {
         if odd.contains(&name) {
             let why =
                 "the variable cannot be passed on: it would change what the programs do that bring the preview up";

@@ -185,10 +185,9 @@ pub(super) fn want(
         }
     };
     let generations = roll::generations(prepared, seen.good.as_ref());
-    Ok((
-        prepare::render(project, deploy, prepared, &client.base_dir, &seen.files_directory, &ports, &generations),
-        ports,
-    ))
+    let wanted =
+        prepare::render(project, deploy, prepared, &client.base_dir, &seen.files_directory, &ports, &generations)?;
+    Ok((wanted, ports))
 }
 
 /// Whether an address is another one, or below it, or above it: to a browser all of a host is one place, and the longer path wins.

@@ -95,15 +95,15 @@ pub(super) async fn prepare(
         variables: variables.clone(),
     };
     let repository = project.repository.clone();
-    let outside = reads::outside(runtime, &source, &repository).await?;
-    if !outside.is_empty() {
-        return Err(judge::reject(project, &Value::Null, outside));
-    }
-    let resolved = judge::resolve(runtime, project, &source).await?;
+    let copy = match reads::copied(runtime, &source, &repository).await? {
+        Ok(copy) => copy,
+        Err(outside) => return Err(judge::reject(project, &Value::Null, outside)),
+    };
+    let resolved = judge::resolve(runtime, project, &copy).await?;
     let mut model = resolved.model;
     let mut differences = Vec::new();
-    let mut violations = judge::leave_out(runtime, project, &source, &mut model, &mut differences).await;
-    let (file_variables, missing) = judge::file_variables(runtime, &source, &model).await?;
+    let mut violations = judge::leave_out(runtime, project, &copy, &mut model, &mut differences).await;
+    let (file_variables, missing) = judge::file_variables(runtime, &copy, &model).await?;
     violations.extend(missing);
     let allowed = project.allowed.clone();
     let proxy_network = project.proxy.network().map(str::to_owned);
@@ -256,7 +256,7 @@ pub(super) fn render(
     files_directory: &str,
     host_ports: &BTreeMap<String, u16>,
     generations: &Generations,
-) -> Wanted {
+) -> Result<Wanted, Error> {
     let files = prepared.files.placed();
     let passed = prepared.stack_variables();
     let mut addresses = Vec::new();
@@ -290,16 +290,17 @@ pub(super) fn render(
         inject_into: &project.env_services,
         variables: &prepared.variables,
         passed: &passed,
-    });
+    })
+    .map_err(|found| judge::reject(project, &prepared.model, found))?;
     let mut differences = prepared.differences.clone();
     differences.extend(rendered.differences);
     differences.sort();
     differences.dedup();
-    Wanted {
+    Ok(Wanted {
         digest: crate::plan::digest(&rendered.model, &project.steps),
         model: rendered.model,
         differences,
         bundle: project.proxy.files(owner, &full, &prepared.access),
         addresses,
-    }
+    })
 }

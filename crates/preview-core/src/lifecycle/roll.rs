@@ -213,9 +213,10 @@ impl Flight<'_> {
             let later = rolling.keys().filter(|service| checked(&wanted.model, service, &seen.containers));
             generations.extend(later.map(|service| (service.clone(), next)));
             let (base, ports) = (&self.client.base_dir, BTreeMap::new());
-            // No ports: what is rolled is behind a proxy.
+            // No ports: what is rolled is behind a proxy. The same was rendered before, so there is nothing to refuse.
             let place = &seen.files_directory;
-            let wanted = prepare::render(self.project, self.deploy, prepared, base, place, &ports, &generations);
+            let wanted =
+                prepare::render(self.project, self.deploy, prepared, base, place, &ports, &generations).ok()?;
             let blocked =
                 rolling.keys().find_map(|service| Some((service.clone(), obstacle(service, &wanted.model, good)?)));
             let Some((service, why)) = blocked else { return Some((rolling, wanted)) };

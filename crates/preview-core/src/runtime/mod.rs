@@ -5,7 +5,11 @@
 //! **Errors**: a stack that is wrong is `Invalid` with the tool's own words; a missing or old tool is `Unsupported`.
 
 pub mod compose;
+mod mirror;
 pub(crate) mod reads;
+mod yaml;
+
+pub(crate) use mirror::Mirror;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,6 +18,15 @@ use async_trait::async_trait;
 
 use crate::fault::Fault;
 use crate::secret::Secret;
+
+/// A Compose file as Compose gets to read it: every string in double quotes, aliases and merge keys written out. For tests that compare both readings.
+///
+/// # Errors
+/// What is wrong with it, with its line.
+#[cfg(feature = "testkit")]
+pub fn rewritten(text: &str) -> Result<String, String> {
+    yaml::read(text).map(|documents| yaml::write(&documents)).map_err(|wrong| format!("{}: {}", wrong.line, wrong.why))
+}
 
 /// Variables for interpolation and for what the stack passes on: all that the tool sees of the outside.
 pub type Variables = BTreeMap<String, Secret<String>>;

@@ -1,26 +1,25 @@
 //! What Compose reads of this machine while it resolves a project, before it prints a model: looked up in the files beforehand.
 //!
 //! `docker compose config` follows `include` and `extends`, and puts the content of `env_file`s into what it prints, wherever they are: a pull
-//! request could have a file of the runner shown to it. The model no longer says where a value came from, and Compose has no switch that
-//! holds in all of its versions, so the files are looked through first. It fails closed: what cannot be read is refused. Where a path is made of variables,
-//! Compose itself is asked what comes out.
-//! Nothing else is taken from here; what the files mean is Compose's to say.
+//! request could have a file of the runner shown to it. So the files are read here, once, and checked; what was read is written out again into a
+//! directory of ours ([`mirror`](super::mirror)), in a form that no two parsers read differently, and that is all that Compose gets to see. It fails closed: what cannot be read is refused, and what
+//! was not looked at is not there. Where a path is made of variables, Compose itself is asked what comes out.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ffi::OsString;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::mirror::Mirror;
+use super::yaml::{self, Node};
 use super::{Runtime, Source, Variables};
+use crate::checkout::{self, ReadError};
 use crate::fault::{Fault, FaultKind};
 use crate::secret::Secret;
 use crate::stack::{Violation, normal};
 
 /// No project has so many files; whoever writes one that includes itself in ever new ways ends here.
 const MOST_FILES: usize = 500;
-/// Links that are followed for one path, as Linux does.
-const MOST_LINKS: usize = 40;
 const OPERATION: &str = "look through the Compose files";
 
 /// What was found in the files.
@@ -29,45 +28,53 @@ struct Looked {
     outside: Vec<Violation>,
     /// Paths with variables whose value is not known yet.
     open: BTreeSet<String>,
+    /// What Compose is to read: for each file its content.
+    files: BTreeMap<PathBuf, Vec<u8>>,
+    /// Directories that Compose asks for.
+    directories: BTreeSet<PathBuf>,
 }
 
-/// Everything outside of `repository` that Compose would read for this project.
+/// The project's files, checked and copied for Compose; or everything outside of `repository` that Compose would read for this project.
 ///
 /// # Errors
 /// `Invalid`: a file is not YAML that can be checked, or a path's variables cannot be filled in.
-pub(crate) async fn outside(
+pub(crate) async fn copied(
     runtime: &dyn Runtime,
     source: &Source,
     repository: &Path,
-) -> Result<Vec<Violation>, Fault> {
+) -> Result<Result<Mirror, Vec<Violation>>, Fault> {
     let mut known = BTreeMap::new();
+    let mirror = Mirror::new(source, repository)?;
     loop {
-        let (of, within, so_far) = (source.clone(), repository.to_owned(), known.clone());
-        let looked = tokio::task::spawn_blocking(move || look(&of, &within, &so_far)).await;
+        let (of, within, so_far, root) =
+            (source.clone(), repository.to_owned(), known.clone(), mirror.root().to_owned());
+        let looked = tokio::task::spawn_blocking(move || look(&of, &within, &so_far, &root)).await;
         let looked =
             looked.map_err(|error| Fault::new(FaultKind::Failed, OPERATION, "the reader died").caused_by(error))??;
-        if !looked.outside.is_empty() || looked.open.is_empty() {
-            return Ok(looked.outside);
+        if !looked.outside.is_empty() {
+            return Ok(Err(looked.outside));
         }
-        known.extend(filled_in(runtime, source, looked.open).await?);
+        mirror.put(&looked.files, &looked.directories)?;
+        if looked.open.is_empty() {
+            return Ok(Ok(mirror));
+        }
+        known.extend(filled_in(runtime, &mirror, looked.open).await?);
     }
 }
 
 /// What these texts are once Compose has filled in their variables, with the project's own environment.
 async fn filled_in(
     runtime: &dyn Runtime,
-    source: &Source,
+    mirror: &Mirror,
     texts: BTreeSet<String>,
 ) -> Result<BTreeMap<String, String>, Fault> {
-    let failed =
-        |error| Fault::new(FaultKind::Failed, OPERATION, "a temporary file cannot be written").caused_by(error);
-    let labels: Map<String, Value> =
-        texts.iter().enumerate().map(|(index, text)| (format!("l{index}"), Value::from(text.as_str()))).collect();
-    let question = serde_json::json!({"services": {"paths": {"image": "none", "labels": labels}}}).to_string();
-    let file = tempfile::Builder::new().suffix(".yml").tempfile().map_err(failed)?;
-    tokio::fs::write(file.path(), question).await.map_err(failed)?;
-    let asked = Source { files: vec![file.path().to_owned()], profiles: Vec::new(), ..source.clone() };
-    let model = runtime.resolve(&asked).await?.model;
+    let mut labels = Node::table([]);
+    for (index, text) in texts.iter().enumerate() {
+        labels.insert(&format!("l{index}"), Node::text(text));
+    }
+    let service = Node::table([("image", Node::text("none")), ("labels", labels)]);
+    let question = Node::table([("services", Node::table([("paths", service)]))]);
+    let model = mirror.ask(runtime, &yaml::write(&[question])).await?;
     let labels = model.pointer("/services/paths/labels");
     let value = |index: usize| labels?.get(format!("l{index}"))?.as_str().map(|text| text.replace("$$", "$"));
     texts
@@ -86,12 +93,12 @@ async fn filled_in(
 /// What Compose says when it does not take the files.
 pub(crate) async fn variables(
     runtime: &dyn Runtime,
-    source: &Source,
+    mirror: &Mirror,
     names: BTreeSet<String>,
 ) -> Result<Variables, Fault> {
     // A sign in front tells an empty one from one that is not set.
     let text = |name: &str| format!("${{{name}+=}}${{{name}-}}");
-    let filled = filled_in(runtime, source, names.iter().map(|name| text(name)).collect()).await?;
+    let filled = filled_in(runtime, mirror, names.iter().map(|name| text(name)).collect()).await?;
     let value = |name: String| {
         let value = filled.get(&text(&name))?.strip_prefix('=')?.to_owned();
         Some((name, Secret::new(value)))
@@ -99,32 +106,37 @@ pub(crate) async fn variables(
     Ok(names.into_iter().filter_map(value).collect())
 }
 
-/// Everything outside of `repository` that Compose would read for this project. What the pipeline itself names outside of it (`--compose`,
-/// `--env-file`) is not looked at. Reads the file system.
+/// The documents of these files of a project, for messages alone: one that cannot be read says nothing.
+pub(crate) fn documents(files: &[PathBuf], repository: &Path) -> Vec<Value> {
+    let texts = files.iter().filter_map(|file| String::from_utf8(content(repository, file).ok()??).ok());
+    texts.filter_map(|text| yaml::read(&text).ok()).flatten().map(|document| document.to_json()).collect()
+}
+
+/// The content of a Compose file: one of the repository stays in it, and any other was named by the pipeline.
+fn content(repository: &Path, file: &Path) -> Result<Option<Vec<u8>>, ReadError> {
+    if file.starts_with(repository) { checkout::read(repository, file) } else { checkout::read_named(file) }
+}
+
+/// Looks through all files of a project. Reads the file system.
 ///
 /// # Errors
 /// `Invalid`: a file is not YAML that can be checked.
-fn look(source: &Source, repository: &Path, known: &BTreeMap<String, String>) -> Result<Looked, Fault> {
+fn look(source: &Source, repository: &Path, known: &BTreeMap<String, String>, mirror: &Path) -> Result<Looked, Fault> {
     let mut look = Look {
         repository,
         directory: &source.directory,
         known,
-        open: BTreeSet::new(),
-        found: Vec::new(),
+        mirror,
+        looked: Looked::default(),
         seen: BTreeSet::new(),
         queue: VecDeque::new(),
     };
+    look.looked.directories.insert(source.directory.clone());
     let dotenv = source.directory.join(".env");
     let env_files = if source.env_files.is_empty() { std::slice::from_ref(&dotenv) } else { &source.env_files };
-    for file in source.files.iter().chain(env_files).filter(|file| file.starts_with(repository)) {
-        if inside(repository, file).is_none() {
-            let shown = file.strip_prefix(&source.directory).unwrap_or(file);
-            look.refuse(
-                shown.display().to_string(),
-                &shown.display().to_string(),
-                "a link leads outside the repository",
-            );
-        }
+    for file in env_files.iter().filter(|file| file.starts_with(repository)) {
+        let shown = file.strip_prefix(&source.directory).unwrap_or(file).display().to_string();
+        look.copy(&shown, &shown, file);
     }
     for file in &source.files {
         look.queue.push_back((file.clone(), source.directory.clone(), true));
@@ -137,9 +149,9 @@ fn look(source: &Source, repository: &Path, known: &BTreeMap<String, String>) ->
             look.file(&In { file: &file, base: &base, own })?;
         }
     }
-    look.found.sort();
-    look.found.dedup();
-    Ok(Looked { outside: look.found, open: look.open })
+    look.looked.outside.sort();
+    look.looked.outside.dedup();
+    Ok(look.looked)
 }
 
 /// Dockerfiles of a resolved model that a link leads to from inside the repository: the builder opens the directory of a Dockerfile by itself, and its
@@ -153,7 +165,7 @@ pub(crate) fn dockerfiles(model: &Value, repository: &Path) -> Vec<Violation> {
             let file = build.get("dockerfile").and_then(Value::as_str).unwrap_or("Dockerfile");
             let path = normal(&Path::new(context).join(file));
             // One that is outside by its very text is the policy's to refuse.
-            let linked = path.starts_with(repository) && inside(repository, &path).is_none();
+            let linked = path.starts_with(repository) && checkout::resolve(repository, &path).is_none();
             linked.then(|| Violation {
                 key: format!("services.{name}.build.dockerfile"),
                 value: Some(file.to_owned()),
@@ -169,8 +181,9 @@ struct Look<'a> {
     repository: &'a Path,
     directory: &'a Path,
     known: &'a BTreeMap<String, String>,
-    open: BTreeSet<String>,
-    found: Vec<Violation>,
+    /// Where the copy of `/` is that Compose sees.
+    mirror: &'a Path,
+    looked: Looked,
     /// Files, each with the directory that its paths refer to, and whether the project's own environment holds there.
     seen: BTreeSet<(PathBuf, PathBuf, bool)>,
     queue: VecDeque<(PathBuf, PathBuf, bool)>,
@@ -186,7 +199,7 @@ struct In<'a> {
 
 impl Look<'_> {
     fn refuse(&mut self, key: String, path: &str, why: &str) {
-        self.found.push(Violation {
+        self.looked.outside.push(Violation {
             key,
             value: Some(path.to_owned()),
             why: format!("{why}, and reading it would show a file of the machine that deploys"),
@@ -197,83 +210,132 @@ impl Look<'_> {
 
     /// Looks through one file. One that is not there is Compose's to tell of.
     fn file(&mut self, at: &In<'_>) -> Result<(), Fault> {
-        let file = at.file;
-        let invalid =
-            |message: String| Fault::new(FaultKind::Invalid, OPERATION, format!("{}: {message}", file.display()));
-        let text = match std::fs::read(file) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            read => read.map_err(|error| invalid(error.to_string()))?,
+        let shown = at.file.strip_prefix(self.directory).unwrap_or(at.file).display().to_string();
+        let invalid = |message: String| Fault::new(FaultKind::Invalid, OPERATION, message);
+        let content = match content(self.repository, at.file) {
+            Ok(Some(content)) => content,
+            Ok(None) => return Ok(()),
+            Err(ReadError::Outside) => {
+                self.refuse(shown.clone(), &shown, &ReadError::Outside.to_string());
+                return Ok(());
+            }
+            Err(error) => return Err(invalid(format!("{shown}: {error}"))),
         };
         // YAML may come in other encodings, which Compose reads too.
-        let text = String::from_utf8(text).map_err(|_| invalid("not UTF-8, so it cannot be checked".to_owned()))?;
-        for document in documents(&text).map_err(invalid)? {
-            for (index, entry) in document.get("include").and_then(Value::as_array).into_iter().flatten().enumerate() {
-                self.include(at, &format!("include[{index}]"), entry);
-            }
-            for (name, service) in document.get("services").and_then(Value::as_object).into_iter().flatten() {
-                let Some(service) = service.as_object() else { continue };
-                self.service(at, name, service);
-            }
+        let text = String::from_utf8(content)
+            .map_err(|_| invalid(format!("{shown}: it is not UTF-8, so it cannot be checked")))?;
+        let mut documents =
+            yaml::read(&text).map_err(|wrong| invalid(format!("{shown}:{}: {}", wrong.line, wrong.why)))?;
+        for document in &mut documents {
+            self.document(at, document);
         }
+        self.looked.files.insert(at.file.to_owned(), yaml::write(&documents).into_bytes());
         Ok(())
     }
 
-    fn include(&mut self, at: &In<'_>, key: &str, entry: &Value) {
-        let paths = entry.get("path").unwrap_or(entry);
-        let found: Vec<PathBuf> =
-            texts(paths).into_iter().filter_map(|path| self.check(at, &format!("{key}.path"), path)).collect();
-        let of_files = found.first().and_then(|file| file.parent()).map(Path::to_owned);
-        let own = entry.get("project_directory").and_then(Value::as_str);
-        let Some(directory) = (match own {
-            Some(own) => self.check(at, &format!("{key}.project_directory"), own),
-            None => of_files,
-        }) else {
-            return;
-        };
-        let env_files = entry.get("env_file").map(texts).unwrap_or_default();
-        for path in &env_files {
-            self.check(at, &format!("{key}.env_file"), path);
+    fn document(&mut self, at: &In<'_>, document: &mut Node) {
+        for (index, entry) in document.get_mut("include").into_iter().flat_map(Node::elements_mut).enumerate() {
+            self.include(at, &format!("include[{index}]"), entry);
         }
+        for kind in ["services", "jobs"] {
+            for (name, service) in document.get_mut(kind).into_iter().flat_map(Node::entries_mut) {
+                self.service(at, &format!("{kind}.{name}"), service);
+            }
+        }
+    }
+
+    fn include(&mut self, at: &In<'_>, key: &str, entry: &mut Node) {
+        let mut found = Vec::new();
+        let is_table = entry.get_mut("path").is_some();
+        let paths = if is_table { entry.get_mut("path") } else { Some(&mut *entry) };
+        for path in paths.map(texts).unwrap_or_default() {
+            found.extend(self.check(at, &format!("{key}.path"), path));
+        }
+        let directory = match entry.get_mut("project_directory").filter(|node| node.as_text().is_some()) {
+            Some(own) => self.check(at, &format!("{key}.project_directory"), own),
+            None => found.first().and_then(|file| file.parent()).map(Path::to_owned),
+        };
+        let Some(directory) = directory else { return };
+        self.looked.directories.insert(directory.clone());
+        let env_files = entry.get_mut("env_file").map(texts).unwrap_or_default();
+        let key = format!("{key}.env_file");
         if env_files.is_empty() {
             let inner = In { base: &directory, ..*at };
-            self.check(&inner, &format!("{key}.env_file"), ".env");
+            self.check_and_copy(&inner, &key, &mut Node::text(".env"));
+        }
+        for path in env_files {
+            self.check_and_copy(at, &key, path);
         }
         for file in found {
             self.queue.push_back((file, directory.clone(), false));
         }
     }
 
-    fn service(&mut self, at: &In<'_>, name: &str, service: &Map<String, Value>) {
+    fn service(&mut self, at: &In<'_>, place: &str, service: &mut Node) {
         for key in ["env_file", "label_file"] {
-            for path in service.get(key).map(texts).unwrap_or_default() {
-                self.check(at, &format!("services.{name}.{key}"), path);
+            for path in service.get_mut(key).map(texts).unwrap_or_default() {
+                self.check_and_copy(at, &format!("{place}.{key}"), path);
             }
         }
-        let extended = service.get("extends").and_then(|extends| extends.get("file")).and_then(Value::as_str);
-        if let Some(file) = extended.and_then(|path| self.check(at, &format!("services.{name}.extends"), path)) {
+        let extended = service.get_mut("extends").and_then(|extends| extends.get_mut("file"));
+        if let Some(file) = extended.and_then(|path| self.check(at, &format!("{place}.extends"), path)) {
             let base = file.parent().unwrap_or(at.base).to_owned();
             self.queue.push_back((file, base, at.own));
         }
+        // Containers that run before the service have files of their own.
+        for (index, hook) in service.get_mut("pre_start").into_iter().flat_map(Node::elements_mut).enumerate() {
+            self.service(at, &format!("{place}.pre_start[{index}]"), hook);
+        }
     }
 
-    /// The file that a path means, unless that is refused.
-    fn check(&mut self, at: &In<'_>, key: &str, path: &str) -> Option<PathBuf> {
-        let key = if at.file.parent() == Some(self.directory) {
-            key.to_owned()
-        } else {
-            let file = at.file.strip_prefix(self.directory).unwrap_or(at.file);
-            format!("{}: {key}", file.display())
-        };
-        let path = match self.known.get(path).filter(|_| at.own) {
-            Some(value) => value,
+    fn check_and_copy(&mut self, at: &In<'_>, key: &str, path: &mut Node) {
+        let shown = path.as_text().unwrap_or_default().to_owned();
+        if let Some(file) = self.check(at, key, path) {
+            self.copy(&self.place(at, key), &shown, &file);
+        }
+    }
+
+    /// Has Compose find this file, whatever directory it takes a relative path from.
+    fn copy(&mut self, key: &str, shown: &str, file: &Path) {
+        match checkout::read(self.repository, file) {
+            Ok(Some(content)) => {
+                self.looked.files.insert(file.to_owned(), content);
+            }
+            Ok(None) => {}
+            Err(error @ ReadError::Outside) => self.refuse(key.to_owned(), shown, &error.to_string()),
+            Err(error) => self.looked.outside.push(Violation {
+                key: key.to_owned(),
+                value: Some(shown.to_owned()),
+                why: error.to_string(),
+                instead: "name a file with one variable a line".to_owned(),
+                ..Violation::default()
+            }),
+        }
+    }
+
+    /// A key, with its file unless that is one of the project's own.
+    fn place(&self, at: &In<'_>, key: &str) -> String {
+        if at.file.parent() == Some(self.directory) {
+            return key.to_owned();
+        }
+        let file = at.file.strip_prefix(self.directory).unwrap_or(at.file);
+        format!("{}: {key}", file.display())
+    }
+
+    /// The file that a path means, unless that is refused. The path is replaced by what Compose finds at that place.
+    fn check(&mut self, at: &In<'_>, key: &str, node: &mut Node) -> Option<PathBuf> {
+        let key = self.place(at, key);
+        let path = node.as_text()?.to_owned();
+        let path = match self.known.get(&path).filter(|_| at.own) {
+            Some(value) => value.clone(),
             None if !path.contains('$') => path,
             None if at.own => {
-                self.open.insert(path.to_owned());
+                self.looked.open.insert(path);
                 return None;
             }
             None => {
                 let why = "in an included file variables have other values, so where it leads cannot be checked before it is read";
-                self.found.push(Violation {
+                self.looked.outside.push(Violation {
                     key,
                     value: Some(path.to_owned()),
                     why: why.to_owned(),
@@ -285,83 +347,39 @@ impl Look<'_> {
         };
         // The documented way to say "none".
         if path == "/dev/null" {
+            *node = Node { content: Node::text("/dev/null").content, tag: node.tag };
             return None;
         }
         if path.starts_with('~') {
-            self.refuse(key, path, "it is somebody's home");
+            self.refuse(key, &path, "it is somebody's home");
             return None;
         }
-        let meant = normal(&at.base.join(path));
-        let climbs = Path::new(path).is_absolute() && path.split('/').any(|part| part == "..");
+        let meant = normal(&at.base.join(&path));
+        let absolute = Path::new(&path).is_absolute();
+        let climbs = absolute && path.split('/').any(|part| part == "..");
         // Compose has not always agreed with itself on what a path is relative to, so each directory that it could be counts.
+        let inside = |path: &Path| checkout::resolve(self.repository, path).is_some();
         let elsewhere = [Some(self.directory), at.file.parent()].into_iter().flatten().any(|base| {
-            let other = normal(&base.join(path));
-            inside(self.repository, &other).is_none() && other.exists()
+            let other = normal(&base.join(&path));
+            !inside(&other) && other.exists()
         });
-        if climbs || elsewhere || inside(self.repository, &meant).is_none() {
-            self.refuse(key, path, "it is outside the repository");
+        if climbs || elsewhere || !inside(&meant) {
+            self.refuse(key, &path, "it is outside the repository");
             return None;
         }
+        let seen = if absolute { format!("{}{path}", self.mirror.display()) } else { path };
+        *node = Node { content: Node::text(&seen.replace('$', "$$")).content, tag: node.tag };
         Some(meant)
     }
 }
 
-/// The documents of a file. Duplicate keys and tags that would make something else of a text are errors, as a value that is read differently
-/// here and there would not be checked.
-fn documents(text: &str) -> Result<Vec<Value>, String> {
-    let mut options = serde_saphyr::Options::default();
-    options.with_snippet = false;
-    options.non_finite_float_policy = serde_saphyr::NonFiniteFloatPolicy::AsString;
-    let documents = serde_saphyr::from_multiple_with_options(text, options);
-    documents.map_err(|error| format!("not YAML that can be checked: {error}"))
-}
-
 /// One text or a list of texts; of tables, their `path`.
-fn texts(value: &Value) -> Vec<&str> {
-    match value {
-        Value::String(text) => vec![text],
-        Value::Array(items) => items.iter().flat_map(texts).collect(),
-        Value::Object(table) => table.get("path").map(texts).unwrap_or_default(),
-        _ => Vec::new(),
+fn texts(node: &mut Node) -> Vec<&mut Node> {
+    match node.content {
+        yaml::Content::Scalar(_) => vec![node],
+        yaml::Content::List(_) => node.elements_mut().flat_map(texts).collect(),
+        yaml::Content::Table(_) => node.get_mut("path").map(texts).unwrap_or_default(),
     }
-}
-
-/// The path with its links followed, as far as it exists; `None` once it leaves the repository. Each step is looked at by itself: a link through
-/// `/proc/self` means another place to another process.
-fn inside(repository: &Path, path: &Path) -> Option<PathBuf> {
-    let mut rest: VecDeque<OsString> = parts(path.strip_prefix(repository).ok()?);
-    let mut found = repository.to_owned();
-    let mut links = 0;
-    while let Some(part) = rest.pop_front() {
-        if part == ".." {
-            if found == repository {
-                return None;
-            }
-            found.pop();
-            continue;
-        }
-        found.push(&part);
-        let Ok(target) = std::fs::read_link(&found) else { continue };
-        links += 1;
-        if links > MOST_LINKS {
-            return None;
-        }
-        found.pop();
-        let mut parts = if target.is_absolute() {
-            found = repository.to_owned();
-            parts(target.strip_prefix(repository).ok()?)
-        } else {
-            parts(&target)
-        };
-        parts.append(&mut rest);
-        rest = parts;
-    }
-    Some(found)
-}
-
-fn parts(path: &Path) -> VecDeque<OsString> {
-    let parts = path.components().filter(|part| *part != Component::CurDir);
-    parts.map(|part| part.as_os_str().to_owned()).collect()
 }
 
 #[cfg(test)]

@@ -154,20 +154,32 @@ impl Court<'_> {
         why: impl Into<String>,
         instead: impl Into<String>,
     ) {
+        self.refuse_value_unless_allowed(key, key, value, why, instead);
+    }
+
+    /// The same where the allowance has a shorter key.
+    fn refuse_value_unless_allowed(
+        &mut self,
+        key: &str,
+        allowed_as: &str,
+        value: Option<&str>,
+        why: impl Into<String>,
+        instead: impl Into<String>,
+    ) {
         let service = self.service.unwrap_or_default().to_owned();
-        if self.allowed.iter().any(|allowance| allowance.covers(&service, key, value)) {
+        if self.allowed.iter().any(|allowance| allowance.covers(&service, allowed_as, value)) {
             return;
         }
         self.refuse(key, value, why, instead);
         let values: Vec<String> = value.into_iter().map(str::to_owned).collect();
         // What cannot be named cannot be allowed.
-        let nameable = match allowing(key) {
+        let nameable = match allowing(allowed_as) {
             Some(Allowing::Key) => values.is_empty(),
             Some(Allowing::Values) => !values.is_empty(),
             None => false,
         };
         if let Some(last) = self.found.last_mut().filter(|_| nameable) {
-            last.allow = Some(AllowLine { service, key: key.to_owned(), values });
+            last.allow = Some(AllowLine { service, key: allowed_as.to_owned(), values });
         }
     }
 
@@ -320,7 +332,7 @@ fn service(court: &mut Court<'_>, table: &Map<String, Value>) {
         court.refuse_unless_allowed(key, None, "devices belong to the host", "remove it");
     }
     mounts(court, table);
-    build(court, table);
+    build::build(court, table);
     labels(court, table);
     let logging =
         table.get("logging").and_then(|logging| logging.get("driver")).and_then(Value::as_str).unwrap_or_default();
@@ -349,6 +361,10 @@ fn mounts(court: &mut Court<'_>, table: &Map<String, Value>) {
         match kind {
             "volume" | "tmpfs" | "image" => {}
             "bind" if harmless::is_null(source) && mount.get("read_only") == Some(&Value::Bool(true)) => {}
+            "bind" if source.starts_with('~') => {
+                let why = "it is in the home directory of whoever deploys";
+                court.refuse("volumes", Some(source), why, "use a named volume, or a path inside the repository");
+            }
             "bind" if source.ends_with("docker.sock") || source.ends_with("containerd.sock") => {
                 let why = "whoever has the Docker socket is root on the host";
                 court.refuse_unless_allowed("volumes", Some(source), why, "remove the mount");
@@ -369,62 +385,6 @@ fn mounts(court: &mut Court<'_>, table: &Map<String, Value>) {
             court.refuse("volumes", Some(source), why, "remove the propagation");
         }
     }
-}
-
-fn build(court: &mut Court<'_>, table: &Map<String, Value>) {
-    let Some(build) = table.get("build").and_then(Value::as_object) else { return };
-    for (key, why) in [
-        ("secrets", "what a pull request builds could keep them"),
-        ("ssh", "it lends the agent of the machine that deploys"),
-        ("entitlements", "they loosen the isolation of the build"),
-        ("privileged", "a privileged build is root on the host"),
-        ("cache_to", "it writes outside the preview"),
-        ("cache_from", "it may read outside the preview"),
-        ("provenance", "it is not supported"),
-        ("sbom", "it is not supported"),
-    ] {
-        let Some(value) = build.get(key).filter(|value| !is_empty(value)) else { continue };
-        let key = format!("build.{key}");
-        match allowing(&key) {
-            Some(Allowing::Key) => court.refuse_unless_allowed(&key, None, why, "remove it"),
-            Some(Allowing::Values) => {
-                for value in values(value) {
-                    court.refuse_unless_allowed(&key, value.as_deref(), why, "remove it");
-                }
-            }
-            None => court.refuse(&key, None, why, "remove it"),
-        }
-    }
-    let network = build.get("network").and_then(Value::as_str).unwrap_or_default();
-    if !matches!(network, "" | "default" | "none") {
-        let why = "it reaches the host or others";
-        court.refuse_unless_allowed("build.network", Some(network), why, "remove it");
-    }
-    let context = build.get("context").and_then(Value::as_str).unwrap_or_default();
-    if is_path(context) {
-        if court.outside(context) {
-            court.refuse("build.context", Some(context), OUTSIDE, "build from inside the repository");
-        }
-        if let Some(file) = build.get("dockerfile").and_then(Value::as_str) {
-            let path = normal(&Path::new(context).join(file));
-            if !path.starts_with(court.repository) {
-                court.refuse("build.dockerfile", Some(file), OUTSIDE, "put it into the repository");
-            }
-        }
-    }
-    let contexts = build.get("additional_contexts").and_then(Value::as_object).cloned().unwrap_or_default();
-    for (name, value) in contexts {
-        let value = value.as_str().unwrap_or_default();
-        if is_path(value) && court.outside(value) {
-            let key = format!("build.additional_contexts.{name}");
-            court.refuse(&key, Some(value), OUTSIDE, "build from inside the repository");
-        }
-    }
-}
-
-/// Build contexts are absolute paths, or have a scheme (`https://`, `git@`, `service:`, `docker-image://`).
-fn is_path(context: &str) -> bool {
-    context.starts_with('/')
 }
 
 fn labels(court: &mut Court<'_>, table: &Map<String, Value>) {
@@ -452,6 +412,7 @@ fn strings(value: Option<&Value>) -> Vec<String> {
         .unwrap_or_default()
 }
 
+mod build;
 mod network;
 mod volume;
 

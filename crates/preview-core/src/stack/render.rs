@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 
 use super::tree::{self, Placed};
-use super::{Difference, Guardrails, Isolation, Port, awaited, built, isolation, limits, network};
+use super::{
+    Difference, Guardrails, Isolation, Port, Violation, awaited, built, isolation, limits, network, not_literal,
+};
 use crate::ownership::Selector;
 use crate::route::{self, RoutedServices};
 use crate::runtime::Variables;
@@ -57,8 +59,10 @@ pub struct Rendered {
 }
 
 /// Renders the preview's stack.
-#[must_use]
-pub fn render(input: &Input<'_>) -> Rendered {
+///
+/// # Errors
+/// Texts that Compose would not take as they stand.
+pub fn render(input: &Input<'_>) -> Result<Rendered, Vec<Violation>> {
     let mut model = input.model.clone();
     let mut differences = Vec::new();
     let project = model.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -133,7 +137,8 @@ pub fn render(input: &Input<'_>) -> Rendered {
     isolation::close_networks(&mut model, &project, input.isolation, &owner, &mut differences);
     differences.sort();
     differences.dedup();
-    Rendered { model, differences }
+    let found = not_literal(&model);
+    if found.is_empty() { Ok(Rendered { model, differences }) } else { Err(found) }
 }
 
 /// Names under which the file knows the proxy's network.
@@ -292,6 +297,7 @@ mod tests {
             variables: &variables,
             passed: &variables,
         })
+        .unwrap()
     }
 
     #[test]

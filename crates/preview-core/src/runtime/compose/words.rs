@@ -112,12 +112,42 @@ fn progress_of_up(line: &str) -> bool {
         if doing.ends_with("ing") || doing.ends_with("ed") || matches!(*doing, "Recreate" | "Healthy" | "Error"))
 }
 
-/// Compose names the file in some of its messages only.
-pub(super) fn name_files(message: &mut String, files: &[PathBuf]) {
+/// What Compose says of a project's files, for people: with the files, which it names in some of its messages only, with what helps against it,
+/// and without what it quotes of files with variables, which may be secrets.
+pub(super) fn of_files(message: String, files: &[PathBuf]) -> String {
+    let mut message = without_quotes(message);
+    if let Some(name) = between(&message, "required variable ", " is missing a value") {
+        let hint = format!(
+            ": variables of the machine that deploys are not passed to Compose; declare `{name}` in [env], [[secrets]] or [generate], or write a default, as in `${{{name}:-…}}`"
+        );
+        message.push_str(&hint);
+    }
     let files: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
     if !files.iter().any(|file| message.contains(file)) {
         message.push_str(&format!(" (in {})", files.join(", ")));
     }
+    message
+}
+
+fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
+    text.split_once(before)?.1.split_once(after).map(|(between, _)| between)
+}
+
+/// Compose quotes lines of files with variables that it cannot read: of these messages only the file and the line are kept.
+fn without_quotes(message: String) -> String {
+    const QUOTING: [&str; 4] =
+        ["unexpected character", "unterminated quoted value", "variable name", "key cannot contain a space"];
+    if !message.contains("failed to read ") && !QUOTING.iter().any(|words| message.contains(words)) {
+        return message;
+    }
+    let start = message.find("failed to read ").unwrap_or(0);
+    let said = message.get(start..).unwrap_or(&message);
+    let file = between(said, "failed to read ", ": ").unwrap_or("a file with variables");
+    let line = between(said, ": line ", ":").filter(|line| line.bytes().all(|byte| byte.is_ascii_digit()));
+    let at = line.map(|line| format!(", line {line}")).unwrap_or_default();
+    format!(
+        "{file}{at}: this is not of the form `NAME=value`; put a value with quotes, spaces or `#` into single quotes"
+    )
 }
 
 /// The text of a warning line: `time="…" level=warning msg="…"`, or `level=warning`-less `WARN[0000] …`.

@@ -40,7 +40,7 @@ impl Place {
         };
         let known = [("${FILE:-sub/inside.env}", "sub/inside.env"), ("${FILE:-/etc/hostname}", "/etc/hostname")];
         let known = known.map(|(text, value)| (text.to_owned(), value.to_owned())).into();
-        let looked = super::look(&source, &root, &known)?;
+        let looked = super::look(&source, &root, &known, Path::new("/mirror"))?;
         let open = looked.open.into_iter().map(|text| format!("open: {text}"));
         Ok(looked.outside.into_iter().map(|violation| violation.key).chain(open).collect())
     }
@@ -141,9 +141,9 @@ fn links_out_of_the_repository_are_outside() {
         assert_eq!(!place.look().unwrap().is_empty(), leaves, "{target}");
     }
     symlink(root.join("inside.env"), root.join("absolute")).unwrap();
-    assert!(inside(&root, &root.join("absolute")).is_some());
+    assert!(checkout::resolve(&root, &root.join("absolute")).is_some());
     symlink("round", root.join("round")).unwrap();
-    assert!(inside(&root, &root.join("round")).is_none());
+    assert!(checkout::resolve(&root, &root.join("round")).is_none());
     // The file that Compose reads without being asked, and the Compose file itself.
     symlink("../secret.env", root.join(".env")).unwrap();
     fs::write(root.join("compose.yml"), "services: {}").unwrap();
@@ -200,7 +200,7 @@ fn texts_in_disguise_are_not_missed() {
 fn what_cannot_be_checked_is_an_error_that_names_the_file() {
     for text in ["services: {a: {env_file: a, env_file: ../secret.env}}", "services: ["] {
         let error = Place::new(&[("compose.yml", text)]).look().map_err(|fault| fault.to_string());
-        assert!(error.as_ref().is_err_and(|text| text.contains("compose.yml: ")), "{text}: {error:?}");
+        assert!(error.as_ref().is_err_and(|text| text.contains(": compose.yml:1: ")), "{text}: {error:?}");
     }
     let place = Place::new(&[]);
     let utf16: Vec<u8> = "\u{feff}services: {}".encode_utf16().flat_map(u16::to_le_bytes).collect();

@@ -11,8 +11,10 @@ pub enum Allowing {
 
 /// Keys of a service that the base branch's configuration can allow. Everything else that is refused stays refused.
 const ALLOWABLE: &[(&str, Allowing)] = &[
+    ("build.additional_contexts", Allowing::Values),
     ("build.cache_from", Allowing::Values),
     ("build.cache_to", Allowing::Values),
+    ("build.context", Allowing::Values),
     ("build.entitlements", Allowing::Values),
     ("build.network", Allowing::Values),
     ("build.privileged", Allowing::Key),

@@ -69,6 +69,43 @@ fn mounts_from_outside_and_the_docker_socket_are_refused() {
 }
 
 #[test]
+fn remote_contexts_are_the_base_branchs_to_allow() {
+    let service = json!({"build": {
+        "context": "https://example.com/x.git", "additional_contexts": {"y": "git@example.com:y.git", "z": "oci-layout:///etc"}
+    }});
+    let [context, y, z] =
+        ["context", "additional_contexts.y", "additional_contexts.z"].map(|key| format!("services.api.build.{key}"));
+    assert_eq!(refused(service.clone()), [y, z.clone(), context]);
+    let allowed = [
+        allow("build.context", &["https://example.com/x.git"]),
+        allow("build.additional_contexts", &["git@example.com:y.git"]),
+    ];
+    assert_eq!(refused_with(&service, &allowed), [z]);
+}
+
+#[test]
+fn texts_that_the_build_would_fill_in_are_refused() {
+    for (build, key) in [
+        (json!({"target": "$${x}"}), Some("target")),
+        (json!({"labels": {"a": "%{ if true }x%{ endif }"}}), Some("labels")),
+        (json!({"labels": {"$${x}": "y"}}), Some("labels")),
+        (json!({"args": {"A": "%{x}"}}), Some("args")),
+        (json!({"args": {"$${x}": "y"}}), Some("args")),
+        (json!({"args": {"A": "$$$${x}"}}), Some("args")),
+        (json!({"dockerfile_inline": "%{x}"}), Some("dockerfile_inline")),
+        (json!({"platforms": ["$${x}"]}), Some("platforms")),
+        (json!({"a_key_of_tomorrow": 1}), Some("a_key_of_tomorrow")),
+        (
+            json!({"args": {"A": "$${x}", "B": "5$$"}, "dockerfile_inline": "RUN echo $${x}", "labels": {"a": "$$x"}}),
+            None,
+        ),
+    ] {
+        let key: Vec<String> = key.iter().map(|key| format!("services.api.build.{key}")).collect();
+        assert_eq!(refused(json!({"build": build.clone()})), key, "{build}");
+    }
+}
+
+#[test]
 fn builds_that_reach_outside_are_refused() {
     for (key, value) in [
         ("context", json!("/etc")),
@@ -208,7 +245,8 @@ fn some_things_nobody_can_allow() {
         let place = refused_with(&service, &[]).remove(0);
         let key = place.strip_prefix("services.api.").unwrap();
         assert_eq!(refused_with(&service, &[allow(key, &["true", "/etc", "x"])]), [place.as_str()]);
-        assert_eq!(allowing(key), None, "{key}");
+        // A context can be allowed that is fetched, and no directory of this machine.
+        assert_eq!(allowing(key), (key == "build.context").then_some(Allowing::Values), "{key}");
     }
 }
 
