@@ -96,3 +96,13 @@ fn on_a_vm_with_engine_20() {
 fn on_a_vm_with_engine_28() {
     main_path(Where::Vm(VmEngine::V28));
 }
+
+#[test]
+fn on_a_vm_with_engine_29() {
+    main_path(Where::Vm(VmEngine::V29));
+}
+
+#[test]
+fn with_the_other_compose() {
+    main_path(Where::OtherCompose);
+}

@@ -141,6 +141,11 @@ fn an_update_that_fails_goes_back_on_this_machine() {
 }
 
 #[test]
+fn an_update_that_fails_goes_back_with_the_other_compose() {
+    updates(Where::OtherCompose);
+}
+
+#[test]
 fn an_update_that_fails_goes_back_on_a_vm() {
     updates(Where::Vm(VmEngine::V28));
 }
@@ -204,6 +209,16 @@ fn a_build_that_fails_on_this_machine() {
 #[test]
 fn a_build_that_fails_on_a_vm() {
     builds(Where::Vm(VmEngine::V28));
+}
+
+#[test]
+fn a_build_that_fails_on_engine_29() {
+    builds(Where::Vm(VmEngine::V29));
+}
+
+#[test]
+fn a_build_that_fails_with_the_other_compose() {
+    builds(Where::OtherCompose);
 }
 
 fn first_deploys(place: Where) {

@@ -191,6 +191,11 @@ fn everything_on_this_machine() {
 }
 
 #[test]
+fn everything_with_the_other_compose() {
+    everything(Where::OtherCompose);
+}
+
+#[test]
 fn everything_on_a_vm() {
     everything(Where::Vm(VmEngine::V28));
 }

@@ -63,6 +63,12 @@ impl Lane {
         format!("{}-proxy", self.site.app)
     }
 
+    /// The file with the authority of the proxy's certificate, where the site is on this machine.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        format!("{}/certs/ca.pem", self.home)
+    }
+
     /// The name of the proxy's container.
     #[must_use]
     pub fn container(&self) -> String {

@@ -61,6 +61,8 @@ pub fn preview_binary() -> PathBuf {
 pub enum Where {
     /// This machine.
     Local,
+    /// This machine, with the major version of Compose that the lab otherwise does not use: 5 beside 2, or 2 beside 5.
+    OtherCompose,
     /// The shared VM with this engine.
     Vm(VmEngine),
 }
@@ -142,13 +144,25 @@ impl Site {
     pub fn new(place: Where, compose: &str) -> Option<Self> {
         let lab = lab()?;
         let vm = match place {
-            Where::Local => None,
+            Where::Local | Where::OtherCompose => None,
+            Where::Vm(VmEngine::V29) if !lab.has_engine_29() => {
+                eprintln!("NOT TESTED: Docker Engine 29 is built by Go, and there is no `go`, or no module proxy");
+                return None;
+            }
             Where::Vm(engine) => Some(std::sync::Arc::new(Vm::shared(lab, engine).expect("the VM starts"))),
         };
         if let Some(vm) = &vm {
             vm.load_image(&["busybox:1.36"]).expect("the image gets into the VM");
         }
-        Some(Self::on(lab, vm, compose))
+        let mut site = Self::on(lab, vm, compose);
+        if place == Where::OtherCompose {
+            let Some(config) = lab.other_compose().expect("Compose is built or fetched") else {
+                eprintln!("NOT TESTED: Compose 5 is built by Go, and there is no `go`, or no module proxy");
+                return None;
+            };
+            site.set("DOCKER_CONFIG", config.to_str().expect("a path"));
+        }
+        Some(site)
     }
 
     /// A site on a VM of the test's own.

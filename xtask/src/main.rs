@@ -20,7 +20,7 @@ usage: cargo xtask <command>
   test [-- ARGS]          every check and every test, on a real engine and real VMs; ARGS go to `cargo test`
   lab up|down|env         the lab alone: make it ready, remove it, print its environment for a shell
   lab load IMAGE VM       copy an image of this machine's engine into a running VM
-  lab extra NAME          make an image that only some tests need: nginx, caddy, ways, traefik, pebble
+  lab extra NAME          make what only some tests need: nginx, caddy, ways, traefik, pebble, engine-29, compose-5
 ";
 
 fn main() -> ExitCode {
@@ -93,9 +93,19 @@ fn lab_env() -> Result<()> {
 }
 
 fn lab_extra(name: &str) -> Result<()> {
+    if name == "engine-29" {
+        return Lab::up(Needs::Vms)?.engine_29();
+    }
+    if name == "compose-5" {
+        let Some(config) = Lab::up(Needs::Basics)?.other_compose()? else {
+            bail!("Compose 5 is built by Go, and there is no `go`, or no module proxy");
+        };
+        println!("{}", config.display());
+        return Ok(());
+    }
     let all = [Extra::Nginx, Extra::Caddy, Extra::Ways, Extra::Traefik, Extra::Pebble];
     let Some(extra) = all.into_iter().find(|extra| extra.image().ends_with(&format!("/{name}"))) else {
-        bail!("there is no image `{name}`: nginx, caddy, ways, traefik, pebble");
+        bail!("there is no `{name}`: nginx, caddy, ways, traefik, pebble, engine-29, compose-5");
     };
     println!("{}", Lab::up(Needs::Basics)?.extra(extra)?);
     Ok(())

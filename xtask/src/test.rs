@@ -34,22 +34,38 @@ pub(crate) fn all(rest: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Some images take minutes to build and are wanted late; whoever wants one that is not ready waits for it.
+/// Some things take minutes to build and are wanted late; whoever wants one that is not ready waits for it.
 fn ahead(lab: &Lab) {
     let lab = lab.clone();
     std::thread::spawn(move || {
-        if !lab.has_programs() {
-            eprintln!(
-                "== Traefik and Pebble: skipped, there is no registry to pull them from and no `go` to build them, and so are the tests that need them"
-            );
-            return;
-        }
-        for extra in [Extra::Traefik, Extra::Pebble] {
-            if let Err(error) = lab.extra(extra) {
-                eprintln!("== {}: {error:#}", extra.image());
+        let tell = |name: &str, made: Result<()>| {
+            if let Err(error) = made {
+                eprintln!("== {name}: {error:#}");
             }
+        };
+        if lab.has_programs() {
+            for extra in [Extra::Traefik, Extra::Pebble] {
+                tell(extra.image(), lab.extra(extra).map(drop));
+            }
+        } else {
+            eprintln!("== {}", skipped("Traefik and Pebble", "registry to pull them from, and no `go` to build them"));
+        }
+        match lab.other_compose() {
+            Ok(None) => eprintln!("== {}", skipped("Compose 5", GO)),
+            made => tell("Compose 5", made.map(drop)),
+        }
+        if lab.has_engine_29() {
+            tell("Docker Engine 29", lab.engine_29());
+        } else {
+            eprintln!("== {}", skipped("Docker Engine 29", GO));
         }
     });
+}
+
+const GO: &str = "`go`, or no module proxy, to build it";
+
+fn skipped(name: &str, lacking: &str) -> String {
+    format!("{name}: skipped, there is no {lacking}; so are the tests that need it")
 }
 
 fn checks() -> Result<()> {

@@ -5,6 +5,7 @@
 //! label `preview.lab`.
 
 mod engine;
+mod go;
 mod images;
 mod install;
 mod packages;
@@ -136,6 +137,29 @@ impl Lab {
         command.envs(self.docker_host.iter().map(|host| ("DOCKER_HOST", host)));
     }
 
+    /// Whether there can be a VM with engine 29: it is there, or can be built here.
+    #[must_use]
+    pub fn has_engine_29(&self) -> bool {
+        vm_image::has_29(self)
+    }
+
+    /// Makes the image of the VM with engine 29, in about two minutes.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    pub fn engine_29(&self) -> Result<()> {
+        vm_image::ensure_29(self)
+    }
+
+    /// A Docker configuration with the major version of Compose that the lab otherwise does not use: 5 beside 2, 2
+    /// beside 5. `None` where it is neither there nor can be built.
+    ///
+    /// # Errors
+    /// When making it fails.
+    pub fn other_compose(&self) -> Result<Option<PathBuf>> {
+        plugins::other_compose(self)
+    }
+
     /// The folder of what the lab keeps, `target/lab`.
     #[must_use]
     pub fn dir(&self) -> &Path {
@@ -188,7 +212,7 @@ impl Lab {
         for made in ["registry", "privileged"] {
             remove_if_there(fs::remove_file(self.dir.join(made)))?;
         }
-        for made in ["images", "work"] {
+        for made in ["images", "work", "go"] {
             remove_if_there(fs::remove_dir_all(self.dir.join(made)))?;
         }
         Ok(stay)

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{Lab, packages};
+use super::{Lab, go, packages};
 use crate::sh;
 
 /// Where every CLI looks for plugins after the user's own: Docker's packages, Debian's, and what is installed by hand.
@@ -205,6 +205,26 @@ pub(super) fn ensure(lab: &Lab) -> Result<PathBuf> {
         }
         Ok((config, notes.join("; ")))
     })
+}
+
+/// See [`Lab::other_compose`].
+pub(super) fn other_compose(lab: &Lab) -> Result<Option<PathBuf>> {
+    let of_tests = |plugin: Plugin| ask(&lab.docker_config.join("cli-plugins").join(plugin.program()));
+    let (Some(compose), Some(buildx)) = (of_tests(Plugin::Compose), of_tests(Plugin::Buildx)) else {
+        bail!("{} has no plugins: run `cargo xtask lab up`", lab.docker_config.display());
+    };
+    let newest = major_minor(&compose.version).is_some_and(|(major, _)| major >= 5);
+    if !newest && !go::available(lab, &[&go::COMPOSE]) {
+        return Ok(None);
+    }
+    let (name, other) = if newest {
+        ("compose-2", fetched(lab, Plugin::Compose)?)
+    } else {
+        let program = go::build(lab, &go::COMPOSE)?;
+        let found = ask(&program).with_context(|| format!("{} does not run here", program.display()))?;
+        ("compose-5", found)
+    };
+    make_config(&lab.dir, name, &[other, buildx]).map(Some)
 }
 
 /// A plugin of Debian's newest suite.

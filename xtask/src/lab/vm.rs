@@ -41,18 +41,21 @@ pub enum VmEngine {
     None,
     /// Debian 12's: 20.10.
     V20,
-    /// A current one: 28.
+    /// Debian's newest: 28.
     V28,
+    /// Docker's newest: 29, which keeps its images in containerd's store. It needs `go`: see [`Lab::has_engine_29`].
+    V29,
 }
 
 impl VmEngine {
-    pub(super) const ALL: [Self; 3] = [Self::None, Self::V20, Self::V28];
+    pub(super) const ALL: [Self; 4] = [Self::None, Self::V20, Self::V28, Self::V29];
 
     pub(super) fn image(self) -> &'static str {
         match self {
             Self::None => "preview-lab/bare",
             Self::V20 => "preview-lab/vm:20.10",
             Self::V28 => "preview-lab/vm:28",
+            Self::V29 => "preview-lab/vm:29",
         }
     }
 
@@ -61,6 +64,7 @@ impl VmEngine {
             Self::None => "bare",
             Self::V20 => "v20",
             Self::V28 => "v28",
+            Self::V29 => "v29",
         }
     }
 }
@@ -337,6 +341,9 @@ impl Vm {
     ) -> Result<Self> {
         let public = fs::read_to_string(vm_image::key_file(lab).with_extension("pub"))
             .context("no key for the VMs: run `cargo xtask lab up`")?;
+        if engine == VmEngine::V29 {
+            vm_image::ensure_29(lab)?;
+        }
         let mut keys = vec![public.trim().to_owned()];
         keys.extend(options.authorized_keys.iter().cloned());
 
@@ -379,6 +386,9 @@ impl Vm {
         let format = "{{.Image}} {{(index (index .HostConfig.PortBindings \"22/tcp\") 0).HostPort}}";
         let found = sh::text(&mut lab.docker(["inspect", "--format", format, name])).ok()?;
         let (image, port) = found.split_once(' ')?;
+        if engine == VmEngine::V29 {
+            vm_image::ensure_29(lab).ok()?;
+        }
         let wanted = sh::text(&mut lab.docker(["image", "inspect", "--format", "{{.Id}}", engine.image()])).ok()?;
         if image != wanted {
             return None;
@@ -433,7 +443,7 @@ impl Drop for Vm {
 /// Removes the shared VMs that no process uses; returns the names of the others.
 pub(super) fn remove_shared(lab: &Lab) -> Result<Vec<String>> {
     let mut in_use = Vec::new();
-    for engine in [VmEngine::V20, VmEngine::V28] {
+    for engine in [VmEngine::V20, VmEngine::V28, VmEngine::V29] {
         let name = shared_name(lab, engine);
         let lock = File::create(use_file(lab, engine))?;
         if lock.try_lock().is_err() {
