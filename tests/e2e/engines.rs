@@ -49,7 +49,7 @@ impl Drop for Forwarded {
 fn engine_of_a_vm(version: VmEngine, begins: &str) {
     let Some(site) = Site::new(Where::Vm(version), "") else { return };
     let forwarded = Forwarded::of(&site);
-    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let engine = DockerEngine::connect(&forwarded.socket).unwrap();
         let found = engine.info().await.expect("the engine answers").version;
@@ -110,7 +110,7 @@ fn each_compose_keeps_the_contract() {
     let composes = composes(lab);
     let majors: Vec<&str> = composes.iter().filter_map(|(version, _)| version.split('.').next()).collect();
     assert_ne!(majors.first(), majors.get(1), "they are two versions");
-    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for (number, (version, compose)) in composes.iter().enumerate() {
         eprintln!("Compose {version}");
         let directory = tempfile::tempdir().unwrap();
@@ -139,7 +139,7 @@ fn each_compose_keeps_the_contract() {
 #[test]
 fn each_compose_says_what_is_wrong_in_words_that_are_understood() {
     let Some(lab) = lab() else { return };
-    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for (version, compose) in composes(lab) {
         let directory = tempfile::tempdir().unwrap();
         let resolve = |text: &str| {

@@ -74,8 +74,19 @@ fn from_a_bare_server_to_an_address_that_answers() {
     let named = [("traefik", images[0]), ("status", images[1]), ("socket-proxy", SOCKET_PROXY)];
     let named = named.map(|(name, image)| format!("{name}={image}"));
     let proxy = || {
-        let mut command =
-            command(&vm, &["--only", "proxy", "--domain", "previews.test", "--acme-email", "ops@previews.test"]);
+        let mut command = command(
+            &vm,
+            &[
+                "--only",
+                "proxy",
+                "--only",
+                "certificate",
+                "--domain",
+                "previews.test",
+                "--acme-email",
+                "ops@previews.test",
+            ],
+        );
         command
             .args(["--acme-dns", "rfc2136", "--acme-server", &directory, "--acme-resolver", &resolver, "--acme-ca"])
             .arg(&ca);
@@ -94,6 +105,8 @@ fn from_a_bare_server_to_an_address_that_answers() {
         command
     };
     let done = run(&mut proxy()).expect(0);
+    let store = shell(&vm, "cat /opt/preview-proxy/acme/acme.json");
+    assert!(store.contains("*.previews.test"), "it ends when the certificate is there: {}", done.out);
     assert!(!done.out.contains(SECRET) && !done.err.contains(SECRET));
     assert!(run(&mut proxy()).expect(0).out.ends_with("nothing to do\n"));
 

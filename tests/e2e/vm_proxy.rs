@@ -31,13 +31,16 @@ pub(crate) fn socket_proxy(lab: &Lab) {
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
 }
 
-/// A certificate for this domain and all below it, signed by itself; files on this machine.
+/// A certificate for this domain and all below it, by a private authority (`/root/ca.pem` there); files on this machine.
 fn certificate(vm: &Vm, directory: &Path, serial: u32) {
     shell(
         vm,
         &format!(
-            "cd /root && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -set_serial {serial} -subj /CN=preview \
-             -addext 'subjectAltName=DNS:preview.example.com,DNS:*.preview.example.com' -keyout key.pem -out cert.pem 2>/dev/null"
+            "cd /root && {{ [ -e ca.pem ] || openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 -subj /CN=authority \
+             -keyout ca.key -out ca.pem 2>/dev/null; }} && openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=preview \
+             -keyout key.pem -out request.pem 2>/dev/null && \
+             printf 'basicConstraints=CA:FALSE\nsubjectAltName=DNS:preview.example.com,DNS:*.preview.example.com\n' >extensions && \
+             openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -days 20 -set_serial {serial} -extfile extensions -out cert.pem 2>/dev/null"
         ),
     );
     for file in ["cert.pem", "key.pem"] {
@@ -110,10 +113,7 @@ fn a_proxy_that_routes_by_labels_and_shows_itself_to_nobody_else() {
     );
     let curl = |scheme: &str, name: &str, more: &str| {
         let ports = format!("--resolve {name}:443:{address} --resolve {name}:80:{address}");
-        shell(
-            &vm,
-            &format!("curl -sS --max-time 10 {ports} --cacert /root/cert.pem {more} {scheme}://{name}/ 2>&1 || :"),
-        )
+        shell(&vm, &format!("curl -sS --max-time 10 {ports} --cacert /root/ca.pem {more} {scheme}://{name}/ 2>&1 || :"))
     };
     eventually("the page", || curl("https", "pr-7.preview.example.com", "") == "hello");
     let redirected = curl("http", "pr-7.preview.example.com", "-o /dev/null -w '%{http_code} %{redirect_url}'");

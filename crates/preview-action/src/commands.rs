@@ -3,6 +3,7 @@
 mod capacity;
 mod doctor;
 mod inspect;
+mod opened;
 mod provision;
 mod sweep;
 mod tunnel;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use preview_core::admission::Weight;
 use preview_core::config::Environment;
 use preview_core::dns::{self, Dns};
+use preview_core::doctor::opened_markdown as doctor_markdown;
 use preview_core::fault::FaultKind;
 use preview_core::lifecycle::{self, Client, Error, Event, Interrupt, Whose};
 use preview_core::name::Key;
@@ -238,15 +240,17 @@ impl Context {
         reached.close().await;
         let done = done?;
         self.console.done(&report::deployed(&done));
+        let opened = self.open_public(session, &project, &done, reached.dns.is_some()).await;
+        let outputs = [("name", done.name.clone()), ("url", done.url.clone().unwrap_or_default())];
+        self.files(&outputs, &(report::deployed_markdown(&done) + &doctor_markdown(&opened)))?;
+        self.judge_public(session, &opened)?;
         if self.json() {
-            output::to_stdout(&output::json(&done));
+            output::to_stdout(&output::json(&opened::document(&done, &opened)));
         } else {
             for address in &done.addresses {
                 output::to_stdout(&format!("{}\n", address.url));
             }
         }
-        let outputs = [("name", done.name.clone()), ("url", done.url.clone().unwrap_or_default())];
-        self.files(&outputs, &report::deployed_markdown(&done))?;
         Ok(0)
     }
 

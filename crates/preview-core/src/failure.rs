@@ -85,6 +85,8 @@ codes! {
     ProbeFailed = "probe_failed",
     /// The proxy does not take its routes, or does not run.
     ProxyFailed = "proxy_failed",
+    /// The preview runs, and its public address cannot be opened.
+    PublicUnreachable = "public_unreachable",
     /// A step failed.
     StepFailed = "step_failed",
     /// DNS records cannot be written or removed.
@@ -272,6 +274,7 @@ mod tests {
         let coded = |kind, code| Error::from(Fault::new(kind, "try", "it").coded(code));
         ends.push((coded(FaultKind::TimedOut, FailureCode::Interrupted), "interrupted"));
         ends.push((coded(FaultKind::Unreachable, FailureCode::EngineUnreachable), "engine_unreachable"));
+        ends.push((coded(FaultKind::Failed, FailureCode::PublicUnreachable), "public_unreachable"));
         let table = table();
         for (error, word) in ends {
             assert_eq!(error.failure().as_str(), word);

@@ -27,6 +27,7 @@ Steps, in their order (--only and --skip take these names):
   alerts         disk, memory and load to a chat; a ping for an uptime monitor (with --webhook-env or --uptime-url-env)
   updates        security updates by themselves (with --security-updates)
   proxy          Traefik behind a read-only Docker socket; nginx and Caddy are yours to run (--proxy none, docs/proxies.md)
+  certificate    waits until the first certificate is issued (with --acme-dns), and tells why it is not
 
 Examples:
   preview vm setup --host ssh://root@203.0.113.7 --deploy-key deploy.pub --dry-run

@@ -7,6 +7,7 @@ use std::time::Duration;
 use preview_core::fault::{Fault, FaultKind};
 use preview_core::host::{Host as _, ssh};
 use preview_core::lifecycle::{Error, Event};
+use preview_core::name::Key;
 use preview_core::secret::Secret;
 use preview_core::setup::proxy::{Acme, ProxyWish, Tls, Tunnel};
 use preview_core::setup::{self, Alerts, Options, Pool, SetUp, Wish, print};
@@ -104,6 +105,11 @@ impl Context {
             wish.deploy_keys.extend(keys.map(str::to_owned));
         }
         wish.check().map_err(Error::invalid)?;
+        if let Some(proxy) = &wish.proxy {
+            let hosts = hosts(session, proxy.domain.as_deref())?;
+            let doubts = setup::check_certificate(&proxy.tls, &hosts, jiff::Timestamp::now());
+            doubts.map_err(Error::invalid)?.iter().for_each(|doubt| self.console.warn(doubt));
+        }
         Ok(wish)
     }
 
@@ -164,6 +170,15 @@ impl Context {
         self.console.event(&Event::Secret(&value));
         Ok(Some(value))
     }
+}
+
+/// Hosts that a certificate has to be for: that of a preview below the domain, or those of the addresses that are configured.
+fn hosts(session: &Session, domain: Option<&str>) -> Result<Vec<String>, Error> {
+    if let Some(domain) = domain {
+        return Ok(vec![format!("pr-1.{domain}")]);
+    }
+    let key = Key::pull(1).map_err(|error| Error::invalid(error.to_string()))?;
+    Ok(session.named(&key)?.urls.iter().map(|url| url.host().to_owned()).collect())
 }
 
 fn read(flag: &str, file: &Path) -> Result<String, Error> {

@@ -82,11 +82,13 @@ impl Session {
                     values: allow.values.clone(),
                 })
                 .collect(),
-            health: config.health.as_ref().map(|health| project::HealthProbe {
-                path: health.path.clone(),
-                service: health.service.clone(),
-                port: health.port.map(std::num::NonZeroU16::get),
-                place: self.place(if health.service.is_some() { "health.service" } else { "health" }),
+            health: config.health.as_ref().and_then(|health| {
+                Some(project::HealthProbe {
+                    path: health.path.clone()?,
+                    service: health.service.clone(),
+                    port: health.port.map(std::num::NonZeroU16::get),
+                    place: self.place(if health.service.is_some() { "health.service" } else { "health" }),
+                })
             }),
             secrets: sources,
             generate: config.generate.iter().map(|(name, generate)| (name.to_string(), generate.length)).collect(),

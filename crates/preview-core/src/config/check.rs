@@ -3,7 +3,7 @@
 use super::decode::suggestion;
 use super::domains;
 use super::error::ConfigError;
-use super::file::ConfigFile;
+use super::file::{ConfigFile, ProxyKind};
 use super::origin::element;
 use crate::admission::Weight;
 use crate::stack::{self, Allowing};
@@ -15,6 +15,24 @@ const LEAST_MEMORY: ByteSize = ByteSize::from_mb(6);
 /// A path that needs no quotes in a proxy's configuration.
 fn plain_path(path: &str) -> bool {
     path.chars().all(|c| c.is_ascii_alphanumeric() || "/_.-".contains(c))
+}
+
+/// Addresses that nobody leads to, since there is no proxy.
+pub(super) fn url_without_proxy(file: &ConfigFile) -> Option<String> {
+    if file.proxy.kind != ProxyKind::None {
+        return None;
+    }
+    let of_route = file.route.iter().position(|route| route.url.is_some());
+    let key = match (&file.url, of_route) {
+        (Some(_), _) => "url".to_owned(),
+        (None, Some(index)) => format!("{}.url", element("route", index)),
+        (None, None) => return None,
+    };
+    Some(format!(
+        "{}: `{key}` is not used: without a proxy nothing leads there, and the preview gets a port of the host instead. `preview vm setup` sets \
+         up Traefik on the VM; then add to preview.toml:\n\n  [proxy]\n  kind = \"traefik\"\n",
+        file.origin.place(&key)
+    ))
 }
 
 /// Checks the tables of a file, whatever flags and environment say.
@@ -227,10 +245,16 @@ pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
     }
 
     if let Some(health) = &file.health {
-        if !health.path.starts_with('/') {
+        for (key, set) in [("health.port", health.port.is_some()), ("health.service", health.service.is_some())] {
+            if set && health.path.is_none() {
+                return wrong(key, "needs `path`: the request that has to succeed, as in `path = \"/healthz\"`");
+            }
+        }
+        let path = health.path.as_deref().unwrap_or("/");
+        if !path.starts_with('/') {
             return wrong("health.path", "has to start with `/`");
         }
-        if health.path.chars().any(|c| c.is_control() || c.is_whitespace() || !c.is_ascii()) {
+        if path.chars().any(|c| c.is_control() || c.is_whitespace() || !c.is_ascii()) {
             return wrong("health.path", "holds a space or something else that has to be escaped as %XX");
         }
     }

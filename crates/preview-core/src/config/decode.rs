@@ -33,13 +33,34 @@ pub(super) fn decode<T: DeserializeOwned>(table: &toml::Table, origin: &Origin, 
             }
             What::MissingKey(missing) if key.is_empty() => place(origin, key, format!("`{missing}` is missing")),
             What::MissingKey(missing) => place(origin, key, format!("`{key}` needs `{missing}`")),
-            What::Other(message) => place(origin, key, message),
+            What::Other(message) => {
+                let brackets = brackets(key, &message);
+                let error = place(origin, key, message);
+                match brackets {
+                    Some(help) => error.with_help(help),
+                    None => error,
+                }
+            }
         }
     })
 }
 
+/// A table where a list of tables belongs, or the other way round: the number of brackets is wrong.
+fn brackets(key: &str, message: &str) -> Option<String> {
+    let is_path = key.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)) && !key.is_empty();
+    match message {
+        "expected a list, found a table" if is_path => {
+            Some(format!("there may be several: write `[[{key}]]`, with two brackets on each side, above each of them"))
+        }
+        "expected a table, found a list" if is_path => {
+            Some(format!("there is one: write `[{key}]`, with one bracket on each side"))
+        }
+        _ => None,
+    }
+}
+
 /// What else it could have been.
-pub(super) fn suggestion(found: &str, expected: &[&str]) -> String {
+pub(crate) fn suggestion(found: &str, expected: &[&str]) -> String {
     let close = expected.iter().map(|known| (distance(found, known), known)).min();
     match close {
         Some((distance, known)) if distance <= found.len().max(known.len()).div_ceil(3) => {
@@ -190,6 +211,19 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         visitor.visit_newtype_struct(self)
     }
 
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Fault> {
+        // serde's own types would take the keys' values in their order from a list.
+        match self.value {
+            Value::Array(_) => Err(Fault::custom("expected a table, found a list").at(|| self.path)),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         _: &'static str,
@@ -204,7 +238,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
 
     forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
-        unit unit_struct seq tuple tuple_struct map struct identifier ignored_any
+        unit unit_struct seq tuple tuple_struct map identifier ignored_any
     }
 }
 

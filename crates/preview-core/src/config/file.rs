@@ -72,7 +72,7 @@ pub struct ConfigFile {
     pub timeouts: Timeouts,
     /// What the base branch allows to pull requests. Counts only in a file that is given with `--trusted-config`.
     pub policy: Policy,
-    /// A request that has to succeed before a preview counts as ready.
+    /// When a preview counts as ready, and whether its public address has to open.
     pub health: Option<Health>,
     /// Variables of the stack: for interpolation in the Compose files, and for the services in `env_services`. Numbers and booleans stand for
     /// their text. They win over `secrets` and `generate`. Not for secrets.
@@ -296,20 +296,35 @@ pub struct Allow {
     pub values: Vec<String>,
 }
 
-/// A request that has to succeed: any answer from 200 to 399.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// When a preview is ready, and whether its public address has to open.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Health {
-    /// Path of the request, starting with `/`.
-    #[cfg_attr(feature = "schema", schemars(regex(pattern = "^/")))]
-    pub path: String,
+    /// Path of a request that has to succeed, starting with `/`: any answer from 200 to 399. Default: none is made.
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>", extend("pattern" = "^/")))]
+    pub path: Option<String>,
     /// Port in the container. Default: that of the service's route.
-    #[serde(default)]
     pub port: Option<NonZeroU16>,
     /// The Compose service that is asked. Default: that of the first route.
-    #[serde(default)]
     pub service: Option<String>,
+    /// Behind a proxy, after a deploy: what follows where the public address cannot be opened from the runner. `warn`, `fail` (exit
+    /// code 4; the preview stays), or `off` (it is not opened). Default: `warn`.
+    pub public: PublicCheck,
+}
+
+/// What follows where a public address cannot be opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum PublicCheck {
+    /// It is told, and the deploy is a success.
+    #[default]
+    Warn,
+    /// The run fails; the preview stays.
+    Fail,
+    /// Nobody opens it.
+    Off,
 }
 
 /// How a credential is made up: letters and digits, a letter first.

@@ -38,10 +38,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use bounds::{Guardrails, Heavy, Isolation, Limits, Metrics, OnFull, Restart, Sweep, Timeouts};
+pub(crate) use decode::suggestion;
 pub use dns::Tunnel;
 pub use error::ConfigError;
 pub use file::{
-    After, Allow, BasicAuth, ConfigFile, Generate, Health, Policy, Proxy, ProxyKind, Pull, RouteTable, Step, Update, Vm,
+    After, Allow, BasicAuth, ConfigFile, Generate, Health, Policy, Proxy, ProxyKind, PublicCheck, Pull, RouteTable,
+    Step, Update, Vm,
 };
 #[cfg(feature = "schema")]
 pub use schema::schema;
@@ -109,7 +111,7 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// What the base branch allows.
     pub policy: Policy,
-    /// The request that has to succeed.
+    /// When a preview counts as ready, and whether its public address has to open.
     pub health: Option<Health>,
     /// Variables that the file gives.
     pub env: BTreeMap<VariableName, String>,

@@ -271,7 +271,8 @@ impl Settings {
         // What the base branch says and what the pull request says come together here.
         super::dns::check_way_in(&file)?;
         let odd = environment.keys().filter_map(|name| warning(name));
-        let warnings = overruled.into_iter().chain(odd).chain(super::dns::doubts(&file)).collect();
+        let unused = check::url_without_proxy(&file);
+        let warnings = overruled.into_iter().chain(odd).chain(super::dns::doubts(&file)).chain(unused).collect();
         Ok(Self { config: resolve::resolve(file)?, warnings })
     }
 }

@@ -186,7 +186,11 @@ fn errors_say_where_and_what() {
         ),
         ("[proxy]\nnetwork = 'a`b'", "preview.toml:2:11: `proxy.network`: holds something else than"),
         ("[health]\npath = 'x'", "preview.toml:2:8: `health.path`: has to start with `/`"),
-        ("[health]", "preview.toml:1:1: `health` needs `path`"),
+        ("[health]\nport = 80", "preview.toml:2:8: `health.port`: needs `path`"),
+        (
+            "[health]\npublic = 'no'",
+            "preview.toml:2:10: `health.public`: `no` is not known here; there are: `warn`, `fail`, `off`",
+        ),
         (
             "[env]\n1A = 'x'",
             "preview.toml:2:1: `env.1A`: `1A` is not the name of a variable: letters, digits and _, not a digit first",
@@ -207,6 +211,18 @@ fn errors_say_where_and_what() {
         (
             "[[step]]\nafter = 'start'\nservice = 'a'\nrun = []",
             "preview.toml:4:7: `step[0].run`: needs a program: `run = ",
+        ),
+        (
+            "[route]\nservice = 'a'\nport = 80",
+            "preview.toml:1:1: `route`: expected a list, found a table; there may be several: write `[[route]]`, with two brackets",
+        ),
+        (
+            "[policy.allow]\nservice = 'a'",
+            "preview.toml:1:1: `policy.allow`: expected a list, found a table; there may be several: write `[[policy.allow]]`",
+        ),
+        (
+            "[[proxy]]\nkind = 'traefik'",
+            "preview.toml:1:1: `proxy`: expected a table, found a list; there is one: write `[proxy]`, with one bracket",
         ),
         (
             "[[step]]\nafter = 'start'\nservice = 'a'\nrun = 'x'",

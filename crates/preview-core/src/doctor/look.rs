@@ -172,6 +172,8 @@ pub(super) struct Page {
     pub(super) to: Option<String>,
     /// No more than its beginning.
     pub(super) body: String,
+    /// Whether search engines are asked to stay away: what the preview's own route adds.
+    pub(super) noindex: bool,
 }
 
 /// Asks the way that users go: name, port, certificate, and then the question.
@@ -220,7 +222,7 @@ pub(super) async fn page(
     authority: &str,
     path: &str,
 ) -> Result<Page, String> {
-    asked(stream, authority, path, 512).await
+    asked(stream, authority, path, 4096).await
 }
 
 async fn asked(
@@ -251,7 +253,9 @@ async fn asked(
         body.truncate(most);
         let to = response.headers().get(LOCATION).and_then(|to| to.to_str().ok()).map(str::to_owned);
         let body = String::from_utf8_lossy(&body).into_owned();
-        Ok::<_, hyper::Error>(Ok(Page { status: response.status().as_u16(), to, body }))
+        let robots = response.headers().get("x-robots-tag").and_then(|robots| robots.to_str().ok());
+        let noindex = robots.is_some_and(|robots| robots.contains("noindex"));
+        Ok::<_, hyper::Error>(Ok(Page { status: response.status().as_u16(), to, body, noindex }))
     };
     match tokio::time::timeout(ANSWER, asked).await {
         Err(_) => Err(format!("no answer within {} s", ANSWER.as_secs())),

@@ -7,10 +7,11 @@ mod look;
 mod machine;
 mod probed;
 mod proxy;
+mod public;
 mod run;
 mod text;
 mod through;
-mod tls;
+pub(crate) mod tls;
 mod vm;
 mod way_in;
 
@@ -23,6 +24,7 @@ use serde::Serialize;
 
 pub use look::Programs;
 pub use probed::{not_begun, skipped as not_probed};
+pub use public::{Layer, Opened, markdown as opened_markdown, open as open_public};
 pub use run::{Place, Wish, doctor, without_configuration};
 pub use text::report;
 pub use through::{IMAGE, OWNER, Probe, probe};

@@ -339,7 +339,7 @@ mod tests {
     #[test]
     fn only_its_own_answer_counts() {
         let page = |status, to: Option<&str>, body: &str| {
-            Reached::Page(Page { status, to: to.map(str::to_owned), body: body.into() })
+            Reached::Page(Page { status, to: to.map(str::to_owned), body: body.into(), ..Page::default() })
         };
         assert_eq!(verdict(&page(200, None, "token\n"), traefik(), false), None);
         let table: Vec<(Reached, &str, &str)> = vec![

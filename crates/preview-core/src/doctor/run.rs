@@ -331,14 +331,13 @@ async fn host_addresses(wish: &Wish) -> BTreeSet<IpAddr> {
     }
 }
 
-/// With those that the VM itself knows.
-fn addresses(mut known: BTreeSet<IpAddr>, seen: &Seen) -> BTreeSet<IpAddr> {
+/// With those that the VM itself knows; the address of `[vm] host` comes first.
+fn addresses(known: BTreeSet<IpAddr>, seen: &Seen) -> Vec<IpAddr> {
     let own = seen.examination.iter().filter_map(|seen| seen.as_ref().ok()).flat_map(|seen| &seen.addresses);
-    known.extend(own.filter_map(|address| address.parse::<IpAddr>().ok()));
-    known
+    way_in::of_vm(known, own.filter_map(|address| address.parse().ok()))
 }
 
-pub(super) fn of_fronts(wish: &Wish, fronts: &[Front], vm: &BTreeSet<IpAddr>) -> Vec<Finding> {
+pub(super) fn of_fronts(wish: &Wish, fronts: &[Front], vm: &[IpAddr]) -> Vec<Finding> {
     use Check::{Certificate, Dns, Ports, Redirect};
     if fronts.is_empty() {
         let why = if wish.proxy_network.is_none() { NO_PROXY } else { "no public address is configured (`url`)" };

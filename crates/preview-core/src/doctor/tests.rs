@@ -238,7 +238,14 @@ fn every_kind_of_trouble_with_a_certificate_says_what_to_do() {
 
 #[test]
 fn names_ports_redirects_and_answers() {
-    let own = BTreeSet::from([IpAddr::from([127, 0, 0, 1]), IpAddr::from([203, 0, 113, 7])]);
+    let own = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([203, 0, 113, 7])];
+    // The address of `[vm] host` is the one to name, whatever sorts before it.
+    let host = BTreeSet::from([IpAddr::from([203, 0, 113, 7])]);
+    let others = [[10, 0, 0, 5], [203, 0, 113, 7]].map(IpAddr::from);
+    let vm = way_in::of_vm(host, others.into_iter());
+    assert_eq!(vm, [[203, 0, 113, 7], [10, 0, 0, 5]].map(IpAddr::from));
+    let told = way_in::dns("x.example.com", true, Err("no such name"), &vm).next;
+    assert_eq!(told.as_deref(), Some("make a record `*.example.com` that leads to 203.0.113.7"));
     let name = "preview-doctor-probe.example.com";
     assert_eq!(status(&way_in::dns(name, true, Ok(&[IpAddr::from([203, 0, 113, 7])]), &own)), Status::Ok);
     assert_eq!(status(&way_in::dns(name, true, Ok(&[IpAddr::from([203, 0, 113, 8])]), &own)), Status::Warning);
@@ -305,7 +312,7 @@ fn front(url: &str, to: Result<Vec<IpAddr>, String>, records: bool, tunnel: bool
     };
     let ports = vec![(443, Err("refused".to_owned())), (80, Err("refused".to_owned()))];
     let front = look::Front { addresses: to, ports, certificate: None, redirect: None };
-    let vm = BTreeSet::from([IpAddr::from([203, 0, 113, 7])]);
+    let vm = [IpAddr::from([203, 0, 113, 7])];
     let findings = run::of_fronts(&wish, &[front], &vm);
     findings.iter().map(|finding| (finding.id, status(finding), finding.found.clone())).collect()
 }

@@ -21,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 
 /// What is wrong with a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
+pub(crate) enum Trouble {
     /// It ended then.
     Expired(Option<Timestamp>),
     /// It has not begun.
@@ -39,7 +39,7 @@ pub(super) enum Trouble {
 }
 
 /// Who may vouch: the authorities of this file, or those that this machine trusts.
-pub(super) fn roots(file: Option<&Path>) -> Result<Arc<RootCertStore>, Trouble> {
+pub(crate) fn roots(file: Option<&Path>) -> Result<Arc<RootCertStore>, Trouble> {
     let mut store = RootCertStore::empty();
     if let Some(file) = file {
         let wrong = |error: String| Trouble::Roots(format!("--ca {}: {error}", file.display()));
@@ -125,7 +125,8 @@ pub(super) fn judge(
     chain_holds(chain, name, roots, now)
 }
 
-fn chain_holds(
+/// Until when a chain holds for this name.
+pub(crate) fn chain_holds(
     chain: &[CertificateDer<'_>],
     name: &str,
     roots: Arc<RootCertStore>,
@@ -178,7 +179,7 @@ fn trouble(error: rustls::Error) -> Trouble {
 }
 
 /// `DnsName("a.example")` as `a.example`.
-fn plain(name: &str) -> String {
+pub(crate) fn plain(name: &str) -> String {
     let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')')).unwrap_or(name);
     inner.trim_matches('"').to_owned()
 }

@@ -28,8 +28,19 @@ pub(super) fn provider(checked: Option<Result<String, Fault>>) -> Finding {
     }
 }
 
+/// The ways to the VM: what `[vm] host` leads to, then other addresses that the VM has, each once.
+pub(super) fn of_vm(host: BTreeSet<IpAddr>, own: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
+    let mut all: Vec<IpAddr> = host.into_iter().collect();
+    for address in own {
+        if !all.contains(&address) {
+            all.push(address);
+        }
+    }
+    all
+}
+
 /// `name` stands for a preview that is not there; `each`: each preview has a name of its own, so a wildcard record is wanted.
-pub(super) fn dns(name: &str, each: bool, resolved: Result<&[IpAddr], &str>, vm: &BTreeSet<IpAddr>) -> Finding {
+pub(super) fn dns(name: &str, each: bool, resolved: Result<&[IpAddr], &str>, vm: &[IpAddr]) -> Finding {
     const ID: Check = Check::Dns;
     let zone = name.split_once('.').filter(|_| each).map(|(_, zone)| zone);
     let record = zone.map_or(name.to_owned(), |zone| format!("*.{zone}"));
@@ -39,6 +50,7 @@ pub(super) fn dns(name: &str, each: bool, resolved: Result<&[IpAddr], &str>, vm:
     let to = if vm.is_empty() {
         "the VM's address".to_owned()
     } else {
+        // The first is where `[vm] host` leads.
         list(&mut vm.iter().filter(|address| !address.is_loopback()).take(1))
     };
     let to = if to.is_empty() { "the VM's address".to_owned() } else { to };

@@ -446,6 +446,13 @@ impl Engine for DockerEngine {
         volume::read(self, volume, path).await
     }
 
+    async fn has_network(&self, name: &str) -> Result<bool, Fault> {
+        // The filter also finds networks that have the name as a part of theirs.
+        let networks = ListNetworksOptions { filters: filters([("name", vec![name.to_owned()])]) };
+        let found = ask("list networks", "", self.docker.list_networks(Some(networks))).await?;
+        Ok(found.iter().any(|network| network.name.as_deref() == Some(name)))
+    }
+
     async fn remove_container(&self, id: &str) -> Result<bool, Fault> {
         remove::remove_container(self, id, id).await
     }

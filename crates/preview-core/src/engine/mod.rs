@@ -399,6 +399,9 @@ pub trait Engine: Send + Sync {
     /// The content of a small regular file of an open volume, if it is there.
     async fn read_file(&self, volume: &str, path: &str) -> Result<Option<Vec<u8>>, Fault>;
 
+    /// Whether there is a network of exactly this name.
+    async fn has_network(&self, name: &str) -> Result<bool, Fault>;
+
     /// Removes one container by its full id, as [`remove`](Self::remove) does; true if it was there. The caller knows that it is ours.
     async fn remove_container(&self, id: &str) -> Result<bool, Fault>;
 

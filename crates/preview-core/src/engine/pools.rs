@@ -62,6 +62,12 @@ impl Subnet {
         (1_u64 << (32 - u32::from(self.prefix))).saturating_sub(3)
     }
 
+    /// Whether an address is in it.
+    #[must_use]
+    pub fn contains(self, address: Ipv4Addr) -> bool {
+        self.holds(u32::from(address))
+    }
+
     fn holds(self, address: u32) -> bool {
         address & mask(self.prefix) == self.address
     }

@@ -1,5 +1,7 @@
 //! A look at the host as a whole, beyond what a run needs: for `doctor`. One message to the shell that stays, and sessions beside it.
 
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -33,7 +35,7 @@ pub struct Examination {
     pub swappiness: Option<u32>,
     /// `/etc/docker/daemon.json`, if there is one that we can read.
     pub daemon: Option<String>,
-    /// Its addresses, as it knows them.
+    /// Its addresses, as it knows them, without those of bridges that lead to containers alone.
     pub addresses: Vec<String>,
     /// Where it has routes to, the default route left out.
     pub routes: Vec<Subnet>,
@@ -56,7 +58,10 @@ fn script(base: &str, socket: &str) -> String {
          printf 'swap %s\\n' \"$(sed -n 's/^SwapTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo)\"\n\
          printf 'swappiness %s\\n' \"$(cat /proc/sys/vm/swappiness 2>/dev/null)\"\n\
          printf 'addresses %s\\n' \"$(hostname -I 2>/dev/null)\"\n\
+         for d in /sys/class/net/*/bridge; do [ ! -d \"$d\" ] || {{ d=${{d%/bridge}}; echo \"bridge ${{d##*/}}\"; }}; done\n\
          sed 's/^/route /' /proc/net/route 2>/dev/null\n\
+         sed 's/^/inet6 /' /proc/net/if_inet6 2>/dev/null\n\
+         sed 's/^/route6 /' /proc/net/ipv6_route 2>/dev/null\n\
          [ ! -r /etc/docker/daemon.json ] || {{ echo daemon; cat /etc/docker/daemon.json; }}\n",
         quote(base),
         quote(socket)
@@ -69,6 +74,7 @@ fn parse(text: &str) -> Examination {
         None => (text, None),
     };
     let mut found = Examination { daemon, ..Examination::default() };
+    let mut bridges = Bridges::default();
     for (key, value) in lines.lines().filter_map(|line| line.split_once(' ')) {
         let mut words = value.split_whitespace().map(str::to_owned);
         match key {
@@ -87,12 +93,73 @@ fn parse(text: &str) -> Examination {
             "usable" => found.socket_usable = true,
             "swap" => found.swap = value.parse::<u64>().unwrap_or_default() * 1024,
             "swappiness" => found.swappiness = value.parse().ok(),
-            "route" => found.routes.extend(Subnet::of_route(value)),
+            "route" => {
+                found.routes.extend(Subnet::of_route(value));
+                bridges.route(value);
+            }
+            "bridge" => drop(bridges.names.insert(value.to_owned())),
+            "inet6" => bridges.address(value),
+            "route6" => bridges.route6(value),
             "addresses" => found.addresses = words.collect(),
             _ => {}
         }
     }
+    found.addresses.retain(|address| !address.parse().is_ok_and(|address| bridges.inside(address)));
     found
+}
+
+/// Bridges of the host, and what is behind them. One that the default route goes through is the way to the world, as on hosts of virtual
+/// machines; any other leads to containers alone.
+#[derive(Default)]
+struct Bridges {
+    names: BTreeSet<String>,
+    subnets: Vec<(String, Subnet)>,
+    addresses: Vec<(String, Ipv6Addr)>,
+    /// Interfaces with a default route.
+    outward: BTreeSet<String>,
+}
+
+impl Bridges {
+    /// A line of `/proc/net/route`.
+    fn route(&mut self, line: &str) {
+        let mut columns = line.split_whitespace();
+        let (interface, to) = (columns.next().unwrap_or_default(), columns.next().unwrap_or_default());
+        match Subnet::of_route(line) {
+            Some(subnet) => self.subnets.push((interface.to_owned(), subnet)),
+            None if to == "00000000" => drop(self.outward.insert(interface.to_owned())),
+            None => {}
+        }
+    }
+
+    /// A line of `/proc/net/if_inet6`: an address, and at the end its interface.
+    fn address(&mut self, line: &str) {
+        let mut columns = line.split_whitespace();
+        let address = columns.next().and_then(|hex| u128::from_str_radix(hex, 16).ok());
+        if let (Some(address), Some(interface)) = (address, columns.next_back()) {
+            self.addresses.push((interface.to_owned(), Ipv6Addr::from(address)));
+        }
+    }
+
+    /// A line of `/proc/net/ipv6_route`: a destination, the length of its prefix, and at the end the interface.
+    fn route6(&mut self, line: &str) {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        if let [to, "00", .., interface] = columns.as_slice()
+            && to.bytes().all(|digit| digit == b'0')
+            && *interface != "lo"
+        {
+            self.outward.insert((*interface).to_owned());
+        }
+    }
+
+    fn inside(&self, address: IpAddr) -> bool {
+        let inner = |interface: &String| self.names.contains(interface) && !self.outward.contains(interface);
+        match address {
+            IpAddr::V4(address) => {
+                self.subnets.iter().any(|(interface, subnet)| inner(interface) && subnet.contains(address))
+            }
+            IpAddr::V6(address) => self.addresses.iter().any(|(interface, own)| inner(interface) && *own == address),
+        }
+    }
 }
 
 impl<T: Transport> ShellHost<T> {
@@ -155,6 +222,14 @@ mod tests {
         assert_eq!((found.swap, found.swappiness), (4_294_963_200, Some(1)));
         assert_eq!(found.addresses, ["10.0.0.5", "fd00::5"]);
         assert_eq!(found.daemon.as_deref(), Some("{\"log-driver\":\"local\"}\n"));
+        // Docker's bridges lead to containers; a bridge that the default route goes through leads to the world.
+        let text = "now 5\naddresses 203.0.113.7 172.17.0.1 10.200.0.1 192.0.2.9 2001:db8::7 fd00:1::1\nbridge docker0\nbridge br-0123456789ab\n\
+            bridge vmbr0\nroute Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n\
+            route eth0 00000000 017100CB 0003 0 0 0 00000000 0 0 0\nroute eth0 007100CB 00000000 0001 0 0 0 00FFFFFF 0 0 0\n\
+            route docker0 000011AC 00000000 0001 0 0 0 0000FFFF 0 0 0\nroute br-0123456789ab 0000C80A 00000000 0001 0 0 0 00F0FFFF 0 0 0\n\
+            route vmbr0 00000000 010200C0 0003 0 0 100 00000000 0 0 0\nroute vmbr0 000200C0 00000000 0001 0 0 0 00FFFFFF 0 0 0\n\
+            inet6 20010db8000000000000000000000007 02 40 00 80     eth0\ninet6 fd000001000000000000000000000001 03 40 00 80  docker0\n";
+        assert_eq!(parse(text).addresses, ["203.0.113.7", "192.0.2.9", "2001:db8::7"]);
         let nothing = parse("now 5\nuser 1000\nbase \nsocket \nswap \nswappiness \naddresses \n");
         assert_eq!(nothing, Examination { now: 5, user: "1000".into(), ..Examination::default() });
     }

@@ -198,6 +198,7 @@ impl Error {
             Self::Failed(_) => 4,
             Self::TimedOut(_) | Self::Aborted(_) => 5,
             Self::Locked { .. } => 7,
+            Self::Fault(fault) if fault.failure() == FailureCode::PublicUnreachable => 4,
             Self::Fault(fault) => match fault.kind {
                 FaultKind::Unreachable | FaultKind::HostKey | FaultKind::Denied | FaultKind::LeaseLost => 6,
                 FaultKind::Invalid | FaultKind::Unsupported => 2,

@@ -88,13 +88,23 @@ pub(super) async fn observe(
         }
         Ok(tree::directory(target, &client.engine.info().await?.root))
     };
-    let (mut survey, containers, images, published, files_directory) = futures_util::try_join!(
+    let network = async {
+        match project.proxy.network() {
+            Some(network) => client.engine.has_network(network).await.map(|there| (!there).then(|| network.to_owned())),
+            None => Ok(None),
+        }
+    };
+    let (mut survey, containers, images, published, files_directory, no_network) = futures_util::try_join!(
         client.host.survey(&client.base_dir, &query),
         client.engine.containers(&selector),
         client.engine.image_ids(&names),
         published,
         files_directory,
+        network,
     )?;
+    if let Some(network) = no_network {
+        return Err(Error::invalid(no_such_network(&network)));
+    }
     // Taken out: the other paths are the preview's own, and go when it does not need them any more.
     let pages = survey.paths.remove(&format!("{}/{}", client.base_dir, pages::DIRECTORY));
     let state_path = target.file(&client.base_dir, "state.json");
@@ -112,6 +122,15 @@ pub(super) async fn observe(
     let good = good_text.as_deref().and_then(|text| serde_json::from_str(text).ok());
     let tombstones = fence::tombstones(&survey.files, &target.app, &target.name);
     Ok(Seen { survey, pages, tombstones, state, good, good_text, containers, images, published, files_directory })
+}
+
+/// The proxy's network is missing: nothing could be started, and nobody could open it.
+fn no_such_network(network: &str) -> String {
+    format!(
+        "`[proxy] network`: the host has no Docker network `{network}`, so no proxy can lead to the preview. `preview vm setup` sets up Traefik \
+         with the network `preview-proxy`. For a proxy of your own, on the host:\n\n  docker network create {network}\n  docker network connect {network} \
+         NAME-OF-THE-PROXYS-CONTAINER\n"
+    )
 }
 
 impl Seen {

@@ -152,16 +152,31 @@ fn check_isolation(project: &Project, model: &Value, wanted: &BTreeSet<Port>) ->
     (doubts.collect(), wrong)
 }
 
+/// What to write where it is not clear which port the address leads to.
+fn no_route(tcp: &[&Port], url: Option<&str>) -> Violation {
+    let table = |service: &str, port: u16, url: &str| {
+        format!("say which one in preview.toml:\n\n  [[route]]\n  service = \"{service}\"\n  port = {port}{url}\n")
+    };
+    let Some(first) = tcp.first() else {
+        let why = "the Compose files publish no port, so there is nothing that the proxy could lead to";
+        return Violation::input("route", why, table("SERVICE", 8000, ""));
+    };
+    let all: Vec<String> = tcp.iter().map(|port| format!("{} of `{}`", port.target, port.service)).collect();
+    let why = format!(
+        "the Compose files publish {} ports ({}), and the proxy leads to one of them; the others stay inside the preview",
+        tcp.len(),
+        all.join(", ")
+    );
+    let missing = if url.is_none() { "\n  url = \"https://{name}.example.com\"" } else { "" };
+    Violation::input("route", why, table(&first.service, first.target, missing))
+}
+
 /// The routes, and what has to be published without a proxy.
 fn routes(project: &Project, model: &Value) -> (Vec<RouteSpec>, BTreeSet<Port>, Vec<Violation>) {
     let published = stack::published_ports(model);
     let tcp: Vec<&Port> = published.iter().filter(|port| port.protocol == "tcp").collect();
     if project.routes.is_none() && project.proxy != Proxy::None && tcp.len() != 1 {
-        let found: Vec<String> = tcp.iter().map(|port| format!("{} of {}", port.target, port.service)).collect();
-        let found =
-            if found.is_empty() { "no port is".to_owned() } else { format!("these ports are: {}", found.join(", ")) };
-        let why = format!("a [[route]] is missing: {found} published in the Compose files");
-        let wrong = Violation::input("route", why, "so it is not clear where the address leads");
+        let wrong = no_route(&tcp, project.url.as_deref());
         return (Vec::new(), published, vec![wrong]);
     }
     let routes = project.routes.clone().unwrap_or_else(|| {

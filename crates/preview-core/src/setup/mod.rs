@@ -4,9 +4,11 @@
 //! or as content of files. `script` renders steps for a shell, `run` has them carried out over SSH, [`print`](mod@print) makes
 //! one script or cloud-init user data of them that needs nothing of ours.
 
+mod certificate;
 mod daemon;
 mod facts;
 pub mod print;
+mod providers;
 pub mod proxy;
 mod report;
 mod run;
@@ -16,6 +18,7 @@ mod wish;
 
 use std::time::Duration;
 
+pub use certificate::check_certificate;
 pub use facts::Facts;
 pub use report::{SetUp, State, Told, text};
 pub use run::{Options, Probe, run};

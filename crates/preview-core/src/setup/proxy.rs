@@ -13,7 +13,9 @@ use std::time::Duration;
 pub use kept::Present;
 pub(super) use kept::{Kept, find};
 
+use super::providers::PROVIDERS;
 use super::{Facts, File, PROXY_DIR, Step, sha256};
+use crate::config::suggestion;
 use crate::engine::pools::Subnet;
 use crate::proxy::status_server;
 use crate::secret::Secret;
@@ -161,7 +163,11 @@ impl Acme {
             return Err(format!("`{}` is no e-mail address", self.email));
         }
         if self.dns.is_empty() || !self.dns.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-') {
-            return Err(format!("`{}` is no DNS provider of Traefik's", self.dns));
+            return Err(format!("--acme-dns: `{}` is no DNS provider of Traefik's", self.dns));
+        }
+        if !PROVIDERS.contains(&self.dns.as_str()) {
+            let help = suggestion(&self.dns, &PROVIDERS);
+            return Err(format!("--acme-dns: Traefik knows no DNS provider `{}`; {help}", self.dns));
         }
         for (name, value) in &self.environment {
             if value.expose().contains(['\n', '\r']) {
@@ -281,6 +287,21 @@ pub(super) fn step(wish: &ProxyWish, facts: &Facts) -> Result<Step, String> {
         script: include_str!("scripts/containers.sh"),
         guarded: false,
         limit: Duration::from_secs(600),
+    })
+}
+
+/// Waits for the first certificate, if one is ordered by this wish.
+pub(super) fn certificate_step(wish: &ProxyWish) -> Option<Step> {
+    let (Tls::Acme(acme), Some(domain)) = (&wish.tls, &wish.domain) else { return None };
+    Some(Step {
+        id: "certificate",
+        title: format!("the certificate of *.{domain}, by {}", acme.dns),
+        why: "until it is issued, browsers warn of every preview; a token without its rights shows here",
+        files: Vec::new(),
+        arguments: vec![domain.clone()],
+        script: include_str!("scripts/certificate.sh"),
+        guarded: false,
+        limit: Duration::from_secs(300),
     })
 }
 

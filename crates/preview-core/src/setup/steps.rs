@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{DockerSource, Facts, File, PROXY_DIR, Step, Wish, daemon, proxy, wish};
 
 /// Names of all steps, in their order.
-pub const IDS: [&str; 11] = [
+pub const IDS: [&str; 12] = [
     "docker-config",
     "docker",
     "user",
@@ -17,6 +17,7 @@ pub const IDS: [&str; 11] = [
     "alerts",
     "updates",
     "proxy",
+    "certificate",
 ];
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -38,6 +39,7 @@ pub fn steps(wish: &Wish, facts: &Facts) -> Result<Vec<Step>, String> {
     }
     if let Some(wish) = &wish.proxy {
         steps.push(proxy::step(wish, facts)?);
+        steps.extend(proxy::certificate_step(wish));
     }
     debug_assert!(steps.iter().all(|step| IDS.contains(&step.id)));
     Ok(steps)

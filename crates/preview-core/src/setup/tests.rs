@@ -29,8 +29,10 @@ fn the_steps_come_in_the_order_of_their_names() {
     let mut all = wish();
     all.alerts.webhook = Some(secret("https://chat.example/hook"));
     all.security_updates = true;
-    all.proxy = Some(ProxyWish::default());
+    all.proxy = Some(ordering());
     assert_eq!(ids(&all), IDS);
+    all.proxy = Some(ProxyWish::default());
+    assert_eq!(ids(&all), IDS[..11], "without an order there is no certificate to wait for");
     assert_eq!(ids(&wish()), IDS[..8]);
 }
 

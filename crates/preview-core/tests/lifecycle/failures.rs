@@ -1,5 +1,6 @@
 //! What may pass is tried again, at most twice; what cannot is not; and either ends with its failure code.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use preview_core::failure::FailureCode;
@@ -45,6 +46,7 @@ fn model(sick: bool) -> Value {
 impl World {
     fn new() -> Self {
         let engine = MemoryEngine::new();
+        engine.add_network("proxy", &BTreeMap::new());
         let runtime = MemoryRuntime::new(engine.clone());
         runtime.set_model(model(false));
         Self { engine, host: Arc::default(), runtime, warnings: Mutex::default() }

@@ -223,6 +223,7 @@ pub(crate) fn model(version: u32, sick: Option<&str>) -> Value {
 impl World {
     pub(crate) fn new() -> Self {
         let engine = MemoryEngine::new();
+        engine.add_network("proxy", &BTreeMap::new());
         engine.add_image("db:1", &BTreeMap::new());
         let runtime = MemoryRuntime::new(engine.clone());
         Self {

@@ -320,6 +320,12 @@ impl Engine for MemoryEngine {
         })
     }
 
+    async fn has_network(&self, name: &str) -> Result<bool, Fault> {
+        let mut world = self.world();
+        world.called("has_network")?;
+        Ok(world.networks.contains_key(name))
+    }
+
     async fn remove_container(&self, id: &str) -> Result<bool, Fault> {
         let mut world = self.world();
         world.called("remove_container")?;

@@ -23,9 +23,13 @@ impl Suite<'_> {
     async fn networks_are_made_once(&self) {
         let name = self.name("made-once");
         let labels = self.preview("networks").labels();
+        let there = async |name: &str| ok(self.engine.has_network(name).await, "a look for a network");
+        assert!(!there(&name).await, "there is no such network yet");
         assert!(ok(self.engine.ensure_network(&name, &labels).await, "a network is made"), "made now");
         let others = BTreeMap::from([("other".to_owned(), "labels".to_owned())]);
         assert!(!ok(self.engine.ensure_network(&name, &others).await, "a network is there"), "not made again");
+        assert!(there(&name).await, "it is found by its name");
+        assert!(!there(&name[..name.len() - 1]).await, "and not by a part of its name");
         let found = ok(self.engine.inventory(&self.preview("networks")).await, "an inventory");
         assert_eq!(found.networks.len(), 1, "there is one network of that name: {found:#?}");
         assert_eq!((&found.networks[0].name, &found.networks[0].labels), (&name, &labels), "it is left as it was");
