@@ -99,6 +99,7 @@ fn source(directory: &Path, project: &str, image: &str) -> Source {
         profiles: vec![],
         project: project.to_owned(),
         variables: Variables::from([("IMAGE".to_owned(), Secret::new(image.to_owned()))]),
+        readable: vec![],
     }
 }
 

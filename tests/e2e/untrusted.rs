@@ -176,7 +176,7 @@ fn git_reads_nothing_of_a_build_context() {
     site.write("ctx/x.sh", &format!("touch {}\n", mark.display()));
     site.write(
         "ctx/config",
-        "[core]\n\trepositoryformatversion = 1\n\tbare = true\n\tfsmonitor = \"sh ./x.sh; false\"\n[extensions]\n\tpartialClone = origin\n\
+        "[core]\n\trepositoryformatversion = 1\n\tbare = false\n\tworktree = .\n[extensions]\n\tpartialClone = origin\n\
          [remote \"origin\"]\n\turl = .\n\tpromisor = true\n\tuploadpack = \"sh ./x.sh; false\"\n",
     );
     // The bait works where git is asked.
@@ -202,4 +202,97 @@ fn variables_of_the_runner_are_not_passed_and_it_is_said_how_to_declare_them() {
         &["required variable PLANTED", "not passed to Compose", "declare `PLANTED` in [env], [[secrets]]"],
     );
     assert!(!ran.err.contains(PLANTED), "{}", ran.err);
+}
+
+/// A `docker` that says its version and then does this instead, first in `PATH`.
+fn docker_that(site: &mut Site, script: &str) -> tempfile::TempDir {
+    let bin = tempfile::tempdir().expect("a directory");
+    let text = format!("#!/bin/sh\ncase \"$*\" in *version*) echo 2.40.3; exit 0;; esac\n{script}\n");
+    let program = bin.path().join("docker");
+    std::fs::write(&program, text).expect("written");
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
+    let path = std::env::var("PATH").expect("PATH");
+    site.set("PATH", &format!("{}:{path}", bin.path().display()));
+    bin
+}
+
+/// Needs a kernel with Landlock, as `preview doctor` tells.
+#[test]
+fn the_cli_reads_nothing_of_this_machine_that_is_not_meant_for_it() {
+    let Some((mut site, _beside, outside)) = site(ONE) else { return };
+    let checkout = site.dir.path().display().to_string();
+    let script = format!(
+        "echo began >&2; cat {outside} >&2; cat {checkout}/compose.yml >&2; ls {checkout} >&2; tr '\\0' '\\n' < /proc/$PPID/environ >&2; \
+         echo x > {checkout}/written; exit 1"
+    );
+    let _bin = docker_that(&mut site, &script);
+    let ran = refused(&site, DEPLOY, 2, &["began", "Permission denied"]);
+    for word in [PLANTED, "100000", "PATH="] {
+        assert!(!ran.err.contains(word), "{word}: {}", ran.err);
+    }
+    assert!(!site.dir.path().join("written").exists());
+}
+
+#[test]
+fn the_environment_of_the_run_does_not_stand_where_others_can_read_it() {
+    let Some((mut site, _beside, _)) = site(ONE) else { return };
+    let mark = tempfile::tempdir().expect("a directory");
+    // Held up while the program is looked at.
+    let _bin = docker_that(&mut site, "sleep 5; exit 1");
+    site.set("PREVIEW_IDENTITY_KEY", PLANTED);
+    let mut child = site.spawn(DEPLOY);
+    let read = |what: &str| std::fs::read(format!("/proc/{}/{what}", child.id())).unwrap_or_default();
+    let seen = (0..40).find_map(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let block = String::from_utf8_lossy(&read("environ")).into_owned();
+        let number =
+            block.split('\0').find_map(|line| line.strip_prefix("PREVIEW_ENVIRONMENT_FILE=").map(str::to_owned))?;
+        let left = read(&format!("fd/{number}"));
+        left.is_empty().then_some(block)
+    });
+    child.kill().expect("killed");
+    let _ = child.wait();
+    let seen = seen.expect("the program never moved its environment");
+    assert!(seen.contains("PATH=") && !seen.contains(PLANTED), "{seen}");
+    drop(mark);
+}
+
+#[test]
+fn links_of_a_pull_request_lead_the_command_nowhere() {
+    let Some((mut site, beside, outside)) = site(ONE) else { return };
+    std::fs::write(beside.path().join("compose.yml"), ONE).expect("written");
+    std::fs::write(beside.path().join("preview.toml"), "[env]\nA = \"1\"\n").expect("written");
+    site.write("own/compose.yml", ONE);
+    site.write("own.toml", "[env]\nA = \"1\"\n");
+    let link = |target: &str, name: &str| symlink(target, site.dir.path().join(name)).expect("a link");
+    link(beside.path().to_str().expect("UTF-8"), "dir");
+    link("own", "inner");
+    link(beside.path().join("preview.toml").to_str().expect("UTF-8"), "linked.toml");
+    for (args, words) in [
+        (["--project-dir", "dir", "--config", "own.toml"], &["--project-dir dir", "a link leads outside the checkout"]),
+        (
+            ["--project-dir", "own/../dir/.", "--config", "own.toml"],
+            &["--project-dir", "a link leads outside the checkout"],
+        ),
+        (
+            ["--project-dir", ".", "--config", "linked.toml"],
+            &["--config linked.toml", "a link leads outside the checkout"],
+        ),
+        (["--project-dir", ".", "--config", "/dev/zero"], &["/dev/zero", "it is a device"]),
+    ] {
+        refused(&site, &[&["plan", "--pr", "7"][..], &args].concat(), 2, words);
+    }
+    site.run(&["plan", "--pr", "7", "--project-dir", "inner", "--config", "own.toml"]).expect(0);
+    link("/dev/zero", "preview.toml");
+    refused(&site, &["plan", "--pr", "7"], 2, &["preview.toml", "a link leads outside the repository"]);
+    std::fs::remove_file(site.dir.path().join("preview.toml")).expect("removed");
+
+    link(&outside, "preview.env");
+    site.set("GITLAB_CI", "true");
+    let directory = site.dir.path().to_str().expect("UTF-8").to_owned();
+    site.set("CI_PROJECT_DIR", &directory);
+    site.run(&["destroy", "--pr", "7"]).expect(0);
+    assert!(std::fs::read_to_string(&outside).expect("the file").contains(PLANTED), "it was overwritten");
+    let written = site.dir.path().join("preview.env");
+    assert!(written.symlink_metadata().expect("written").is_file(), "{written:?} is a link");
 }

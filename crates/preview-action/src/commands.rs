@@ -40,11 +40,7 @@ struct Context {
 }
 
 /// Runs the command; the value is the exit code.
-pub(crate) async fn run(cli: Cli) -> u8 {
-    // Variables that are not UTF-8 cannot be ours.
-    let environment: Environment = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect();
+pub(crate) async fn run(cli: Cli, environment: Environment) -> u8 {
     let redactor = Redactor::default();
     let run = output::run_id(&environment);
     let (verbose, name) = (cli.global.verbose, cli.command.name());

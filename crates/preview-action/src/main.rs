@@ -3,6 +3,7 @@
 mod ci;
 mod cli;
 mod commands;
+mod environment;
 mod output;
 mod session;
 
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
+    let environment = environment::take();
     let cli = cli::Cli::parse();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -19,7 +21,7 @@ fn main() -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    let code = runtime.block_on(commands::run(cli));
+    let code = runtime.block_on(commands::run(cli, environment));
     // A blocked thread (a file system that hangs) must not keep the process.
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));
     ExitCode::from(code)

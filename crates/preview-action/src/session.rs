@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use preview_core::checkout;
 use preview_core::config::{self, Config, ConfigFile, Environment, Overrides, Settings};
 use preview_core::engine::docker::DockerEngine;
 use preview_core::host::ssh::Destination;
@@ -19,6 +20,7 @@ use preview_core::name::{AppName, Key, Named, PreviewName, project_name};
 use preview_core::project::Target;
 use preview_core::runtime::compose::Compose;
 use preview_core::secret::Secret;
+use preview_core::stack::normal;
 use preview_core::state::Subject;
 
 use crate::ci;
@@ -55,9 +57,8 @@ impl Session {
     pub(crate) fn load(global: &Global, deploy: Option<&Deploy>, mut environment: Environment) -> Result<Self, Error> {
         let identity_key = environment.remove(IDENTITY_KEY).filter(|key| !key.trim().is_empty()).map(Secret::new);
         let directory = global.project_dir.as_deref().unwrap_or_else(|| Path::new("."));
-        let directory = std::fs::canonicalize(directory)
-            .map_err(|error| invalid(format!("--project-dir {}: {error}", directory.display())))?;
-        let mut file = read_config(global.config.as_deref(), &directory)?;
+        let directory = within_checkout("--project-dir", directory, &environment)?;
+        let mut file = read_config(global.config.as_deref(), &directory, &environment)?;
         if let Some(trusted) = trusted_config(global)? {
             let own = global.config.clone().unwrap_or_else(|| directory.join(config::FILE));
             if Ci::of(&environment) != Ci::None && same_file(&own, global.trusted_config.as_deref()) {
@@ -231,23 +232,52 @@ pub(crate) fn subject(key: &Key) -> Subject {
     }
 }
 
-fn read_config(path: Option<&Path>, directory: &Path) -> Result<ConfigFile, Error> {
+fn read_config(path: Option<&Path>, directory: &Path, environment: &Environment) -> Result<ConfigFile, Error> {
     let (path, needed) = path.map_or_else(|| (directory.join(config::FILE), false), |path| (path.to_owned(), true));
     let shown = path.strip_prefix(directory).unwrap_or(&path).to_owned();
-    match std::fs::read_to_string(&path) {
-        Ok(text) => ConfigFile::parse(&text, Some(&shown)).map_err(invalid),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !needed => {
-            ConfigFile::parse("", None).map_err(invalid)
-        }
-        Err(error) => Err(invalid(format!("{}: {error}", path.display()))),
+    let content = if needed {
+        checkout::read_named(&within_checkout("--config", &path, environment)?)
+    } else {
+        checkout::read(&project::repository(directory), &path)
+    };
+    match content {
+        Ok(Some(content)) => ConfigFile::parse(&utf8(content, &shown)?, Some(&shown)).map_err(invalid),
+        Ok(None) if !needed => ConfigFile::parse("", None).map_err(invalid),
+        Ok(None) => Err(invalid(format!("{}: there is no such file", path.display()))),
+        Err(error) => Err(invalid(format!("{}: {error}", shown.display()))),
     }
+}
+
+fn utf8(content: Vec<u8>, shown: &Path) -> Result<String, Error> {
+    String::from_utf8(content).map_err(|_| invalid(format!("{}: it is not UTF-8", shown.display())))
+}
+
+/// The canonical form of a path that the pipeline names. One that lies in a checkout must not be led out of it by a link: the pull request wrote that link.
+fn within_checkout(flag: &str, path: &Path, environment: &Environment) -> Result<PathBuf, Error> {
+    let wrong = |why: &dyn std::fmt::Display| invalid(format!("{flag} {}: {why}", path.display()));
+    let canonical = std::fs::canonicalize(path).map_err(|error| wrong(&error))?;
+    let named = normal(&std::path::absolute(path).map_err(|error| wrong(&error))?);
+    let real = |path: &Path| std::fs::canonicalize(path).is_ok_and(|found| found == path);
+    let of_git = named.ancestors().find(|path| path.join(".git").exists() && real(path)).map(Path::to_owned);
+    let workspaces = ["GITHUB_WORKSPACE", "CI_PROJECT_DIR"].into_iter().filter_map(|name| environment.get(name));
+    let workspaces = workspaces.filter_map(|path| std::fs::canonicalize(path).ok());
+    for checkout in workspaces.chain(of_git) {
+        if named.starts_with(&checkout) && !canonical.starts_with(&checkout) {
+            return Err(wrong(&format!(
+                "a link leads outside the checkout, to {}; name a path inside it",
+                canonical.display()
+            )));
+        }
+    }
+    Ok(canonical)
 }
 
 /// The base branch's file, if one is given.
 fn trusted_config(global: &Global) -> Result<Option<ConfigFile>, Error> {
     let Some(path) = &global.trusted_config else { return Ok(None) };
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| invalid(format!("--trusted-config {}: {error}", path.display())))?;
+    let wrong = |why: &dyn std::fmt::Display| invalid(format!("--trusted-config {}: {why}", path.display()));
+    let content = checkout::read_named(path).map_err(|error| wrong(&error))?;
+    let text = utf8(content.ok_or_else(|| wrong(&"there is no such file"))?, path)?;
     let mut file = ConfigFile::parse(&text, Some(path)).map_err(invalid)?;
     // What it names lies beside it, not in the pull request's directory.
     let whole =

@@ -35,6 +35,7 @@ fn source(directory: &std::path::Path, project: &str) -> Source {
         profiles: vec![],
         project: project.to_owned(),
         variables: Variables::from([("IMAGE".to_owned(), Secret::new("busybox:1.36".to_owned()))]),
+        readable: vec![],
     }
 }
 

@@ -35,11 +35,20 @@ pub(crate) fn ci_files(
             for (name, value) in outputs.iter().filter(|(_, value)| !value.is_empty()) {
                 let _ = writeln!(text, "PREVIEW_{}={}", name.to_uppercase().replace('-', "_"), one_line(value));
             }
-            std::fs::write(format!("{directory}/preview.env"), text)?;
+            anew(&format!("{directory}/preview.env"), &text)?;
         }
         Ci::None => {}
     }
     Ok(())
+}
+
+/// Writes a file of the checkout anew: a link that was committed in its place is removed, not followed.
+fn anew(path: &str, text: &str) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::OpenOptions::new().write(true).create_new(true).open(path)?.write_all(text.as_bytes())
 }
 
 fn one_line(value: &str) -> String {

@@ -261,6 +261,6 @@ fn unused_override(file: &Path) -> Option<String> {
 }
 
 /// The directory that files of a stack must lie in: the checkout, or the project directory where there is none.
-fn repository(directory: &Path) -> PathBuf {
+pub(super) fn repository(directory: &Path) -> PathBuf {
     directory.ancestors().find(|path| path.join(".git").exists()).unwrap_or(directory).to_owned()
 }

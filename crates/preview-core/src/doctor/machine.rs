@@ -56,6 +56,19 @@ pub(super) fn buildx(docker: &Program, program: &Program) -> Finding {
     }
 }
 
+pub(super) fn sandbox(available: bool) -> Finding {
+    const ID: Check = Check::Sandbox;
+    if available {
+        return Finding::ok(ID, "Compose and builds read nothing of this machine but what is meant for them");
+    }
+    let said = "this kernel has no Landlock: Compose and builds can read what this user can read";
+    Finding::warning(
+        ID,
+        said,
+        "where pull requests of strangers are deployed, use a machine with Linux 5.13 or newer and Landlock turned on",
+    )
+}
+
 pub(super) fn ssh_client(program: &Program) -> Finding {
     match program {
         Program::Said(said) => Finding::ok(Check::SshClient, said),

@@ -89,6 +89,8 @@ checks! {
         Compose = "compose",
         /// Its buildx plugin.
         Buildx = "buildx",
+        /// Whether Compose and builds can be kept from this machine's files.
+        Sandbox = "sandbox",
         /// The SSH client.
         SshClient = "ssh-client",
     }

@@ -174,6 +174,7 @@ async fn asked(programs: &Programs) -> Vec<Finding> {
         machine::docker_cli(&docker),
         machine::compose(&docker, &compose),
         machine::buildx(&docker, &buildx),
+        machine::sandbox(crate::runtime::compose::can_be_closed_in()),
         machine::ssh_client(&ssh),
     ]
 }

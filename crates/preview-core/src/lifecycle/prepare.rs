@@ -93,6 +93,7 @@ pub(super) async fn prepare(
         profiles: project.profiles.clone(),
         project: deploy.target.project.clone(),
         variables: variables.clone(),
+        readable: vec![],
     };
     let repository = project.repository.clone();
     let copy = match reads::copied(runtime, &source, &repository).await? {

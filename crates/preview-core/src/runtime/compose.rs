@@ -1,6 +1,7 @@
 //! The Compose CLI: command lines as values, and the meaning of what it prints.
 
 mod process;
+mod sandbox;
 mod words;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 
 use process::{Call, Ran, run};
+pub(crate) use sandbox::available as can_be_closed_in;
 pub(crate) use words::parse_version;
 use words::{classify, of_files, warning};
 
@@ -63,6 +65,8 @@ impl Compose {
             directory: Path::new("/"),
             input: None,
             progress: None,
+            files: vec![],
+            builds: false,
         };
         let version = run(&self.options, call).await;
         match version {
@@ -138,12 +142,34 @@ fn stack_args(stack: &Stack, verb: &[&str]) -> Vec<OsString> {
     line
 }
 
+/// What builds of a stack read of this machine: contexts, directories of Dockerfiles, files of secrets.
+fn of_builds(stack: &Stack) -> Vec<PathBuf> {
+    let model: serde_json::Value = serde_json::from_str(stack.rendered.expose()).unwrap_or_default();
+    let text = |value: Option<&serde_json::Value>| Some(value?.as_str()?.replace("$$", "$"));
+    let mut found: Vec<PathBuf> = Vec::new();
+    for (_, service) in crate::stack::services(&model) {
+        let Some(build) = service.get("build") else { continue };
+        let contexts = build.get("additional_contexts").and_then(serde_json::Value::as_object).into_iter().flatten();
+        found.extend(contexts.filter_map(|(_, value)| text(Some(value))).map(PathBuf::from));
+        let Some(context) = text(build.get("context")).map(PathBuf::from) else { continue };
+        let dockerfile = text(build.get("dockerfile")).unwrap_or_default();
+        found.extend(crate::stack::normal(&context.join(dockerfile)).parent().map(Path::to_owned));
+        found.push(context);
+    }
+    found.extend(
+        crate::stack::entries(&model, "secrets").filter_map(|(_, secret)| text(secret.get("file"))).map(PathBuf::from),
+    );
+    found.retain(|path| path.is_absolute());
+    found
+}
+
 impl Compose {
     async fn run_stack(
         &self,
         operation: &'static str,
         args: Vec<OsString>,
         stack: &Stack,
+        files: Option<Vec<PathBuf>>,
         progress: Progress<'_>,
     ) -> Result<Ran, Fault> {
         let call = Call {
@@ -153,6 +179,8 @@ impl Compose {
             directory: Path::new("/"),
             input: Some(stack.rendered.expose()),
             progress: Some(progress),
+            builds: files.is_some(),
+            files: files.unwrap_or_default(),
         };
         run(&self.options, call).await
     }
@@ -161,7 +189,7 @@ impl Compose {
         const OPERATION: &str = "bring the stack up";
         let fixed = ["up", "--detach", "--no-build", "--pull", "never"];
         let line = stack_args(stack, &[&fixed, verb].concat());
-        let ran = self.run_stack(OPERATION, line, stack, progress).await?;
+        let ran = self.run_stack(OPERATION, line, stack, None, progress).await?;
         if ran.status.success() { Ok(()) } else { Err(self.explain(OPERATION, &ran).await) }
     }
 }
@@ -177,6 +205,8 @@ impl Runtime for Compose {
             directory: &source.directory,
             input: None,
             progress: None,
+            files: [&source.files, &source.env_files, &source.readable].into_iter().flatten().cloned().collect(),
+            builds: false,
         };
         let ran = run(&self.options, call).await?;
         if !ran.status.success() {
@@ -209,7 +239,7 @@ impl Runtime for Compose {
         let mut verb = vec!["build", "--"];
         verb.extend(services.iter().map(String::as_str));
         let line = stack_args(stack, &verb);
-        let ran = self.run_stack(OPERATION, line, stack, progress).await?;
+        let ran = self.run_stack(OPERATION, line, stack, Some(of_builds(stack)), progress).await?;
         if ran.status.success() { Ok(()) } else { Err(self.explain(OPERATION, &ran).await.with_output(ran.said)) }
     }
 
@@ -255,6 +285,7 @@ mod tests {
             profiles: vec!["parser".into()],
             project: "shop_pr-7".into(),
             variables: Variables::new(),
+            readable: vec![],
         };
         assert_eq!(
             words(&config_args(&source)),
@@ -299,6 +330,20 @@ mod tests {
         );
     }
 
+    #[test]
+    fn builds_read_their_contexts_and_dockerfiles() {
+        let rendered = serde_json::json!({
+            "services": {
+                "a": {"build": {"context": "/r/a$$b", "dockerfile": "../docker/Dockerfile", "additional_contexts": {"x": "/r/x", "y": "service:b"}}},
+                "b": {"image": "x"},
+            },
+            "secrets": {"s": {"file": "/r/s.txt"}, "e": {"environment": "E"}},
+        });
+        let rendered = Secret::new(rendered.to_string());
+        let stack = Stack { project: "p".into(), rendered, variables: Variables::new() };
+        assert_eq!(of_builds(&stack), ["/r/x", "/r/docker", "/r/a$b", "/r/s.txt"].map(PathBuf::from));
+    }
+
     #[tokio::test]
     async fn a_missing_cli_is_named() {
         let compose = Compose::new(ComposeOptions {
@@ -315,6 +360,7 @@ mod tests {
             profiles: vec![],
             project: "p".into(),
             variables: Variables::new(),
+            readable: vec![],
         };
         let fault = compose.resolve(&source).await.unwrap_err();
         assert_eq!(fault.kind, FaultKind::Unsupported);

@@ -37,6 +37,7 @@ impl Mirror {
             files: source.files.iter().map(|file| below(&root, file)).collect(),
             directory: below(&root, &source.directory),
             env_files: env_files.collect(),
+            readable: vec![root.clone()],
             ..source.clone()
         };
         Ok(Self { directory, root, source })

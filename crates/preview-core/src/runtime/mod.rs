@@ -46,6 +46,8 @@ pub struct Source {
     pub project: String,
     /// Variables for interpolation; they win over the files.
     pub variables: Variables,
+    /// What may be read apart from the directory and the files named here: where the tool can be kept from all else, it is.
+    pub readable: Vec<PathBuf>,
 }
 
 /// What `resolve` found.

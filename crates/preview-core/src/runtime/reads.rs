@@ -163,7 +163,9 @@ pub(crate) fn dockerfiles(model: &Value, repository: &Path) -> Vec<Violation> {
             let build = service.get("build")?;
             let context = build.get("context").and_then(Value::as_str).filter(|context| context.starts_with('/'))?;
             let file = build.get("dockerfile").and_then(Value::as_str).unwrap_or("Dockerfile");
+            // In a model every dollar sign stands doubled.
             let path = normal(&Path::new(context).join(file));
+            let path = PathBuf::from(path.to_string_lossy().replace("$$", "$"));
             // One that is outside by its very text is the policy's to refuse.
             let linked = path.starts_with(repository) && checkout::resolve(repository, &path).is_none();
             linked.then(|| Violation {

@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
 
+use super::sandbox::Sandbox;
 use super::{ComposeOptions, Progress, Variables};
 use crate::fault::{Fault, FaultKind};
 use crate::host::guardian::Guardian;
@@ -24,11 +25,15 @@ pub(super) struct Call<'a> {
     pub(super) directory: &'a Path,
     pub(super) input: Option<&'a str>,
     pub(super) progress: Option<Progress<'a>>,
+    /// What it may read of this machine, besides itself.
+    pub(super) files: Vec<PathBuf>,
+    /// Whether it builds: builders keep notes beside the CLI's configuration.
+    pub(super) builds: bool,
 }
 
 /// Runs the CLI.
 pub(super) async fn run(options: &ComposeOptions, call: Call<'_>) -> Result<Ran, Fault> {
-    let Call { operation, args, variables, directory, input, progress } = call;
+    let Call { operation, args, variables, directory, input, progress, files, builds } = call;
     let mut command = Command::new(&options.docker);
     command.args(&args).current_dir(directory).env_clear().env("PATH", &options.path);
     for (key, value) in environment(options) {
@@ -39,7 +44,19 @@ pub(super) async fn run(options: &ComposeOptions, call: Call<'_>) -> Result<Ran,
     }
     command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
-    let mut child = command.spawn().map_err(|error| {
+    let own = tempfile::Builder::new().prefix("preview-cli-").tempdir().map_err(|error| {
+        Fault::new(FaultKind::Failed, operation, "the directory for temporary files cannot be used").caused_by(error)
+    })?;
+    command.env("TMPDIR", own.path());
+    let configuration = configuration(options);
+    let mut sandbox = Sandbox::new(&options.docker, &options.path, configuration.as_deref());
+    sandbox =
+        sandbox.reading(files).reading([directory.to_owned()].into_iter().filter(|_| directory != Path::new("/")));
+    sandbox = sandbox.writing(own.path());
+    if let Some(configuration) = configuration.filter(|_| builds) {
+        sandbox = sandbox.writing(&configuration);
+    }
+    let mut child = sandbox.spawn(command).map_err(|error| {
         if error.kind() == std::io::ErrorKind::NotFound {
             Fault::new(
                 FaultKind::Unsupported,
@@ -101,6 +118,12 @@ pub(super) async fn run(options: &ComposeOptions, call: Call<'_>) -> Result<Ran,
     Ok(Ran { status, stdout, stderr, said: said.lines() })
 }
 
+/// The CLI's configuration directory. It has no home directory where it would find it.
+fn configuration(options: &ComposeOptions) -> Option<PathBuf> {
+    let of_the_user = || std::env::home_dir().map(|home| home.join(".docker"));
+    options.docker_config.clone().or_else(of_the_user)
+}
+
 /// The CLI's own environment: nothing of the runner's but what it needs to find itself and the engine.
 fn environment(options: &ComposeOptions) -> Vec<(&'static str, OsString)> {
     let mut environment: Vec<(&'static str, OsString)> = vec![
@@ -119,9 +142,7 @@ fn environment(options: &ComposeOptions) -> Vec<(&'static str, OsString)> {
         ("GIT_CONFIG_COUNT", "0".into()),
         ("GIT_TERMINAL_PROMPT", "0".into()),
     ];
-    // Without a home directory of its own the CLI would not find it.
-    let of_the_user = || std::env::home_dir().map(|home| home.join(".docker"));
-    if let Some(config) = options.docker_config.clone().or_else(of_the_user) {
+    if let Some(config) = configuration(options) {
         environment.push(("DOCKER_CONFIG", config.into()));
     }
     if let Some(socket) = &options.socket {

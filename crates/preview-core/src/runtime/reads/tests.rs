@@ -37,6 +37,7 @@ impl Place {
             profiles: vec![],
             project: "p".into(),
             variables: Variables::new(),
+            readable: vec![],
         };
         let known = [("${FILE:-sub/inside.env}", "sub/inside.env"), ("${FILE:-/etc/hostname}", "/etc/hostname")];
         let known = known.map(|(text, value)| (text.to_owned(), value.to_owned())).into();
@@ -182,6 +183,10 @@ fn dockerfiles_behind_links_are_outside() {
     ] {
         assert_eq!(refused(file), usize::from(leaves), "{file:?}");
     }
+    fs::create_dir(root.join("${X}")).unwrap();
+    symlink("../../secret.env", root.join("${X}/Dockerfile")).unwrap();
+    let build = serde_json::json!({"context": root.join("$${X}")});
+    assert_eq!(dockerfiles(&serde_json::json!({"services": {"a": {"build": build}}}), &root).len(), 1);
 }
 
 #[test]

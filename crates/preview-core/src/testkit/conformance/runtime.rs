@@ -91,6 +91,7 @@ mod tests {
             profiles: vec![],
             project: "app_pr-1".into(),
             variables: Variables::new(),
+            readable: vec![],
         };
         suite(&runtime, &engine, &source, "app", "busybox:1.36", &["sleep", "1000"]).await;
     }
