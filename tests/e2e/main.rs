@@ -43,3 +43,5 @@ mod untrusted;
 mod vm_provision;
 mod vm_proxy;
 mod vm_setup;
+mod way_there;
+mod what_runs;

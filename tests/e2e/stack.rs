@@ -171,7 +171,7 @@ fn limits(site: &Site, containers: &std::collections::BTreeMap<String, String>) 
     for (service, cpus, memory, pids, log, restart) in [
         ("app", 500_000_000_u64, 64 << 20, 100, json!({"max-file": "2", "max-size": "2097152"}), "always"),
         ("small", 250_000_000, 32 << 20, 20, json!({"max-size": "1m"}), "on-failure"),
-        ("large", 500_000_000, 64 << 20, 100, json!({"max-file": "2", "max-size": "2097152"}), "always"),
+        ("large", 500_000_000, 64 << 20, 100, json!({"max-file": "2", "max-size": "2097152"}), "on-failure"),
         ("migrate", 500_000_000, 64 << 20, 100, json!({"max-file": "2", "max-size": "2097152"}), "no"),
     ] {
         let host = host(service);
@@ -262,7 +262,7 @@ fn nothing_else_differs() {
         before.keys().chain(after.keys()).filter(|key| before.get(*key) != after.get(*key)).collect();
     let mut unexplained = Vec::new();
     for key in &changed {
-        let ours = ["preview.app", "preview.base", "preview.managed", "preview.name"]
+        let ours = ["preview.app", "preview.base", "preview.managed", "preview.name", "preview.networks"]
             .iter()
             .any(|label| key.ends_with(&format!("labels.{label}")));
         // A fixed name lives on as an alias, and the old keys for limits are moved to where the new ones are.

@@ -244,7 +244,7 @@ impl Context {
             output::to_stdout(&output::json(&opened::document(&done, &opened)));
         } else {
             for address in &done.addresses {
-                output::to_stdout(&format!("{}\n", address.url));
+                output::to_stdout(&format!("{}\n", address.text()));
             }
         }
         Ok(0)

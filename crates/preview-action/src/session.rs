@@ -1,5 +1,6 @@
 //! From flags, environment and files to what the library wants: configuration, names, project, connection.
 
+mod context;
 mod names;
 mod project;
 mod reach;
@@ -12,7 +13,7 @@ use preview_core::checkout;
 use preview_core::config::{self, Config, ConfigFile, Environment, Overrides, Settings};
 use preview_core::engine::docker::DockerEngine;
 use preview_core::host::ssh::Destination;
-use preview_core::host::{Host, guardian::Guardian, local, ssh};
+use preview_core::host::{Closed, Host, guardian::Guardian, local, ssh};
 use preview_core::lifecycle::{Client, Error};
 use preview_core::lock::Lock;
 use preview_core::lock::shell::ShellLock;
@@ -46,6 +47,8 @@ pub(crate) struct Session {
     /// What adapters of DNS take from the environment, and nobody else may.
     dns_secrets: Environment,
     directory: PathBuf,
+    /// The socket that the Docker CLI's environment names for this machine, if it names one.
+    engine: Option<PathBuf>,
 }
 
 fn invalid(error: impl std::fmt::Display) -> Error {
@@ -92,18 +95,10 @@ impl Session {
         }
         let Settings { config, warnings } = Settings::merge(file, &environment, &flags).map_err(invalid)?;
         let dns_secrets = names::secrets(&config, &mut environment);
+        let mut engine = None;
         // Found before anything else is looked at, and with its place.
         match config.vm.host.as_deref() {
-            None | Some("local") => {
-                if let Some(host) = environment.get("DOCKER_HOST").filter(|host| !host.is_empty())
-                    && !host.starts_with("unix://")
-                {
-                    return Err(Error::invalid(
-                        "DOCKER_HOST leads to an engine elsewhere: give the machine as ssh://user@host in `[vm] host`, with --host \
-                         or in PREVIEW_HOST, or unset DOCKER_HOST for the engine of this machine",
-                    ));
-                }
-            }
+            None | Some("local") => engine = context::endpoint(&environment).map_err(invalid)?,
             Some(host) => {
                 Destination::parse(host).map_err(|fault| {
                     let message = format!("{}; or `local` for this machine", fault.context);
@@ -112,7 +107,7 @@ impl Session {
             }
         }
         let app = config.app.clone().unwrap_or_else(|| AppName::derive(&application(&environment, &directory)));
-        Ok(Self { config, app, environment, warnings, identity_key, dns_secrets, directory })
+        Ok(Self { config, app, environment, warnings, identity_key, dns_secrets, directory, engine })
     }
 
     /// The repository's name on its forge, where CI tells.
@@ -174,8 +169,7 @@ impl Session {
 
     /// The Docker CLI's configuration directory.
     pub(crate) fn docker_config(&self) -> Option<PathBuf> {
-        let named = self.environment.get("DOCKER_CONFIG").map(PathBuf::from);
-        named.or_else(|| Some(Path::new(self.environment.get("HOME")?).join(".docker")))
+        context::directory(&self.environment)
     }
 
     /// Reaches the host: one connection, over which the engine's socket is forwarded too.
@@ -209,7 +203,16 @@ impl Session {
         compose: Compose,
     ) -> Result<Client, Error> {
         let socket = host.socket(docker_socket).await?;
-        let engine = DockerEngine::connect(&socket)?;
+        let (looks, path) = (Arc::clone(&host), docker_socket.to_owned());
+        let engine = DockerEngine::connect(&socket)?.explained_by(Arc::new(move || {
+            let (host, path) = (Arc::clone(&looks), path.clone());
+            Box::pin(async move {
+                Some(match host.why_closed(&path).await? {
+                    Closed::Denied(why) => (why, true),
+                    Closed::Missing(why) => (why, false),
+                })
+            })
+        }));
         engine.warm(AT_FIRST).await;
         let runtime = compose.with_socket(socket, Some(guardian));
         Ok(Client {

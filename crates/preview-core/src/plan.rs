@@ -11,6 +11,9 @@ use crate::project::StepSpec;
 use crate::stack::{self, Difference};
 use crate::state::{Address, Phase, State};
 
+/// Why containers are replaced whose image is another one.
+pub(crate) const IMAGE_CHANGED: &str = "its image changed";
+
 /// What happens to a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "change", content = "because")]
@@ -21,6 +24,8 @@ pub enum Change {
     Recreate(Vec<String>),
     /// Its containers are there, but do not run as they should.
     Mend(String),
+    /// Its image is built or pulled anew, for this reason: its containers are replaced if that changes it. Only in a plan.
+    Refresh(String),
     /// It is no longer in the files.
     Remove,
     /// Nothing.
@@ -105,6 +110,8 @@ pub struct Running<'a> {
     pub containers: &'a [Container],
     /// Ids of the images of the wanted stack that the host has, by the name in the stack.
     pub images: &'a BTreeMap<String, String>,
+    /// Services that have to run, since routes lead to them.
+    pub routed: &'a BTreeSet<String>,
 }
 
 /// Identity of a stack together with what is done after its start.
@@ -143,6 +150,7 @@ pub fn changes(model: &Value, running: &Running<'_>) -> BTreeMap<String, Change>
     let images = stack::images(model);
     let replicas = stack::replicas(model);
     let one_shots = stack::one_shots(model);
+    let may_end = |service: &String| one_shots.contains(service) && !running.routed.contains(service);
     let mut by_service: BTreeMap<&str, Vec<&Container>> = BTreeMap::new();
     for container in running.containers {
         if let Some(service) = container.service() {
@@ -158,24 +166,24 @@ pub fn changes(model: &Value, running: &Running<'_>) -> BTreeMap<String, Change>
             continue;
         }
         let mut reasons = Vec::new();
-        match running.good.map(|good| good.pointer(&format!("/services/{service}"))) {
-            Some(before) if before == model.pointer(&format!("/services/{service}")) => {}
+        match running.good.map(|good| definition(good, service)) {
+            Some(before) if before.map(of_containers) == definition(model, service).map(of_containers) => {}
             Some(Some(before)) => {
-                let now = model.pointer(&format!("/services/{service}"));
-                reasons.extend(differences(before, now.unwrap_or(&Value::Null)));
+                let now = definition(model, service).map(of_containers).unwrap_or_default();
+                reasons.extend(differences(&of_containers(before), &now));
             }
             _ => reasons.push("what runs is not known to be good".to_owned()),
         }
         if let Some(id) = images.get(service).and_then(|image| running.images.get(image))
             && containers.iter().any(|container| &container.image_id != id)
         {
-            reasons.push("its image changed".to_owned());
+            reasons.push(IMAGE_CHANGED.to_owned());
         }
         let change = if !reasons.is_empty() {
             Change::Recreate(reasons)
         } else if containers.len() != expected {
             Change::Mend(format!("{} of {expected} containers exist", containers.len()))
-        } else if let Some(sick) = containers.iter().find(|container| !well(container, one_shots.contains(service))) {
+        } else if let Some(sick) = containers.iter().find(|container| !well(container, may_end(service))) {
             Change::Mend(format!("its container is {}", condition(sick)))
         } else {
             Change::Keep
@@ -209,6 +217,78 @@ fn differences(before: &Value, now: &Value) -> Vec<String> {
     reasons
 }
 
+fn definition<'a>(model: &'a Value, service: &str) -> Option<&'a Value> {
+    model.get("services")?.get(service)
+}
+
+/// What of a service's definition its containers are made from. The rest says how many there are, in which order they start, and how their image is built.
+fn of_containers(definition: &Value) -> Value {
+    let mut made = definition.clone();
+    if let Some(made) = made.as_object_mut() {
+        for key in ["build", "depends_on", "scale", "profiles"] {
+            made.remove(key);
+        }
+        if let Some(deploy) = made.get_mut("deploy").and_then(Value::as_object_mut) {
+            deploy.remove("replicas");
+        }
+    }
+    made
+}
+
+/// What an update changes that cannot be seen while the preview lives, for people: volumes that are there stay as they were made. `good` is what runs.
+#[must_use]
+pub fn without_effect(model: &Value, good: Option<&Value>) -> Vec<String> {
+    let volume = |model: &Value, key: &str| {
+        let mut table = model.get("volumes")?.get(key)?.clone();
+        if let Some(table) = table.as_object_mut() {
+            table.remove("labels");
+        }
+        Some(table)
+    };
+    let Some(good) = good else { return Vec::new() };
+    let volumes = |model: &'_ Value| model.get("volumes").and_then(Value::as_object).cloned().unwrap_or_default();
+    let wanted = volumes(model);
+    let gone = volumes(good).into_iter().filter(|(key, _)| !wanted.contains_key(key)).map(|(key, _)| {
+        format!("volumes.{key}: no service mounts it any more; its data stays until the preview is destroyed")
+    });
+    let changed = model.get("volumes").and_then(Value::as_object).into_iter().flatten().filter_map(|(key, _)| {
+        let (before, now) = (volume(good, key)?, volume(model, key)?);
+        let keys: BTreeSet<&String> = before.as_object()?.keys().chain(now.as_object()?.keys()).collect();
+        let differ: Vec<String> =
+            keys.into_iter().filter(|key| before.get(*key) != now.get(*key)).map(|key| format!("`{key}`")).collect();
+        (!differ.is_empty()).then(|| {
+            format!(
+                "volumes.{key}: {} changed, but a volume stays as it was made, with its data; to have it made anew, destroy the preview and deploy \
+                 it again, or give the volume another name in the file",
+                differ.join(", ")
+            )
+        })
+    });
+    changed.chain(gone).collect()
+}
+
+/// What new images bring that is not seen, for people: at these paths, volumes that are there hide what the image has. `renewed` are services whose
+/// image changes.
+#[must_use]
+pub fn hidden(model: &Value, good: Option<&Value>, renewed: &BTreeSet<String>) -> Vec<String> {
+    let mounts = |model: &Value, service: &str| -> BTreeSet<(String, String)> {
+        let list = definition(model, service).and_then(|table| table.get("volumes")?.as_array());
+        let volumes = list.into_iter().flatten().filter(|mount| mount["type"] == "volume");
+        let text = |mount: &Value, key: &str| mount[key].as_str().unwrap_or_default().to_owned();
+        volumes.map(|mount| (text(mount, "target"), text(mount, "source"))).collect()
+    };
+    let Some(good) = good else { return Vec::new() };
+    let services = renewed.iter().flat_map(|service| {
+        let both: Vec<_> = mounts(model, service).intersection(&mounts(good, service)).cloned().collect();
+        both.into_iter().map(move |(path, volume)| {
+            format!(
+                "{service}: at {path} it goes on with the volume `{volume}`, so what a new image has there is not seen"
+            )
+        })
+    });
+    services.collect()
+}
+
 /// Whether nothing at all has to be done: the stack of this digest is recorded as good, and just its containers run, on the images of today.
 #[must_use]
 pub fn unchanged(model: &Value, digest: &str, running: &Running<'_>) -> bool {
@@ -233,10 +313,10 @@ pub fn container_ids(containers: &[Container]) -> BTreeMap<String, Vec<String>> 
     ids
 }
 
-fn well(container: &Container, one_shot: bool) -> bool {
+fn well(container: &Container, may_end: bool) -> bool {
     match container.state {
         ContainerState::Running => matches!(container.health, Health::None | Health::Healthy),
-        ContainerState::Exited => one_shot,
+        ContainerState::Exited => may_end,
         _ => false,
     }
 }
@@ -283,6 +363,7 @@ mod tests {
             created: 0,
             ports: vec![],
             networks: BTreeMap::new(),
+            volumes: Default::default(),
         }
     }
 
@@ -300,6 +381,7 @@ mod tests {
                 stack: stack_file(""),
                 containers: container_ids(containers),
                 images: BTreeMap::new(),
+                facts: BTreeMap::new(),
                 roots: BTreeMap::new(),
                 tree: None,
                 records: Default::default(),
@@ -317,7 +399,13 @@ mod tests {
         let containers = [container("web", "c1", "i1"), container("db", "c2", "d1")];
         let state = state(&model, &containers);
         let images = images();
-        let running = Running { state: Some(&state), good: Some(&model), containers: &containers, images: &images };
+        let running = Running {
+            state: Some(&state),
+            good: Some(&model),
+            containers: &containers,
+            images: &images,
+            routed: &BTreeSet::new(),
+        };
         assert!(unchanged(&model, &digest(&model, &[]), &running));
     }
 
@@ -327,7 +415,14 @@ mod tests {
         let containers = [container("web", "c1", "i1"), container("db", "c2", "d1")];
         let state = state(&good, &containers);
         let images = images();
-        let running = |containers| Running { state: Some(&state), good: Some(&good), containers, images: &images };
+        let routed = BTreeSet::new();
+        let running = |containers| Running {
+            state: Some(&state),
+            good: Some(&good),
+            containers,
+            images: &images,
+            routed: &routed,
+        };
 
         let new = model("2");
         assert!(!unchanged(&new, &digest(&new, &[]), &running(&containers)));
@@ -345,6 +440,63 @@ mod tests {
         let fewer = [container("web", "c1", "i1"), container("old", "c3", "x")];
         let found = changes(&good, &running(&fewer));
         assert_eq!((&found["db"], &found["old"]), (&Change::Create, &Change::Remove));
+    }
+
+    #[test]
+    fn what_makes_no_other_containers_recreates_none() {
+        let mut good = model("1");
+        good["services"]["web"]["build"] = json!({"context": "/r"});
+        good["services"]["web"]["deploy"] = json!({});
+        let containers = [container("web", "c1", "i1"), container("db", "c2", "d1")];
+        let images = images();
+        let routed = BTreeSet::new();
+        let running =
+            Running { state: None, good: Some(&good), containers: &containers, images: &images, routed: &routed };
+        let mut new = good.clone();
+        new["services"]["web"]["build"]["args"] = json!({"A": "1"});
+        new["services"]["web"]["depends_on"] = json!({"db": {"condition": "service_started"}});
+        new["services"]["web"]["deploy"] = json!({"replicas": 1});
+        assert_eq!(changes(&new, &running)["web"], Change::Keep);
+        new["services"]["web"]["environment"] = json!({"A": "1"});
+        assert_eq!(changes(&new, &running)["web"], Change::Recreate(vec!["its definition changed".into()]));
+    }
+
+    #[test]
+    fn a_job_may_have_ended_and_what_a_route_leads_to_may_not() {
+        let mut good = model("1");
+        good["services"]["web"]["restart"] = json!("on-failure");
+        let mut containers = [container("web", "c1", "i1"), container("db", "c2", "d1")];
+        containers[0].state = ContainerState::Exited;
+        let images = images();
+        let change = |routed: &BTreeSet<String>| {
+            let running = Running { state: None, good: Some(&good), containers: &containers, images: &images, routed };
+            changes(&good, &running)["web"].clone()
+        };
+        assert_eq!(change(&BTreeSet::new()), Change::Keep);
+        assert_eq!(change(&BTreeSet::from(["web".into()])), Change::Mend("its container is exited".into()));
+    }
+
+    #[test]
+    fn what_an_update_cannot_change_is_told() {
+        let with = |driver: Value, target: &str| {
+            let mount = json!({"type": "volume", "source": "data", "target": target});
+            json!({"services": {"web": {"volumes": [mount]}}, "volumes": {"data": driver}})
+        };
+        let plain = json!({"name": "p_data", "labels": {"a": "1"}});
+        let good = with(plain.clone(), "/www");
+        assert_eq!(without_effect(&good, Some(&with(json!({"name": "p_data"}), "/www"))), Vec::<String>::new());
+        let told = without_effect(&with(json!({"name": "p_data", "driver_opts": {"o": "x"}}), "/www"), Some(&good));
+        assert!(told.len() == 1 && told[0].starts_with("volumes.data: `driver_opts` changed"), "{told:?}");
+        assert_eq!(without_effect(&good, None), Vec::<String>::new(), "what is new is made as it is wanted");
+
+        let gone = without_effect(&json!({"services": {}}), Some(&good));
+        assert!(gone.len() == 1 && gone[0].starts_with("volumes.data: no service mounts it"), "{gone:?}");
+
+        let renewed = BTreeSet::from(["web".to_owned()]);
+        let told = hidden(&good, Some(&good), &renewed);
+        assert!(told.len() == 1 && told[0].contains("at /www") && told[0].contains("`data`"), "{told:?}");
+        assert_eq!(hidden(&with(plain, "/other"), Some(&good), &renewed), Vec::<String>::new());
+        assert_eq!(hidden(&good, Some(&good), &BTreeSet::new()), Vec::<String>::new());
     }
 
     #[test]

@@ -113,6 +113,20 @@ pub struct Timeouts {
     pub total: Duration,
 }
 
+impl Timeouts {
+    /// The limit for becoming healthy where a stack's own checks may take so long. A limit that was set is meant; the default one gives way.
+    #[must_use]
+    pub fn verify_within(&self, patience: Duration) -> Duration {
+        if self.verify == Self::default().verify { self.verify.max(patience) } else { self.verify }
+    }
+
+    /// The limit for the start where services wait so long for the health of others.
+    #[must_use]
+    pub fn start_within(&self, patience: Duration) -> Duration {
+        if self.start == Self::default().start { self.start.saturating_add(patience) } else { self.start }
+    }
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
         let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
@@ -337,5 +351,21 @@ impl Deploy {
             who: who.to_owned(),
             run: run.to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_limits_that_nobody_set_give_way_to_a_stacks_own_checks() {
+        let seconds = Duration::from_secs;
+        let default = Timeouts::default();
+        assert_eq!(default.verify_within(seconds(150)), seconds(150));
+        assert_eq!(default.verify_within(seconds(10)), default.verify);
+        assert_eq!(default.start_within(seconds(30)), default.start + seconds(30));
+        let set = Timeouts { verify: seconds(3), start: seconds(5), ..default };
+        assert_eq!((set.verify_within(seconds(150)), set.start_within(seconds(150))), (seconds(3), seconds(5)));
     }
 }

@@ -9,6 +9,7 @@ use crate::history::Entry;
 use crate::lifecycle::{Deployed, Destroyed, FailureReport, Listed, Restored, Status, Swept};
 use crate::plan::{Action, Change, Kind, Plan};
 use crate::project::Target;
+use crate::state::Address;
 use crate::sweep::{self, Suspect, Why};
 use crate::units::{about, age};
 
@@ -37,6 +38,7 @@ fn services<'a>(changes: impl Iterator<Item = (&'a String, &'a Change)>) -> Stri
             Change::Create => format!("  + {service}\n"),
             Change::Recreate(because) => format!("  ~ {service} ({})\n", because.join(", ")),
             Change::Mend(because) => format!("  ~ {service} ({because})\n"),
+            Change::Refresh(because) => format!("  ? {service} ({because}; recreated if that changes it)\n"),
             Change::Remove => format!("  - {service}\n"),
             Change::Keep => format!("    {service} (kept)\n"),
         })
@@ -153,7 +155,7 @@ pub fn plan(plan: &Plan) -> String {
     if !plan.addresses.is_empty() {
         let _ = writeln!(text, "\nAddresses:");
         for address in &plan.addresses {
-            let _ = writeln!(text, "  {} → {}:{}", address.url, address.service, address.port);
+            text.push_str(&address_line(address));
         }
     }
     if !plan.differences.is_empty() {
@@ -166,6 +168,13 @@ pub fn plan(plan: &Plan) -> String {
         let _ = writeln!(text, "\nWarning: {warning}");
     }
     text
+}
+
+fn address_line(address: &Address) -> String {
+    match address.published() {
+        Some(_) => format!("  {}\n", address.text()),
+        None => format!("  {} → {}:{}\n", address.url, address.service, address.port),
+    }
 }
 
 /// A deploy that failed: what, why, the last lines of what failed, and what runs now.
@@ -320,7 +329,7 @@ pub fn status(status: &Status, now: Timestamp) -> String {
         let _ = writeln!(text, "  created  {} ago, updated {} ago", age(created, now), age(updated, now));
     }
     for address in &status.addresses {
-        let _ = writeln!(text, "  {} → {}:{}", address.url, address.service, address.port);
+        text.push_str(&address_line(address));
     }
     if let Some(holder) = &status.locked_by {
         let _ = writeln!(text, "  locked by {} ({}) since {}", holder.who, holder.why, holder.since);
@@ -380,7 +389,11 @@ pub fn deployed_markdown(deployed: &Deployed) -> String {
                 Kind::Unchanged => "unchanged",
             };
             for address in &deployed.addresses {
-                let _ = writeln!(text, "- **{}**: <{}>", plain(&address.service), address.url);
+                let shown = match address.published() {
+                    Some(_) => plain(&address.text()),
+                    None => format!("<{}>", address.url),
+                };
+                let _ = writeln!(text, "- **{}**: {shown}", plain(&address.service));
             }
             let _ = writeln!(text, "\n{word} in {:.1} s", deployed.seconds);
         }

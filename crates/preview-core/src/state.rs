@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::admission::Weight;
+use crate::engine::ImageFacts;
 use crate::failure::FailureCode;
 
 /// Version of the state file's schema that this build writes and reads.
@@ -158,6 +159,37 @@ pub struct Address {
     pub url: String,
 }
 
+impl Address {
+    /// Whether a browser can open it.
+    #[must_use]
+    pub fn is_web(&self) -> bool {
+        self.url.starts_with("http://") || self.url.starts_with("https://")
+    }
+
+    /// The port of the host that it is, and its protocol, where it is a published port that is no web address.
+    #[must_use]
+    pub fn published(&self) -> Option<(&str, u16)> {
+        let (protocol, rest) = self.url.split_once("://127.0.0.1:")?;
+        if self.is_web() { None } else { Some((protocol, rest.parse().ok()?)) }
+    }
+
+    /// The address for people: an URL, or which port of the host is which port of a service.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match self.published() {
+            Some((protocol, port)) => format!("127.0.0.1:{port} ({} {}/{protocol})", self.service, self.port),
+            None => self.url.clone(),
+        }
+    }
+
+    /// The one to open first: that of a page where there is one, never a published port that is no web address.
+    #[must_use]
+    pub fn first(all: &[Self]) -> Option<String> {
+        let open = all.iter().filter(|address| address.published().is_none());
+        open.min_by_key(|address| !address.is_web()).map(|address| address.url.clone())
+    }
+}
+
 /// The stack that last became ready: what an update that fails goes back to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Good {
@@ -170,6 +202,9 @@ pub struct Good {
     pub containers: BTreeMap<String, Vec<String>>,
     /// Ids of the images by the name in the stack.
     pub images: BTreeMap<String, String>,
+    /// What these images say of their containers, by id. Older versions did not write it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub facts: BTreeMap<String, ImageFacts>,
     /// The hash of each root of the repository's files, by the root's id.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub roots: BTreeMap<String, String>,
@@ -433,6 +468,20 @@ pub(crate) mod tests {
         let text = r#"{"digest": "d", "stack": "stack-1.json", "containers": {}, "images": {}, "files": [], "at": "2026-01-01T00:00:00Z"}"#;
         let good: Good = serde_json::from_str(text).unwrap();
         assert_eq!((good.routes, good.addresses, good.weight), (None, vec![], None));
+    }
+
+    #[test]
+    fn published_ports_of_other_protocols_are_no_urls() {
+        let address = |service: &str, port, url: &str| Address { service: service.into(), port, url: url.into() };
+        let db = address("db", 5432, "tcp://127.0.0.1:20001");
+        assert_eq!(db.text(), "127.0.0.1:20001 (db 5432/tcp)");
+        let web = address("web", 8000, "http://127.0.0.1:20002");
+        assert_eq!((web.text(), web.published()), (web.url.clone(), None));
+        let proxied = address("db", 5432, "tcp://pr-7-db.example.com");
+        assert_eq!(proxied.text(), proxied.url);
+        assert_eq!(Address::first(&[db.clone(), proxied.clone(), web.clone()]), Some(web.url));
+        assert_eq!(Address::first(&[db.clone(), proxied.clone()]), Some(proxied.url));
+        assert_eq!(Address::first(&[db]), None);
     }
 
     #[test]

@@ -449,8 +449,11 @@ pub fn remains(base: &str, target: &Target, survey: &Survey, inventory: &Invento
 pub struct Pulled {
     /// Its name.
     pub image: String,
-    /// When it was last pulled.
+    /// When a pull of it last began.
     pub at: Timestamp,
+    /// When the last pull that was begun ended well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub done: Option<Timestamp>,
 }
 
 impl Pulled {

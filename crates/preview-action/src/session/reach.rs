@@ -90,10 +90,9 @@ impl Session {
         Key::pull(number).map_err(invalid)
     }
 
-    /// The engine's socket of this machine: `DOCKER_HOST` says where, as it does for the Docker CLI.
+    /// The engine's socket of this machine: `DOCKER_HOST` or the Docker CLI's context says where, as they do for the Docker CLI.
     pub(super) fn local_socket(&self) -> PathBuf {
-        let of_docker = self.environment.get("DOCKER_HOST").and_then(|host| host.strip_prefix("unix://"));
-        of_docker.map_or_else(|| PathBuf::from(self.config.vm.docker_socket.as_str()), PathBuf::from)
+        self.engine.clone().unwrap_or_else(|| PathBuf::from(self.config.vm.docker_socket.as_str()))
     }
 
     /// Previews of this machine are kept beside the state of the user's other programs.

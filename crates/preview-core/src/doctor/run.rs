@@ -18,7 +18,7 @@ use crate::host::shell::{ShellHost, Transport};
 use crate::host::ssh::Destination;
 use crate::host::{Examination, Facts, Host as _, Query, Survey};
 use crate::name::Url;
-use crate::state::{Phase, State};
+use crate::state::{Address, Phase, State};
 
 /// Connecting is tried several times; what takes longer than this is no way to work.
 const CONNECT: Duration = Duration::from_secs(60);
@@ -386,7 +386,7 @@ async fn answer<T: Transport>(wish: &Wish, host: Option<&ShellHost<T>>, seen: &S
     let Some(state) = ready.max_by_key(|state| state.updated_at) else {
         return Finding::skipped(ID, "no preview is there to be asked");
     };
-    let Some(url) = state.addresses.first().map(|address| address.url.clone()) else {
+    let Some(url) = Address::first(&state.addresses) else {
         return Finding::skipped(ID, "no preview is there to be asked");
     };
     let Some((https, name, port, path)) = parts(&url) else {

@@ -152,6 +152,7 @@ fn container(name: &str, network: &str, ports: &[u16], managed: bool) -> Contain
         created: 0,
         ports: ports.iter().map(published).collect(),
         networks: BTreeMap::from([(network.to_owned(), IpAddr::from([172, 18, 0, 2]))]),
+        volumes: Default::default(),
     }
 }
 

@@ -30,10 +30,11 @@ use hyper::Method;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 pub use self::examine::Examined;
+pub use self::transport::Explain;
 use self::transport::{LIMIT, Transport};
 use crate::engine::{
     Archive, Chunk, Container, ContainerDetail, ContainerEvent, ContainerState, DiskUse, Engine, EngineInfo, Exec,
-    ExecRequest, FileKind, Inventory, LogOptions, Prune, PullProgress, RegistryAuth, Removed, Stats,
+    ExecRequest, FileKind, ImageFacts, Inventory, LogOptions, Prune, PullProgress, RegistryAuth, Removed, Stats,
 };
 use crate::fault::{Fault, FaultKind};
 use crate::ownership::{self, Selector};
@@ -87,6 +88,13 @@ impl DockerEngine {
         )
         .map_err(|error| errors::fault("connect to the engine", &socket.display().to_string(), error))?;
         Ok(Self { docker, transport })
+    }
+
+    /// Asks who knows why nobody answers, where nobody ever did: its words stand in the fault.
+    #[must_use]
+    pub fn explained_by(self, explain: Explain) -> Self {
+        self.transport.explained_by(explain);
+        self
     }
 
     /// Opens so many connections ahead; where the socket is forwarded, that saves the first requests a round trip.
@@ -262,6 +270,19 @@ impl Engine for DockerEngine {
     ) -> Result<BTreeMap<String, BTreeMap<String, String>>, Fault> {
         let found = self.known_images(references).await?;
         Ok(found.into_iter().map(|(name, image)| (name, image.labels.into_iter().collect())).collect())
+    }
+
+    async fn image_facts(&self, ids: &BTreeSet<String>) -> Result<BTreeMap<String, ImageFacts>, Fault> {
+        const OPERATION: &str = "inspect image";
+        let asked = ids.clone().into_iter().map(|id| async move {
+            match ask(OPERATION, &id, self.docker.inspect_image(image_name(OPERATION, &id)?)).await {
+                Ok(image) => Ok(Some((id, convert::image_facts(image)))),
+                Err(fault) if fault.kind == FaultKind::NotFound => Ok(None),
+                Err(fault) => Err(fault),
+            }
+        });
+        let found: Vec<_> = streams::iter(asked).buffer_unordered(AT_ONCE).try_collect().await?;
+        Ok(found.into_iter().flatten().collect())
     }
 
     async fn pull(
@@ -451,6 +472,10 @@ impl Engine for DockerEngine {
         let networks = ListNetworksOptions { filters: filters([("name", vec![name.to_owned()])]) };
         let found = ask("list networks", "", self.docker.list_networks(Some(networks))).await?;
         Ok(found.iter().any(|network| network.name.as_deref() == Some(name)))
+    }
+
+    async fn note_anonymous(&self, containers: &[Container]) -> Result<(), Fault> {
+        remove::note_anonymous(self, containers).await.map(|_| ())
     }
 
     async fn remove_container(&self, id: &str) -> Result<bool, Fault> {

@@ -101,14 +101,27 @@ pub struct Container {
     pub ports: Vec<PublishedPort>,
     /// Address in each network that it is attached to; only while it runs.
     pub networks: BTreeMap<String, IpAddr>,
+    /// Names of the volumes that it mounts.
+    pub volumes: BTreeSet<String>,
 }
 
 impl Container {
+    /// Names of the volumes that it mounts which nobody gave a name.
+    pub fn anonymous_volumes(&self) -> impl Iterator<Item = &String> {
+        self.volumes.iter().filter(|name| is_anonymous(name))
+    }
+
     /// The Compose service that the container belongs to.
     #[must_use]
     pub fn service(&self) -> Option<&str> {
         self.labels.get(crate::ownership::COMPOSE_SERVICE).map(String::as_str)
     }
+}
+
+/// Whether this is the name of a volume that nobody gave one: engines up to 22 do not mark them otherwise.
+#[must_use]
+pub fn is_anonymous(volume: &str) -> bool {
+    volume.len() == 64 && volume.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// What only a closer look at one container tells.
@@ -139,6 +152,17 @@ pub struct Object {
     pub name: String,
     /// All labels.
     pub labels: BTreeMap<String, String>,
+}
+
+/// What an image says of the containers that are made from it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ImageFacts {
+    /// Paths of its volumes (`VOLUME`): each container has an anonymous volume there, unless something else is mounted.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub volumes: BTreeSet<String>,
+    /// Whether it says that it listens on a port (`EXPOSE`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exposes: bool,
 }
 
 /// Everything of ours that a selector means.
@@ -343,6 +367,9 @@ pub trait Engine: Send + Sync {
         references: &BTreeSet<String>,
     ) -> Result<BTreeMap<String, BTreeMap<String, String>>, Fault>;
 
+    /// What those of these images (by id) that are here say of their containers. One request for each, at the same time.
+    async fn image_facts(&self, ids: &BTreeSet<String>) -> Result<BTreeMap<String, ImageFacts>, Fault>;
+
     /// Pulls an image; the stream ends with the pull, at the latest with an error.
     async fn pull(
         &self,
@@ -402,10 +429,14 @@ pub trait Engine: Send + Sync {
     /// Whether there is a network of exactly this name.
     async fn has_network(&self, name: &str) -> Result<bool, Fault>;
 
+    /// Remembers, as an object of their preview, which volumes that nobody named these containers mount. Whoever removes the preview removes these volumes too, even
+    /// where their containers have long gone. Nothing is written where there are none.
+    async fn note_anonymous(&self, containers: &[Container]) -> Result<(), Fault>;
+
     /// Removes one container by its full id, as [`remove`](Self::remove) does; true if it was there. The caller knows that it is ours.
     async fn remove_container(&self, id: &str) -> Result<bool, Fault>;
 
-    /// Removes everything that is meant: containers (killed, with their anonymous volumes), then networks, volumes and images.
+    /// Removes everything that is meant: containers (killed, with all volumes that they mount and nobody named), then networks, volumes and images.
     /// What others hold on to (a foreign container in our network) is a `Conflict` that names it.
     ///
     /// `seen` are containers of the same selection that an earlier look found: they go at once, while the engine is asked what there is

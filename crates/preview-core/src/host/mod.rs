@@ -12,6 +12,7 @@ mod examine;
 mod facts;
 pub mod guardian;
 pub mod local;
+mod private_key;
 mod script;
 pub mod shell;
 pub mod ssh;
@@ -151,6 +152,15 @@ pub struct Entry {
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
+/// Why a unix socket of the host cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// This may not be, for this reason, with what to do about it.
+    Denied(String),
+    /// There is none, with what to look at.
+    Missing(String),
+}
+
 /// A machine that holds previews.
 #[async_trait]
 pub trait Host: Send + Sync {
@@ -175,6 +185,11 @@ pub trait Host: Send + Sync {
 
     /// A local unix socket that leads to this unix socket of the host (for the Docker CLI); stays until the host is closed.
     async fn socket(&self, path: &str) -> Result<PathBuf, Fault>;
+
+    /// Why nobody answers behind a unix socket of the host, where the host can tell: asked after a first try has failed.
+    async fn why_closed(&self, _path: &str) -> Option<Closed> {
+        None
+    }
 
     /// A connection to a TCP address as the host sees it. Where it is forwarded, a refusal shows as an end of the stream.
     async fn dial(&self, address: &str, port: u16) -> Result<Box<dyn Stream>, Fault>;

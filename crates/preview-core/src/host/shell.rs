@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use super::guardian::Guardian;
-use super::{Change, Entry, Guard, Host, Query, Stream, Survey, script, upload};
+use super::{Change, Closed, Entry, Guard, Host, Query, Stream, Survey, script, upload};
 use crate::fault::{Fault, FaultKind};
 
 /// A running program on the host, its ends not yet closed. Dropping all of it ends the program, at once on this machine, by
@@ -46,6 +46,10 @@ pub trait Transport: Send + Sync + 'static {
     async fn dial(&self, address: &str, port: u16) -> Result<Box<dyn Stream>, Fault>;
     /// What a conversation that broke off means for `operation`.
     async fn broken(&self, operation: &'static str) -> Fault;
+    /// Whether the other side refuses to lead to unix sockets.
+    fn refuses_sockets(&self) -> bool {
+        false
+    }
     /// See [`Host::close`].
     async fn close(&self) -> Result<(), Fault>;
 }
@@ -75,6 +79,8 @@ const SPARE: &str = r#"n=$(printf '\n_'); n=${n%_}; s=; while IFS= read -r l || 
 
 /// A survey reads small files only.
 const SURVEY_LIMIT: Duration = Duration::from_secs(60);
+/// A look at one file.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// Removing a large directory may take a while.
 const APPLY_LIMIT: Duration = Duration::from_secs(300);
 
@@ -183,6 +189,28 @@ impl<T: Transport> ShellHost<T> {
                 format!("{} gave no answer within {} s", self.transport.describe(), limit.as_secs()),
             )),
         }
+    }
+}
+
+/// What a look at a socket means. `refused`: the other side leads nobody to sockets.
+fn closed(said: &str, path: &str, host: &str, refused: bool) -> Option<Closed> {
+    let mut words = said.split_whitespace();
+    match words.next()? {
+        "missing" => Some(Closed::Missing(format!(
+            "no Docker engine answers: there is no socket {path} on {host}; is Docker installed and running there (`systemctl status docker`), and is \
+             `[vm] docker_socket` its socket?"
+        ))),
+        "closed" => {
+            let user = words.next().unwrap_or("this user");
+            Some(Closed::Denied(format!(
+                "the user {user} may not use {path} on {host}: put it into the group `docker` there (`sudo usermod -aG docker {user}`), then run this again"
+            )))
+        }
+        "listening" if refused => Some(Closed::Denied(format!(
+            "the sshd of {host} does not lead to unix sockets, which is how Docker is reached: set `AllowStreamLocalForwarding yes` in its sshd_config \
+             (and no `DisableForwarding yes`), then `systemctl reload ssh`"
+        ))),
+        _ => None,
     }
 }
 
@@ -328,6 +356,17 @@ impl<T: Transport> Host for ShellHost<T> {
         self.transport.socket(path).await
     }
 
+    async fn why_closed(&self, path: &str) -> Option<Closed> {
+        let script = format!(
+            "p={}; if [ ! -S \"$p\" ]; then echo missing; elif [ ! -r \"$p\" ] || [ ! -w \"$p\" ]; then echo closed; id -un; \
+             elif grep -q \" 00010000 .*/${{p##*/}}$\" /proc/net/unix 2>/dev/null; then echo listening; else echo open; fi",
+            script::quote(path)
+        );
+        let answer = self.exchange("look at a socket", LOOK_LIMIT, |_| Ok(script)).await.ok()?;
+        let text = String::from_utf8_lossy(&answer.stdout);
+        closed(&text, path, &self.transport.describe(), self.transport.refuses_sockets())
+    }
+
     async fn dial(&self, address: &str, port: u16) -> Result<Box<dyn Stream>, Fault> {
         self.transport.dial(address, port).await
     }
@@ -347,6 +386,18 @@ impl<T: Transport> Host for ShellHost<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_that_cannot_be_used_says_why() {
+        let told = |said: &str, refused| closed(said, "/run/d.sock", "vm", refused);
+        let Some(Closed::Denied(rights)) = told("closed\nada\n", false) else { panic!("the rights are not told") };
+        assert!(rights.contains("usermod -aG docker ada"), "{rights}");
+        let Some(Closed::Denied(sshd)) = told("listening\n", true) else { panic!("the sshd is not told") };
+        assert!(sshd.contains("AllowStreamLocalForwarding yes"), "{sshd}");
+        assert!(matches!(told("missing\n", false), Some(Closed::Missing(why)) if why.contains("/run/d.sock")));
+        // Somebody may have left the socket: then sshd is not to blame.
+        assert_eq!((told("open\n", true), told("listening\n", false), told("", true)), (None, None, None));
+    }
 
     #[tokio::test]
     async fn the_end_is_found_wherever_it_is_cut() {

@@ -23,7 +23,7 @@ use tokio::process::{Child, Command};
 pub use super::destination::Destination;
 use super::guardian::{Guardian, Ward};
 use super::shell::{Process, ShellHost, Transport, default_shell};
-use super::{Stream, script, ssh_errors};
+use super::{Stream, private_key, script, ssh_errors};
 use crate::fault::{Fault, FaultKind};
 use crate::secret::Secret;
 
@@ -161,10 +161,20 @@ async fn connect_guarded(options: &SshOptions, guardian: &Guardian) -> Result<Ss
         options.known_hosts = KnownHosts::File(file);
     }
     let key_file = run_dir.join("key");
-    if let Some(key) = options.identity_key.take() {
-        // A variable often loses the last line's end or gains carriage returns, and ssh then calls the key invalid.
-        write_private(&key_file, &format!("{}\n", key.expose().replace('\r', "").trim())).await?;
-        options.identity_file = Some(key_file.clone());
+    let file = options.identity_file.clone();
+    let of_file = async { Some(Secret::new(tokio::fs::read_to_string(file?).await.ok()?)) };
+    let key = match options.identity_key.take() {
+        Some(key) => Some((key, true)),
+        None => of_file.await.map(|key| (key, false)),
+    };
+    let has_passphrase = key.as_ref().is_some_and(|(key, _)| private_key::has_passphrase(key.expose()));
+    if let Some((key, variable)) = key {
+        let text = private_key::tidy(key.expose());
+        // A file that ssh can read stays where it is: an agent may know it.
+        if variable || (text != *key.expose() && private_key::is_private(&text)) {
+            write_private(&key_file, &text).await?;
+            options.identity_file = Some(key_file.clone());
+        }
     }
 
     let begun = Instant::now();
@@ -194,7 +204,10 @@ async fn connect_guarded(options: &SshOptions, guardian: &Guardian) -> Result<Ss
                 let _ = tokio::time::timeout(Duration::from_secs(1), reader).await;
             }
             let text = complaints.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let fault = ssh_errors::classify(&text, &options.destination);
+            let mut fault = ssh_errors::classify(&text, &options.destination);
+            if has_passphrase && fault.kind == FaultKind::Denied {
+                fault.context = format!("{}: {}", options.destination, private_key::WITH_PASSPHRASE);
+            }
             return Err(Failed { crowded: fault.transient && ssh_errors::crowded(&text), fault });
         }
         Ok(Err(error)) => return Err(Fault::new(FaultKind::Failed, CONNECT, "").caused_by(error).into()),
@@ -391,6 +404,11 @@ impl Transport for Ssh {
         }
         let context = format!("{} broke off the conversation", self.destination);
         Fault::new(FaultKind::Unreachable, operation, context).transient()
+    }
+
+    fn refuses_sockets(&self) -> bool {
+        let complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        ssh_errors::refuses_forwards(&complaints)
     }
 
     async fn close(&self) -> Result<(), Fault> {

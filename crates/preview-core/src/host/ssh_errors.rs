@@ -92,6 +92,11 @@ pub(super) fn crowded(stderr: &str) -> bool {
     words.iter().any(|text| stderr.contains(text)) && !stderr.contains("UNKNOWN port")
 }
 
+/// Whether this output of `ssh` says that the other side led no connection on. Of unix sockets it does not say why.
+pub(super) fn refuses_forwards(stderr: &str) -> bool {
+    stderr.contains("administratively prohibited") || stderr.contains("open failed: connect failed: open failed")
+}
+
 /// The steps to a pinned key, for the host that `ssh` names: it may be a jump host.
 fn how_to_pin(stderr: &str, destination: &Destination) -> String {
     let named = stderr.split_once("host key is known for ").and_then(|(_, rest)| rest.split_once(" and you have"));

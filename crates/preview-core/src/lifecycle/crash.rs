@@ -127,7 +127,7 @@ impl Flight<'_> {
             }
         };
         let message = first_lines(&message);
-        let expected = Expected::of(&wanted.model);
+        let expected = Expected::of(&wanted.model).routed(&wanted.routed);
         let mut restarts = Restarts::since(seen.state.as_ref().and_then(|state| state.good.as_ref()));
         let mut services = Vec::new();
         let looked = async {

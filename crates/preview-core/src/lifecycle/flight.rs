@@ -15,6 +15,7 @@ use super::place::{Asking, Reserved};
 use super::prepare::{Prepared, Wanted};
 use super::records;
 use super::run::{Halt, guarded};
+use super::stages::Applied;
 use super::tree;
 use super::{Client, Error, Event, Interrupt, Observer, Refusal};
 use crate::engine::ContainerEvent;
@@ -290,7 +291,7 @@ impl Flight<'_> {
             }
         };
         match Box::pin(self.apply(&plan, prepared, wanted, seen, &mut state, begin)).await {
-            Ok((kind, services)) => Ok(Some(self.deployed(Some(kind), wanted.addresses.clone(), services))),
+            Ok(Applied { kind, services, addresses }) => Ok(Some(self.deployed(Some(kind), addresses, services))),
             Err(crash) => Err(Box::pin(self.crash(crash, seen, prepared, wanted, state)).await),
         }
     }
@@ -305,7 +306,7 @@ impl Flight<'_> {
             name: self.deploy.target.name.clone(),
             project: self.deploy.target.project.clone(),
             kind,
-            url: addresses.first().map(|address| address.url.clone()),
+            url: Address::first(&addresses),
             addresses,
             services,
             seconds: (self.begun.elapsed().as_secs_f64() * 100.0).round() / 100.0,

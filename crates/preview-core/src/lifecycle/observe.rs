@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::destroy::Whose;
@@ -10,19 +11,21 @@ use super::prepare::{self, Prepared, Wanted};
 use super::roll;
 use super::tree;
 use super::{Client, Error, Observer};
-use crate::engine::Container;
+use crate::engine::{Container, Engine, ImageFacts};
 use crate::fault::{Fault, FaultKind};
 use crate::fence::{self, Tombstone};
 use crate::host::{Query, Survey};
 use crate::ownership::Selector;
-use crate::plan::{self, Action, Kind, Plan, Running};
+use crate::plan::{self, Action, Change, Kind, Plan, Running};
 use crate::project::{Deploy, Project, PullPolicy};
 use crate::proxy::{Proxy, pages};
 use crate::queue::FREED;
 use crate::route::parts;
 use crate::runtime::Runtime;
 use crate::secret::{Redactor, Secret};
-use crate::state::State;
+use crate::stack::Pull;
+use crate::state::{Address, State};
+use crate::sweep::Pulled;
 use crate::{generate, ports, queue, stack};
 
 /// The file below the base directory that changes with each place that is given away.
@@ -40,9 +43,13 @@ pub(super) struct Seen {
     pub(super) good_text: Option<String>,
     pub(super) containers: Vec<Container>,
     pub(super) images: BTreeMap<String, String>,
+    /// What these images say of their containers, by id.
+    pub(super) facts: BTreeMap<String, ImageFacts>,
     pub(super) published: BTreeSet<u16>,
     /// The directory of the volume with the preview's files on the engine's machine; empty where there are no files.
     pub(super) files_directory: String,
+    /// When images that may be due were last pulled for previews.
+    pub(super) pulled: BTreeMap<String, Timestamp>,
 }
 
 pub(super) async fn observe(
@@ -53,7 +60,8 @@ pub(super) async fn observe(
 ) -> Result<Seen, Error> {
     let target = &deploy.target;
     let own = format!("{}/{}", target.app, target.name);
-    let query = Query {
+    let timed = timed(prepared);
+    let mut query = Query {
         // The guard before what it guards.
         read: vec![
             PLACES.to_owned(),
@@ -73,6 +81,7 @@ pub(super) async fn observe(
         joined: vec![queue::pattern()],
         ..Query::default()
     };
+    query.read.extend(timed.iter().map(|image| Pulled::path("", image).trim_start_matches('/').to_owned()));
     let selector = Selector::preview(&target.app, &target.name);
     let mut names: BTreeSet<String> = stack::images(&prepared.model).into_values().collect();
     names.extend(prepared.built.iter().map(|service| format!("{}-{service}", target.project)));
@@ -120,8 +129,59 @@ pub(super) async fn observe(
     let good_file = state.as_ref().and_then(|state| Some(target.file(&client.base_dir, &state.good.as_ref()?.stack)));
     let good_text = good_file.and_then(|path| survey.files.get(&path)).cloned();
     let good = good_text.as_deref().and_then(|text| serde_json::from_str(text).ok());
+    let known = state.as_ref().and_then(|state| Some(state.good.as_ref()?.facts.clone())).unwrap_or_default();
+    let facts = image_facts(&*client.engine, &images, &known).await?;
+    let pulled = timed.into_iter().filter_map(|image| {
+        let text = survey.files.get(&Pulled::path(&client.base_dir, &image))?;
+        Some((image, serde_json::from_str::<Pulled>(text).ok()?.done?))
+    });
+    let pulled = pulled.collect();
     let tombstones = fence::tombstones(&survey.files, &target.app, &target.name);
-    Ok(Seen { survey, pages, tombstones, state, good, good_text, containers, images, published, files_directory })
+    Ok(Seen {
+        survey,
+        pages,
+        tombstones,
+        state,
+        good,
+        good_text,
+        containers,
+        images,
+        facts,
+        published,
+        files_directory,
+        pulled,
+    })
+}
+
+/// Images that are pulled when the last pull is long ago.
+pub(super) fn timed(prepared: &Prepared) -> Vec<String> {
+    let images = stack::images(&prepared.model);
+    let timed = stack::pull_policies(&prepared.model).into_iter().filter(|(_, pull)| matches!(pull, Pull::Older(_)));
+    timed.filter_map(|(service, _)| images.get(&service).cloned()).collect()
+}
+
+/// What these images say of their containers, by id. Those that are `known` are not asked about.
+pub(super) async fn image_facts(
+    engine: &dyn Engine,
+    images: &BTreeMap<String, String>,
+    known: &BTreeMap<String, ImageFacts>,
+) -> Result<BTreeMap<String, ImageFacts>, Fault> {
+    let (old, new): (BTreeSet<String>, BTreeSet<String>) =
+        images.values().cloned().partition(|id| known.contains_key(id));
+    let mut facts: BTreeMap<String, ImageFacts> =
+        known.iter().filter(|(id, _)| old.contains(*id)).map(|(id, facts)| (id.clone(), facts.clone())).collect();
+    if !new.is_empty() {
+        facts.extend(engine.image_facts(&new).await?);
+    }
+    Ok(facts)
+}
+
+/// What is known of images, by name.
+pub(super) fn by_name(
+    images: &BTreeMap<String, String>,
+    facts: &BTreeMap<String, ImageFacts>,
+) -> BTreeMap<String, ImageFacts> {
+    images.iter().filter_map(|(name, id)| Some((name.clone(), facts.get(id)?.clone()))).collect()
 }
 
 /// The proxy's network is missing: nothing could be started, and nobody could open it.
@@ -134,8 +194,10 @@ fn no_such_network(network: &str) -> String {
 }
 
 impl Seen {
-    pub(super) fn running(&self) -> Running<'_> {
+    /// What runs; `wanted` says which services have to.
+    pub(super) fn running<'a>(&'a self, wanted: &'a Wanted) -> Running<'a> {
         Running {
+            routed: &wanted.routed,
             state: self.state.as_ref(),
             good: self.good.as_ref(),
             containers: &self.containers,
@@ -198,15 +260,48 @@ pub(super) fn want(
                     taken.extend(other.ports.values());
                 }
             }
-            ports::allocate(&deploy.target.project, &prepared.wanted, &remembered, &taken).map_err(|error| {
-                Error::Fault(Fault::new(FaultKind::PortTaken, "find a free port", error.to_string()))
-            })?
+            let replicas = stack::replicas(&prepared.model);
+            ports::allocate(&deploy.target.project, &prepared.wanted, &replicas, &remembered, &taken).map_err(
+                |error| Error::Fault(Fault::new(FaultKind::PortTaken, "find a free port", error.to_string())),
+            )?
         }
     };
     let generations = roll::generations(prepared, seen.good.as_ref());
-    let wanted =
-        prepare::render(project, deploy, prepared, &client.base_dir, &seen.files_directory, &ports, &generations)?;
+    let images = by_name(&seen.images, &seen.facts);
+    let (base, directory) = (&client.base_dir, &seen.files_directory);
+    let mut wanted = prepare::render(project, deploy, prepared, base, directory, &ports, &generations, &images)?;
+    if let Some(good) = seen.state.as_ref().and_then(|state| state.good.as_ref()) {
+        as_heard(&mut wanted.addresses, &good.addresses);
+    }
+    not_pulled(prepared, &wanted, seen)?;
     Ok((wanted, ports))
+}
+
+/// What answered HTTP before is taken to do so until it is asked again.
+fn as_heard(addresses: &mut [Address], before: &[Address]) {
+    for address in addresses {
+        let Some((_, port)) = address.published() else { continue };
+        let url = format!("http://127.0.0.1:{port}");
+        if before.iter().any(|old| old.url == url && old.service == address.service && old.port == address.port) {
+            address.url = url;
+        }
+    }
+}
+
+/// An image that is not there, of a service that says that it is never pulled.
+fn not_pulled(prepared: &Prepared, wanted: &Wanted, seen: &Seen) -> Result<(), Error> {
+    let images = stack::images(&wanted.model);
+    let never = stack::pull_policies(&prepared.model).into_iter().filter(|(_, pull)| *pull == Pull::Never);
+    for (service, _) in never.filter(|(service, _)| !prepared.built.contains(service)) {
+        let Some(image) = images.get(&service).filter(|image| !seen.images.contains_key(*image)) else { continue };
+        if !prepared.built.iter().any(|built| images.get(built) == Some(image)) {
+            return Err(Error::invalid(format!(
+                "services.{service}.pull_policy: `never`, and the engine does not have the image `{image}`: write `pull_policy: missing`, or bring the \
+                 image there (`docker pull`, `docker load`)"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Whether an address is another one, or below it, or above it: to a browser all of a host is one place, and the longer path wins.
@@ -251,27 +346,45 @@ pub(super) fn changed_files(prepared: &Prepared, seen: &Seen) -> Vec<String> {
     digests.into_iter().filter(|(id, digest)| !there(id, digest)).map(|(id, _)| id).collect()
 }
 
-pub(super) fn pulls(
-    project: &Project,
-    prepared: &Prepared,
-    wanted: &Wanted,
-    images: &BTreeMap<String, String>,
-) -> Vec<String> {
+/// The images to pull: what the configuration says, and where a service says something, that.
+pub(super) fn pulls(project: &Project, prepared: &Prepared, wanted: &Wanted, seen: &Seen) -> Vec<String> {
     let built: BTreeSet<&String> = prepared.built.iter().collect();
     let own: BTreeSet<String> = stack::images(&wanted.model)
         .into_iter()
         .filter(|(service, _)| built.contains(service))
         .map(|(_, image)| image)
         .collect();
-    let all: BTreeSet<String> =
-        stack::images(&wanted.model).into_values().filter(|image| !own.contains(image)).collect();
-    all.into_iter().filter(|image| project.pull == PullPolicy::Always || !images.contains_key(image)).collect()
+    let said = stack::pull_policies(&prepared.model);
+    let default = if project.pull == PullPolicy::Always { Pull::Always } else { Pull::Missing };
+    let due = |service: &String, image: &String| match said.get(service) {
+        // The configuration's word is for all that may be pulled.
+        Some(Pull::Never) => false,
+        Some(pull) => default == Pull::Always || is_due(*pull, image, seen),
+        None => is_due(default, image, seen),
+    };
+    let all = stack::images(&wanted.model).into_iter().filter(|(_, image)| !own.contains(image));
+    let due: BTreeSet<String> = all.filter(|(service, image)| due(service, image)).map(|(_, image)| image).collect();
+    due.into_iter().collect()
+}
+
+fn is_due(pull: Pull, image: &str, seen: &Seen) -> bool {
+    match pull {
+        Pull::Never => false,
+        Pull::Always => true,
+        Pull::Missing => !seen.images.contains_key(image),
+        Pull::Older(age) => {
+            let now = seen.survey.facts.now;
+            let pulled = seen.pulled.get(image).filter(|_| seen.images.contains_key(image));
+            pulled
+                .is_none_or(|at| now.saturating_sub(at.as_second()) >= i64::try_from(age.as_secs()).unwrap_or(i64::MAX))
+        }
+    }
 }
 
 pub(super) fn draw(project: &Project, deploy: &Deploy, prepared: &Prepared, wanted: &Wanted, seen: &Seen) -> Plan {
-    let running = seen.running();
+    let running = seen.running(wanted);
     let changed = changed_files(prepared, seen);
-    let pulls = pulls(project, prepared, wanted, &seen.images);
+    let pulls = pulls(project, prepared, wanted, seen);
     let same = plan::unchanged(&wanted.model, &wanted.digest, &running);
     let kind = match &seen.state {
         None => Kind::Create,
@@ -292,7 +405,7 @@ pub(super) fn draw(project: &Project, deploy: &Deploy, prepared: &Prepared, want
         actions.push(Action::Build { services: prepared.built.clone() });
     }
     if !pulls.is_empty() {
-        actions.push(Action::Pull { images: pulls });
+        actions.push(Action::Pull { images: pulls.clone() });
     }
     if kind != Kind::Unchanged {
         actions.push(Action::Up);
@@ -301,16 +414,55 @@ pub(super) fn draw(project: &Project, deploy: &Deploy, prepared: &Prepared, want
         );
         actions.push(Action::Verify);
     }
+    let mut services = plan::changes(&wanted.model, &running);
+    let renewed = renewed(prepared, wanted, seen, &pulls, &mut services);
+    let mut warnings = prepared.warnings.clone();
+    if kind == Kind::Update {
+        warnings.extend(plan::without_effect(&wanted.model, seen.good.as_ref()));
+        warnings.extend(plan::hidden(&wanted.model, seen.good.as_ref(), &renewed));
+    }
     Plan {
         name: deploy.target.name.clone(),
         project: deploy.target.project.clone(),
         kind,
         actions,
-        services: plan::changes(&wanted.model, &running),
+        services,
         addresses: wanted.addresses.clone(),
         differences: wanted.differences.clone(),
-        warnings: prepared.warnings.clone(),
+        warnings,
     }
+}
+
+/// The services whose image changes, or may; those that are kept otherwise get that for their change.
+fn renewed(
+    prepared: &Prepared,
+    wanted: &Wanted,
+    seen: &Seen,
+    pulls: &[String],
+    services: &mut BTreeMap<String, Change>,
+) -> BTreeSet<String> {
+    let images = stack::images(&wanted.model);
+    let built: BTreeSet<&String> = prepared.built.iter().filter_map(|service| images.get(service)).collect();
+    let mut renewed = BTreeSet::new();
+    for (service, image) in &images {
+        let because = if built.contains(image) {
+            "its image is built anew"
+        } else if pulls.contains(image) {
+            "its image is pulled anew"
+        } else {
+            ""
+        };
+        let other = seen.containers.iter().any(|container| {
+            container.service() == Some(service) && seen.images.get(image).is_some_and(|id| *id != container.image_id)
+        });
+        if !because.is_empty() && services.get(service) == Some(&Change::Keep) {
+            services.insert(service.clone(), Change::Refresh(because.to_owned()));
+        }
+        if !because.is_empty() || other {
+            renewed.insert(service.clone());
+        }
+    }
+    renewed
 }
 
 #[cfg(test)]

@@ -6,9 +6,10 @@ use serde_json::Value;
 
 use super::files::{self, Local};
 use super::{Error, Event, Observer, judge};
+use crate::engine::ImageFacts;
 use crate::project::{Deploy, Project, RouteSpec};
 use crate::proxy::{self, Bundle, Owner, Proxy};
-use crate::route::{Access, Generations, Route};
+use crate::route::{Access, Generations, Protocol, Route};
 use crate::runtime::{Runtime, Source, Variables, reads};
 use crate::secret::{Redactor, Secret};
 use crate::stack::{self, Difference, Input, Port, Violation};
@@ -24,6 +25,8 @@ pub(super) struct Prepared {
     pub(super) files: Local,
     pub(super) routes: Vec<RouteSpec>,
     pub(super) wanted: BTreeSet<Port>,
+    /// Published ports that no route leads to, where there is no proxy: they are listed, and need not answer.
+    pub(super) listed: BTreeSet<Port>,
     pub(super) built: Vec<String>,
     pub(super) access: Access,
     pub(super) warnings: Vec<String>,
@@ -45,6 +48,8 @@ pub(super) struct Wanted {
     pub(super) digest: String,
     pub(super) differences: Vec<Difference>,
     pub(super) addresses: Vec<Address>,
+    /// Services that routes lead to: they have to run.
+    pub(super) routed: BTreeSet<String>,
     /// What a proxy that is told by files is told.
     pub(super) bundle: Option<Bundle>,
 }
@@ -112,7 +117,7 @@ pub(super) async fn prepare(
     let (model, uses) = (judged.model, judged.uses);
     violations.extend(judged.violations);
     violations.extend(judge::check_services(project, &model));
-    let (routes, wanted, wrong) = routes(project, &model);
+    let Routes { routes, wanted, listed, wrong } = routes(project, &model);
     violations.extend(wrong);
     let (doubts, wrong) = check_isolation(project, &model, &wanted);
     violations.extend(wrong);
@@ -127,7 +132,19 @@ pub(super) async fn prepare(
     warnings.extend(files.warnings.iter().cloned());
     warnings.extend(doubts);
     let built = stack::built(&model);
-    Ok(Prepared { built, variables, file_variables, files, routes, wanted, access, warnings, differences, model })
+    Ok(Prepared {
+        built,
+        variables,
+        file_variables,
+        files,
+        routes,
+        wanted,
+        listed,
+        access,
+        warnings,
+        differences,
+        model,
+    })
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
@@ -172,16 +189,28 @@ fn no_route(tcp: &[&Port], url: Option<&str>) -> Violation {
     Violation::input("route", why, table(&first.service, first.target, missing))
 }
 
-/// The routes, and what has to be published without a proxy.
-fn routes(project: &Project, model: &Value) -> (Vec<RouteSpec>, BTreeSet<Port>, Vec<Violation>) {
+/// What is reachable from outside.
+struct Routes {
+    routes: Vec<RouteSpec>,
+    /// What has to be published without a proxy.
+    wanted: BTreeSet<Port>,
+    /// What of that no route leads to.
+    listed: BTreeSet<Port>,
+    wrong: Vec<Violation>,
+}
+
+fn routes(project: &Project, model: &Value) -> Routes {
     let published = stack::published_ports(model);
     let tcp: Vec<&Port> = published.iter().filter(|port| port.protocol == "tcp").collect();
-    if project.routes.is_none() && project.proxy != Proxy::None && tcp.len() != 1 {
-        let wrong = no_route(&tcp, project.url.as_deref());
-        return (Vec::new(), published, vec![wrong]);
+    let pages: Vec<&Port> = published.iter().filter(|port| stack::may_be_http(port)).collect();
+    if project.routes.is_none() && project.proxy != Proxy::None && pages.len() != 1 {
+        let wrong = no_route(if pages.is_empty() { &tcp } else { &pages }, project.url.as_deref());
+        return Routes { routes: Vec::new(), wanted: published, listed: BTreeSet::new(), wrong: vec![wrong] };
     }
     let routes = project.routes.clone().unwrap_or_else(|| {
-        tcp.iter()
+        // Behind a proxy there is one address, without one the others are published beside it.
+        stack::page(&published, &stack::built(model))
+            .into_iter()
             .map(|port| RouteSpec {
                 service: port.service.clone(),
                 port: port.target,
@@ -192,13 +221,13 @@ fn routes(project: &Project, model: &Value) -> (Vec<RouteSpec>, BTreeSet<Port>, 
             .collect()
     });
     let wrong = routes.iter().flat_map(|route| wrong_route(project, model, route)).collect();
-    let mut wanted = published;
-    wanted.extend(routes.iter().map(|route| Port {
-        service: route.service.clone(),
-        target: route.port,
-        protocol: "tcp".to_owned(),
-    }));
-    (routes, wanted, wrong)
+    let routed: BTreeSet<Port> = routes
+        .iter()
+        .map(|route| Port { service: route.service.clone(), target: route.port, protocol: "tcp".to_owned() })
+        .collect();
+    let listed = if project.proxy == Proxy::None { &published - &routed } else { BTreeSet::new() };
+    let wanted = &published | &routed;
+    Routes { routes, wanted, listed, wrong }
 }
 
 /// What is wrong with a route to a service that is there.
@@ -263,7 +292,30 @@ fn access(project: &Project, deploy: &Deploy, variables: &Variables) -> Result<A
     Ok(Access { basic_auth, allow_ips: spec.allow_ips.clone(), noindex: spec.noindex })
 }
 
-/// Renders the stack, with its files in this directory of the host, these host ports (unused behind a proxy) and generations (used by one that is told by labels).
+/// Services that have to stay up: a route leads to them, or they are asked a question. Not those that steps run in: another step is no reason to make a container anew.
+pub(super) fn stays(project: &Project, prepared: &Prepared) -> BTreeSet<String> {
+    let routed = prepared.routes.iter().map(|route| route.service.clone());
+    routed.chain(project.health.iter().filter_map(|health| health.service.clone())).collect()
+}
+
+/// The addresses of a published port: one for each container of its service.
+fn on_the_host<'a>(
+    port: &'a Port,
+    scheme: &'a str,
+    replicas: &BTreeMap<String, usize>,
+    host_ports: &'a BTreeMap<String, u16>,
+) -> impl Iterator<Item = Address> + 'a {
+    let containers = replicas.get(&port.service).copied().unwrap_or(1).max(1);
+    port.keys(containers).filter_map(|key| host_ports.get(&key)).map(move |host_port| Address {
+        service: port.service.clone(),
+        port: port.target,
+        url: format!("{scheme}://127.0.0.1:{host_port}"),
+    })
+}
+
+/// Renders the stack, with its files in this directory of the host, these host ports (unused behind a proxy), generations (used by one that is told by labels), and
+/// what is known of its images.
+#[expect(clippy::too_many_arguments, reason = "they are what a stack is rendered from")]
 pub(super) fn render(
     project: &Project,
     deploy: &Deploy,
@@ -272,20 +324,26 @@ pub(super) fn render(
     files_directory: &str,
     host_ports: &BTreeMap<String, u16>,
     generations: &Generations,
+    images: &BTreeMap<String, ImageFacts>,
 ) -> Result<Wanted, Error> {
     let files = prepared.files.placed();
     let passed = prepared.stack_variables();
+    let replicas = stack::replicas(&prepared.model);
     let mut addresses = Vec::new();
     let mut full = Vec::new();
     for spec in &prepared.routes {
-        let key = Port { service: spec.service.clone(), target: spec.port, protocol: "tcp".to_owned() }.key();
-        let url = match (&project.proxy, host_ports.get(&key)) {
-            (Proxy::None, Some(port)) => format!("http://127.0.0.1:{port}"),
-            (Proxy::None, None) => continue,
-            (Proxy::Traefik(_) | Proxy::Files(_), _) => spec.url.clone().unwrap_or_default(),
-        };
-        addresses.push(Address { service: spec.service.clone(), port: spec.port, url: url.clone() });
-        full.push(leading(spec, url));
+        if project.proxy != Proxy::None {
+            let url = spec.url.clone().unwrap_or_default();
+            addresses.push(Address { service: spec.service.clone(), port: spec.port, url: url.clone() });
+            full.push(leading(spec, url));
+            continue;
+        }
+        let port = Port { service: spec.service.clone(), target: spec.port, protocol: "tcp".to_owned() };
+        let scheme = if spec.protocol == Protocol::Tcp { "tcp" } else { "http" };
+        addresses.extend(on_the_host(&port, scheme, &replicas, host_ports));
+    }
+    for port in &prepared.listed {
+        addresses.extend(on_the_host(port, &port.protocol, &replicas, host_ports));
     }
     let target = &deploy.target;
     let owner = Owner { app: &target.app, name: &target.name, project: &target.project };
@@ -305,6 +363,8 @@ pub(super) fn render(
         proxy: routed,
         inject_into: &project.env_services,
         variables: &prepared.variables,
+        stays: &stays(project, prepared),
+        images,
         passed: &passed,
     })
     .map_err(|found| judge::reject(project, &prepared.model, found))?;
@@ -318,5 +378,6 @@ pub(super) fn render(
         differences,
         bundle: project.proxy.files(owner, &full, &prepared.access),
         addresses,
+        routed: prepared.routes.iter().map(|route| route.service.clone()).collect(),
     })
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::engine::Container;
 use crate::failure::FailureCode;
@@ -15,6 +15,8 @@ use crate::host::Host;
 const PAUSE: Duration = Duration::from_millis(250);
 /// One answer may take so long.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long somebody who listens may take to show that it is HTTP.
+const ANSWER: Duration = Duration::from_secs(3);
 /// Docker's own proxy accepts a connection before it finds nobody behind it, and closes it within this time.
 const GLANCE: Duration = Duration::from_millis(150);
 
@@ -35,6 +37,42 @@ pub(super) fn address(container: &Container, port: u16) -> Option<(String, u16)>
         return Some((ip.map_or_else(|| "127.0.0.1".to_owned(), |ip| ip.to_string()), published.host_port));
     }
     container.networks.values().next().map(|ip| (ip.to_string(), port))
+}
+
+/// What was heard on a port that need not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// Nobody listens there.
+    Nothing,
+    /// Somebody takes connections.
+    Connection,
+    /// Somebody answers HTTP.
+    Http,
+}
+
+/// Listens to a port of a container, until somebody is there or the time is over. `http`: it may be HTTP.
+pub(super) async fn hear(host: &dyn Host, container: &Container, port: u16, http: bool, limit: Duration) -> Heard {
+    let Some((ip, port)) = address(container, port) else { return Heard::Nothing };
+    let listens = async {
+        let question = Question { service: String::new(), port, path: None };
+        while tokio::time::timeout(PATIENCE, once(host, &ip, port, &question)).await.is_ok_and(|done| done.is_err()) {
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    if tokio::time::timeout(limit, listens).await.is_err() {
+        return Heard::Nothing;
+    }
+    let answers = async {
+        let mut stream = host.dial(&ip, port).await.ok()?;
+        stream.write_all(b"HEAD / HTTP/1.0\r\nHost: localhost\r\nUser-Agent: preview\r\n\r\n").await.ok()?;
+        let mut start = [0; 5];
+        stream.read_exact(&mut start).await.ok()?;
+        (&start == b"HTTP/").then_some(())
+    };
+    match http {
+        true if matches!(tokio::time::timeout(ANSWER, answers).await, Ok(Some(()))) => Heard::Http,
+        _ => Heard::Connection,
+    }
 }
 
 /// Asks until the answer is good; the caller limits the time. `last` keeps what the last answer was.
@@ -118,6 +156,7 @@ mod tests {
             created: 0,
             ports: vec![],
             networks: BTreeMap::from([("n".to_owned(), "172.18.0.2".parse().unwrap())]),
+            volumes: Default::default(),
         };
         assert_eq!(address(&container, 80), Some(("172.18.0.2".into(), 80)));
         container.ports.push(PublishedPort {

@@ -145,7 +145,7 @@ fn join(base: &str, survey: &Survey, containers: &[Container]) -> Vec<Listed> {
             listed.subject = Some(state.subject.to_string());
             listed.owner = state.owner;
             listed.commit = state.commit;
-            listed.url = state.addresses.first().map(|address| address.url.clone());
+            listed.url = Address::first(&state.addresses);
             listed.created_at = Some(state.created_at);
             listed.updated_at = Some(state.updated_at);
         }
@@ -389,6 +389,7 @@ mod tests {
             created: 0,
             ports: vec![],
             networks: BTreeMap::new(),
+            volumes: Default::default(),
         };
         let found = join("/b", &Survey { files, ..Survey::default() }, &[container]);
         let told: Vec<_> = found.iter().map(|l| (l.name.as_str(), l.phase.as_str(), l.running)).collect();

@@ -15,7 +15,7 @@ use super::run::Halt;
 use super::verify::lock;
 use super::wait::{self, Expected, Restarts, Verdict};
 use super::{Event, up};
-use crate::engine::{Container, ContainerState, Health};
+use crate::engine::{Container, ContainerState, Health, ImageFacts};
 use crate::failure;
 use crate::fault::Fault;
 use crate::plan::Change;
@@ -203,6 +203,7 @@ impl Flight<'_> {
         wanted: &Wanted,
         services: &BTreeMap<String, Change>,
         seen: &Seen,
+        images: &BTreeMap<String, ImageFacts>,
     ) -> Option<(BTreeMap<String, usize>, Wanted)> {
         let good = seen.good.as_ref();
         let replicas = stack::replicas(&wanted.model);
@@ -216,7 +217,8 @@ impl Flight<'_> {
             // No ports: what is rolled is behind a proxy. The same was rendered before, so there is nothing to refuse.
             let place = &seen.files_directory;
             let wanted =
-                prepare::render(self.project, self.deploy, prepared, base, place, &ports, &generations).ok()?;
+                prepare::render(self.project, self.deploy, prepared, base, place, &ports, &generations, images);
+            let wanted = wanted.ok()?;
             let blocked =
                 rolling.keys().find_map(|service| Some((service.clone(), obstacle(service, &wanted.model, good)?)));
             let Some((service, why)) = blocked else { return Some((rolling, wanted)) };
@@ -241,6 +243,7 @@ impl Flight<'_> {
         let gone = later(&wanted.model, rolling).into_iter().chain(rolling.keys().cloned()).collect();
         let others = without(&wanted.model, &gone);
         up::clean(&*self.client.engine, &seen.containers).await?;
+        self.client.engine.note_anonymous(&seen.containers).await?;
         if !stack::service_names(&others).is_empty() {
             let first = Stack { rendered: Secret::new(others.to_string()), ..stack.clone() };
             self.client.runtime.up_only(&first, progress).await?;
@@ -271,7 +274,7 @@ impl Flight<'_> {
         rolling: &BTreeMap<String, usize>,
         progress: Progress<'_>,
     ) -> Result<(), Crash> {
-        let limit = self.project.timeouts.verify;
+        let limit = self.verify_limit(wanted);
         let expected = Expected::of(&without(&wanted.model, &later(&wanted.model, rolling)));
         let selector = self.selector();
         let last = Mutex::new(Problems::new());
@@ -406,6 +409,7 @@ mod tests {
             created: 0,
             ports: vec![],
             networks: BTreeMap::new(),
+            volumes: Default::default(),
         }
     }
 

@@ -14,16 +14,16 @@ use super::crash::{Crash, broken, known, with_output};
 use super::diagnose::Problems;
 use super::flight::{Begin, Flight};
 use super::leading;
-use super::observe::{Seen, changed_files, pulls};
-use super::prepare::{Prepared, Wanted};
-use super::records;
+use super::observe::{Seen, by_name, changed_files, image_facts, pulls, timed};
+use super::prepare::{self, Prepared, Wanted};
 use super::run::{Halt, guarded};
 use super::tree;
 use super::up::up;
 use super::verify::lock;
 use super::wait::{self, Expected, Restarts, Verdict};
 use super::{Event, Interrupt};
-use crate::engine::{ContainerEvent, Prune};
+use super::{records, roll};
+use crate::engine::{ContainerEvent, ImageFacts, Prune};
 use crate::failure;
 use crate::fault::{Fault, FaultKind};
 use crate::host::Change;
@@ -34,7 +34,7 @@ use crate::runtime::Stack;
 use crate::secret::Secret;
 use crate::stack;
 use crate::stack::tree::Manifest;
-use crate::state::{Good, Phase, State};
+use crate::state::{Address, Good, Phase, State};
 use crate::sweep::Pulled;
 
 /// Again at most so often, for what may go away by itself.
@@ -45,7 +45,44 @@ fn state_has_good(seen: &Seen) -> bool {
     seen.good.is_some() && seen.state.as_ref().is_some_and(|state| state.good.is_some())
 }
 
+/// What came of a run that changed something, or found nothing to change.
+pub(super) struct Applied {
+    pub(super) kind: Kind,
+    pub(super) services: BTreeMap<String, plan::Change>,
+    pub(super) addresses: Vec<Address>,
+}
+
+/// The images of a stack: their ids by name, and what they say of their containers by id.
+struct Images {
+    ids: BTreeMap<String, String>,
+    facts: BTreeMap<String, ImageFacts>,
+}
+
 impl Flight<'_> {
+    /// The stack with what is known of its images now, where that differs from what it was rendered with.
+    fn rendered_anew(
+        &self,
+        prepared: &Prepared,
+        wanted: &Wanted,
+        seen: &Seen,
+        ports: &BTreeMap<String, u16>,
+        images: &BTreeMap<String, String>,
+        facts: &BTreeMap<String, ImageFacts>,
+    ) -> Option<Wanted> {
+        let known = by_name(images, facts);
+        if known == by_name(&seen.images, &seen.facts) {
+            return None;
+        }
+        let generations = roll::generations(prepared, seen.good.as_ref());
+        let base = &self.client.base_dir;
+        let place = &seen.files_directory;
+        // The same was rendered before, so there is nothing to refuse.
+        let anew = prepare::render(self.project, self.deploy, prepared, base, place, ports, &generations, &known);
+        let mut anew = anew.ok()?;
+        anew.addresses.clone_from(&wanted.addresses);
+        (anew.digest != wanted.digest).then_some(anew)
+    }
+
     /// Does the stage's work while the state file says so.
     pub(super) async fn stage<T>(
         &self,
@@ -88,7 +125,7 @@ impl Flight<'_> {
         seen: &Seen,
         state: &mut State,
         begin: Begin,
-    ) -> Result<(Kind, BTreeMap<String, plan::Change>), Crash> {
+    ) -> Result<Applied, Crash> {
         let limits = &self.project.timeouts;
         let progress = |line: &str| self.observer.event(&Event::Progress(&self.redactor.clean(line)));
         let stack = self.stack(wanted, prepared);
@@ -125,27 +162,30 @@ impl Flight<'_> {
                 .await;
             built.map_err(with_output)?;
         }
-        let pulls = pulls(self.project, prepared, wanted, &seen.images);
+        let pulls = pulls(self.project, prepared, wanted, seen);
         if !pulls.is_empty() {
             self.stage(state, Phase::Pulling, limits.pull, async {
                 let pulled = pulls.iter().map(|image| self.retrying(move || self.pull(image)));
                 let pulled = futures_util::future::try_join_all(pulled);
                 let pulled = async { pulled.await.map_err(failure::of_pull) };
-                futures_util::try_join!(self.note_pulls(&pulls), pulled).map(|_| ())
+                futures_util::try_join!(self.note_pulls(&pulls, false), pulled)?;
+                let timed = timed(prepared).into_iter().filter(|image| pulls.contains(image)).collect::<Vec<_>>();
+                if timed.is_empty() { Ok(()) } else { self.note_pulls(&timed, true).await }
             })
             .await?;
         }
 
-        let expected = Expected::of(&wanted.model);
         let images_changed = !prepared.built.is_empty() || !pulls.is_empty();
         let kind = plan.kind;
+        let ports = state.ports.clone();
         let refused = AtomicBool::new(false);
         let broke = Mutex::new(None);
         let started = self
             .stage(
                 state,
                 Phase::Starting,
-                limits.start,
+                // `up` waits for the health that services wait for.
+                limits.start_within(stack::patience(&wanted.model).before),
                 Box::pin(self.with_hosts(&refused, async {
                     let names = stack::images(&wanted.model).into_values().collect();
                     let ids = async {
@@ -156,24 +196,31 @@ impl Flight<'_> {
                         }
                     };
                     let (images, labels) = futures_util::try_join!(ids, self.client.engine.image_labels(&names))?;
-                    let running = Running { images: &images, ..seen.running() };
+                    let facts = image_facts(&*self.client.engine, &images, &seen.facts).await?;
+                    // What an image declares is known for sure only once it is there.
+                    let anew = self.rendered_anew(prepared, wanted, seen, &ports, &images, &facts);
+                    let wanted = anew.as_ref().unwrap_or(wanted);
+                    let running = Running { images: &images, ..seen.running(wanted) };
                     let services = plan::changes(&wanted.model, &running);
                     if plan::unchanged(&wanted.model, &wanted.digest, &running) {
-                        return Ok((images, services, None, None));
+                        return Ok((Images { ids: images, facts }, services, None, None, anew));
                     }
                     if let Some(why) = stack::router_labels(&labels) {
                         return Err(failure::of_up(Fault::new(FaultKind::Failed, "start the containers", why)));
                     }
-                    let rolling = self.rolling(prepared, wanted, &services, seen);
+                    self.warn_of_hidden(wanted, seen, &services);
+                    let known = by_name(&images, &facts);
+                    let rolling = self.rolling(prepared, wanted, &services, seen, &known);
                     if let Some((rolling, wanted)) = &rolling {
                         let stack = self.stack(wanted, prepared);
                         let beside = || self.beside(&stack, wanted, rolling, seen, &broke, &progress);
                         self.retrying(beside).await.map_err(failure::of_up)?;
                     } else {
+                        let stack = self.stack(wanted, prepared);
                         let up = || up(self.client, &selector, &seen.containers, &stack, &progress);
                         self.retrying(up).await.map_err(failure::of_up)?;
                     }
-                    Ok((images, services, Some(events), rolling))
+                    Ok((Images { ids: images, facts }, services, Some(events), rolling, anew))
                 })),
             )
             .await;
@@ -181,10 +228,11 @@ impl Flight<'_> {
             // Nothing was written, so nothing is to be taken back, where that would be refused too.
             state.records = seen.state.as_ref().map(|before| before.records.clone()).unwrap_or_default();
         }
-        let (images, services, events, rolling) = match (started, lock(&broke).take()) {
+        let (images, services, events, rolling, anew) = match (started, lock(&broke).take()) {
             (Err(Halt::Fault(_)), Some(crash)) => return Err(crash),
             (started, _) => started.map_err(with_output)?,
         };
+        let wanted = anew.as_ref().unwrap_or(wanted);
         let Some(events) = events else {
             // Who may come in, and by which address, is no part of the stack for a proxy that is told by files.
             if let Some(bundle) = &wanted.bundle {
@@ -196,7 +244,7 @@ impl Flight<'_> {
             if files.is_some() {
                 self.forget_files().await;
             }
-            return Ok((Kind::Unchanged, services));
+            return Ok(Applied { kind: Kind::Unchanged, services, addresses: wanted.addresses.clone() });
         };
 
         let wanted = match &rolling {
@@ -207,21 +255,25 @@ impl Flight<'_> {
                 wanted
             }
         };
-        let verified = Box::pin(self.verified(state, wanted, prepared, &expected, &selector, events)).await?;
+        let expected = Expected::of(&wanted.model).routed(&wanted.routed);
+        let (verified, addresses) =
+            Box::pin(self.verified(state, wanted, prepared, &expected, &selector, events)).await?;
+        let wanted = Wanted { addresses, ..wanted.clone() };
+        state.addresses.clone_from(&wanted.addresses);
         if let Some(bundle) = &wanted.bundle {
             let led = leading::lead(self.client, &self.deploy.target.project, bundle);
             self.guarded(self.limit(limits.start), led).await?;
         }
         let containers = plan::container_ids(&verified);
-        let stale_images = images != seen.images;
-        self.settle(kind, state, wanted, prepared, seen, containers, images).await?;
+        let stale_images = images.ids != seen.images;
+        self.settle(kind, state, &wanted, prepared, seen, containers, images).await?;
         if stale_images {
             self.prune().await;
         }
         if files.is_some() {
             self.forget_files().await;
         }
-        Ok((kind, services))
+        Ok(Applied { kind, services, addresses: wanted.addresses })
     }
 
     /// Says in the state which files the volume is about to have; what it has, and what it will have. The manifest of before is read only now, since
@@ -266,15 +318,17 @@ impl Flight<'_> {
         expected: &Expected,
         selector: &Selector,
         events: BoxStream<'static, Result<ContainerEvent, Fault>>,
-    ) -> Result<Vec<crate::engine::Container>, Crash> {
+    ) -> Result<(Vec<crate::engine::Container>, Vec<Address>), Crash> {
         let limits = &self.project.timeouts;
+        let limit = self.verify_limit(wanted);
         let steps_limit = self.project.steps.iter().map(|step| step.timeout.unwrap_or(limits.step)).sum::<Duration>();
         let last = Mutex::new(Problems::new());
         let failure = Mutex::new(None);
         let mut restarts = Restarts::since(state.good.as_ref());
         let verified = self
             // A little more than the limits inside: those can say what was not well.
-            .stage(state, Phase::Verifying, limits.verify + steps_limit + Duration::from_secs(5), async {
+            .stage(state, Phase::Verifying, limit + steps_limit + Duration::from_secs(5), async {
+                let begun = Instant::now();
                 for step in &self.project.steps {
                     if let Err(crash) = self.step(step).await? {
                         *lock(&failure) = Some(crash);
@@ -297,12 +351,17 @@ impl Flight<'_> {
                     self.ask(wanted, prepared, &containers, &last).await?;
                     Ok(containers)
                 };
-                match tokio::time::timeout(limits.verify, verify).await {
-                    Ok(done) => done,
+                match tokio::time::timeout(limit, verify).await {
+                    Ok(containers) => {
+                        let containers = containers?;
+                        let left = limit.saturating_sub(begun.elapsed());
+                        let addresses = self.heard(wanted, prepared, &containers, left).await;
+                        Ok((containers, addresses))
+                    }
                     Err(_) => {
                         let problems = lock(&last).clone();
                         let text: Vec<_> = problems.iter().map(|(service, why)| format!("{service} {why}")).collect();
-                        let message = format!("after {} s: {}", limits.verify.as_secs(), text.join("; "));
+                        let message = format!("after {} s: {} ([timeouts] verify)", limit.as_secs(), text.join("; "));
                         *lock(&failure) = Some(broken(message, problems, vec![]));
                         Err(known())
                     }
@@ -312,6 +371,25 @@ impl Flight<'_> {
         match (verified, lock(&failure).take()) {
             (Err(Halt::Fault(_)), Some(crash)) => Err(crash),
             (verified, _) => Ok(verified?),
+        }
+    }
+
+    /// How long a stack may take to become healthy and answer: what the file gives its health checks is waited for.
+    pub(super) fn verify_limit(&self, wanted: &Wanted) -> Duration {
+        self.project.timeouts.verify_within(stack::patience(&wanted.model).one)
+    }
+
+    /// Says what of the new version cannot be seen.
+    fn warn_of_hidden(&self, wanted: &Wanted, seen: &Seen, services: &BTreeMap<String, plan::Change>) {
+        let image_changed = |change: &plan::Change| match change {
+            plan::Change::Recreate(because) => because.iter().any(|why| why == plan::IMAGE_CHANGED),
+            _ => false,
+        };
+        let renewed = services.iter().filter(|(_, change)| image_changed(change)).map(|(service, _)| service.clone());
+        let good = seen.good.as_ref();
+        let texts = plan::without_effect(&wanted.model, good).into_iter();
+        for text in texts.chain(plan::hidden(&wanted.model, good, &renewed.collect())) {
+            self.observer.event(&Event::Warning(&self.redactor.clean(&text)));
         }
     }
 
@@ -326,12 +404,12 @@ impl Flight<'_> {
         prepared: &Prepared,
         seen: &Seen,
         containers: BTreeMap<String, Vec<String>>,
-        images: BTreeMap<String, String>,
+        images: Images,
     ) -> Result<(), Crash> {
         let (wanted_hosts, old_hosts) = (records::wanted(self.client, self.project), self.stale_hosts(state));
         // While files are kept for the way back, the next run must not begin.
         let moved = state.tree != state.good.as_ref().and_then(|good| good.tree.clone());
-        let last = images == seen.images && old_hosts.is_empty() && !moved;
+        let last = images.ids == seen.images && old_hosts.is_empty() && !moved;
         let now = Timestamp::now();
         let rendered = wanted.model.to_string();
         let file = plan::stack_file(&rendered);
@@ -347,7 +425,8 @@ impl Flight<'_> {
             digest: wanted.digest.clone(),
             stack: file.clone(),
             containers,
-            images,
+            images: images.ids,
+            facts: images.facts,
             roots: prepared.files.manifest.digests(),
             tree: state.tree.clone(),
             records: wanted_hosts.clone(),
@@ -424,12 +503,12 @@ impl Flight<'_> {
         }
     }
 
-    /// So that a sweep of a full disk knows what came for previews, and leaves what did not.
-    async fn note_pulls(&self, images: &[String]) -> Result<(), Fault> {
+    /// So that a sweep of a full disk knows what came for previews, and leaves what did not; once they are `done`, so that the next pull is not before its time.
+    async fn note_pulls(&self, images: &[String], done: bool) -> Result<(), Fault> {
         let at = Timestamp::now();
         let note = |image: &String| Change::Write {
             path: Pulled::path(&self.client.base_dir, image),
-            content: Secret::new(Pulled { image: image.clone(), at }.to_json()),
+            content: Secret::new(Pulled { image: image.clone(), at, done: done.then_some(at) }.to_json()),
             mode: 0o600,
         };
         self.client.host.apply(&images.iter().map(note).collect::<Vec<_>>()).await

@@ -59,7 +59,10 @@ pub(super) struct Undo<'a> {
 /// Goes back.
 pub(super) async fn undo(undo: &Undo<'_>) -> Restored {
     let limits = undo.timeouts;
-    let limit = limits.start + limits.verify + Duration::from_secs(60);
+    let model = undo.good.and_then(|(text, _)| serde_json::from_str::<Value>(text).ok());
+    let patience = model.as_ref().map(stack::patience).unwrap_or_default();
+    let (start, verify) = (limits.start_within(patience.before), limits.verify_within(patience.one));
+    let limit = start.saturating_add(verify).saturating_add(Duration::from_secs(60));
     // A second Ctrl-C ends the program; the first one led here.
     let never = Interrupt::default();
     let work = async {
@@ -168,7 +171,9 @@ async fn restore(undo: &Undo<'_>, text: &str, good: &Good) -> Result<Restored, F
             use_image(&mut model, name, id);
         }
     }
-    let expected = Expected::of(&model);
+    let open = good.addresses.iter().filter(|address| address.published().is_none());
+    let routed = open.map(|address| address.service.clone()).collect();
+    let expected = Expected::of(&model).routed(&routed);
     let mut restarts = Restarts::since(Some(good));
     let (verdict, containers) = wait::look(engine, &selector, &expected, &mut restarts).await?;
     let untouched =

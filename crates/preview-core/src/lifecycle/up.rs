@@ -16,6 +16,8 @@ pub(super) async fn up(
     progress: Progress<'_>,
 ) -> Result<(), Fault> {
     clean(&*client.engine, seen).await?;
+    // What Compose takes away leaves its volumes without a trace of whose they are.
+    client.engine.note_anonymous(seen).await?;
     match client.runtime.up(stack, progress).await {
         // The engine may have ended what it was at for a dead run since the containers were seen.
         Err(fault) if fault.kind == FaultKind::Conflict => {
@@ -67,6 +69,7 @@ mod tests {
             created: 0,
             ports: vec![],
             networks: BTreeMap::new(),
+            volumes: Default::default(),
         }
     }
 

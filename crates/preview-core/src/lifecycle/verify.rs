@@ -10,11 +10,18 @@ use super::crash::{Crash, broken};
 use super::diagnose::{Problem, Problems, last_lines, printable};
 use super::flight::Flight;
 use super::prepare::{Prepared, Wanted};
-use super::probe::{self, Question};
-use crate::engine::{Chunk, Container, ExecRequest};
+use super::probe::{self, Heard, Question};
+use crate::engine::{Chunk, Container, ExecRequest, Health};
 use crate::failure::FailureCode;
 use crate::fault::{Fault, FaultKind};
 use crate::project::{Project, StepSpec};
+use crate::stack::{self, Port};
+use crate::state::Address;
+
+/// How long published ports that nobody asked about are waited for.
+const UNASKED: Duration = Duration::from_secs(10);
+/// And those of containers that are healthy.
+const HEALTHY: Duration = Duration::from_secs(1);
 
 impl Flight<'_> {
     /// Runs a step in its service. An outer error is the host's, an inner one the step's.
@@ -107,6 +114,43 @@ impl Flight<'_> {
         });
         lock(last).clear();
         futures_util::future::try_join_all(asked).await.map(|_| ())
+    }
+}
+
+impl Flight<'_> {
+    /// The addresses as they are to be shown: of published ports that no route leads to, those that answer HTTP are web addresses. One on which nobody
+    /// listens is told, and fails nothing.
+    pub(super) async fn heard(
+        &self,
+        wanted: &Wanted,
+        prepared: &Prepared,
+        containers: &[Container],
+        left: Duration,
+    ) -> Vec<Address> {
+        let listened = prepared.listed.iter().filter(|port| port.protocol == "tcp").map(|port| async move {
+            let container = super::pick_container(containers, &port.service)?;
+            // Who is healthy has opened its ports.
+            let limit = if container.health == Health::Healthy { HEALTHY } else { UNASKED };
+            let http = stack::may_be_http(port);
+            Some((port, probe::hear(&*self.client.host, container, port.target, http, limit.min(left)).await))
+        });
+        let listened: Vec<_> = futures_util::future::join_all(listened).await.into_iter().flatten().collect();
+        for (port, _) in listened.iter().filter(|(_, heard)| *heard == Heard::Nothing) {
+            let text = format!(
+                "{}: nothing listens on port {}, which the Compose file publishes; if an address should lead there, write a [[route]]",
+                port.service, port.target
+            );
+            self.observer.event(&Event::Warning(&text));
+        }
+        let mut addresses = wanted.addresses.clone();
+        for address in &mut addresses {
+            let of_it = |(port, _): &&(&Port, Heard)| port.service == address.service && port.target == address.port;
+            let Some((_, heard)) = listened.iter().find(of_it) else { continue };
+            let Some((_, host_port)) = address.url.rsplit_once(':') else { continue };
+            let scheme = if *heard == Heard::Http { "http" } else { "tcp" };
+            address.url = format!("{scheme}://127.0.0.1:{host_port}");
+        }
+        addresses
     }
 }
 

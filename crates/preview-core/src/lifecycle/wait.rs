@@ -32,11 +32,24 @@ pub(super) struct Expected {
     one_shots: BTreeSet<String>,
     /// Those that count only once they have ended: something else is not to start before.
     ends: BTreeSet<String>,
+    /// Those that have to stay up, since an address leads to them.
+    routed: BTreeSet<String>,
 }
 
 impl Expected {
     pub(super) fn of(model: &Value) -> Self {
-        Self { replicas: stack::replicas(model), one_shots: stack::one_shots(model), ends: BTreeSet::new() }
+        Self {
+            replicas: stack::replicas(model),
+            one_shots: stack::one_shots(model),
+            ends: BTreeSet::new(),
+            routed: BTreeSet::new(),
+        }
+    }
+
+    /// The same, where these services have to stay up.
+    pub(super) fn routed(mut self, services: &BTreeSet<String>) -> Self {
+        self.routed.clone_from(services);
+        self
     }
 
     /// Of these services alone; true: it has to be at its end.
@@ -44,7 +57,7 @@ impl Expected {
         let Self { mut replicas, one_shots, .. } = Self::of(model);
         replicas.retain(|service, _| services.contains_key(service));
         let ends = services.iter().filter(|(_, ends)| **ends).map(|(service, _)| service.clone()).collect();
-        Self { replicas, one_shots, ends }
+        Self { replicas, one_shots, ends, routed: BTreeSet::new() }
     }
 }
 
@@ -127,6 +140,10 @@ pub(super) fn judge(
                     broken.insert(service.clone(), Problem::new(cause(detail, FailureCode::Unhealthy), "is unhealthy"));
                 }
                 (ContainerState::Exited, _) => match detail {
+                    Some(detail) if detail.exit_code == 0 && expected.routed.contains(service) => {
+                        let why = "ended (with code 0), but an address leads to it: it has to stay up";
+                        broken.insert(service.clone(), Problem::new(FailureCode::Exited, why));
+                    }
                     Some(detail) if detail.exit_code == 0 && (one_shot || !detail.restarts_on_success) => {}
                     Some(detail) => {
                         broken.insert(
@@ -305,6 +322,7 @@ mod tests {
             created: 0,
             ports: vec![],
             networks: BTreeMap::new(),
+            volumes: Default::default(),
         }
     }
 
@@ -355,6 +373,17 @@ mod tests {
     }
 
     #[test]
+    fn a_routed_service_has_to_stay_up() {
+        let once = expected(json!({"restart": "no"})).routed(&BTreeSet::from(["a".to_owned()]));
+        let ended = container("a", ContainerState::Exited, Health::None);
+        let Verdict::Broken(why) = judge(&once, std::slice::from_ref(&ended), &detail(&ended, 0, 0, false)) else {
+            panic!("not broken")
+        };
+        assert_eq!(why["a"].code, FailureCode::Exited);
+        assert!(why["a"].why.contains("code 0"), "{why:?}");
+    }
+
+    #[test]
     fn what_others_await_the_end_of_is_not_well_before() {
         let model = json!({"services": {"a": {"restart": "no"}, "b": {}}});
         let end = Expected::part(&model, &BTreeMap::from([("a".to_owned(), true)]));
@@ -391,6 +420,7 @@ mod tests {
             stack: String::new(),
             containers: BTreeMap::from([("a".to_owned(), vec!["a".to_owned()])]),
             images: BTreeMap::new(),
+            facts: BTreeMap::new(),
             roots: BTreeMap::new(),
             tree: None,
             records: Default::default(),

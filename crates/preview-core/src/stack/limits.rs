@@ -37,12 +37,12 @@ struct Limit<'a> {
     shown: String,
 }
 
-/// Puts the guardrails on a service. `one_shot` services are to end, so they get no restart policy.
+/// Puts the guardrails on a service; `restart` is its restart policy where it gets one of ours.
 pub(super) fn guard(
     service: &str,
     table: &mut Map<String, Value>,
     rails: &Guardrails,
-    one_shot: bool,
+    restart: Option<&str>,
     differences: &mut Vec<Difference>,
 ) {
     let mut note = |key: &str, what: String| {
@@ -111,12 +111,9 @@ pub(super) fn guard(
     }
     lower_reservations(table, rails, &mut note);
     rotate_logs(table, rails, &mut note);
-    if !one_shot
-        && !table.contains_key("restart")
-        && table.get("deploy").is_none_or(|d| d.get("restart_policy").is_none())
-    {
-        table.insert("restart".to_owned(), json!(rails.restart));
-        note("restart", format!("set to {}", rails.restart));
+    if let Some(restart) = restart {
+        table.insert("restart".to_owned(), json!(restart));
+        note("restart", format!("set to {restart}"));
     }
 }
 
@@ -231,7 +228,7 @@ mod tests {
     fn guarded(service: Value) -> (Value, Vec<String>) {
         let mut table = service.as_object().unwrap().clone();
         let mut differences = Vec::new();
-        guard("api", &mut table, &Guardrails::default(), false, &mut differences);
+        guard("api", &mut table, &Guardrails::default(), Some("always"), &mut differences);
         (Value::Object(table), differences.into_iter().map(|d| format!("{}: {}", d.key, d.what)).collect())
     }
 
@@ -304,9 +301,8 @@ mod tests {
     }
 
     #[test]
-    fn a_log_driver_of_its_own_and_a_restart_policy_stay() {
-        let (table, _) = guarded(json!({"logging": {"driver": "local"}, "restart": "no"}));
+    fn a_log_driver_of_its_own_stays() {
+        let (table, _) = guarded(json!({"logging": {"driver": "local"}}));
         assert_eq!(table["logging"], json!({"driver": "local"}));
-        assert_eq!(table["restart"], json!("no"));
     }
 }

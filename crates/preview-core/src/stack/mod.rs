@@ -6,24 +6,32 @@ mod capability;
 mod exclude;
 mod files;
 mod harmless;
+mod health;
 mod isolation;
 mod limits;
 mod literal;
 mod network;
 mod policy;
+mod published;
+mod pull_policy;
 mod render;
+mod restart;
 mod shares;
 pub mod tree;
 mod violation;
+mod volumes;
 mod written;
 
 pub use exclude::{drop_optional, exclude, proposal, with_dependents};
 pub use files::{FileUse, Place, file_uses, host_paths, links_out, normal};
 pub use harmless::drop_harmless;
+pub use health::{Patience, patience};
 pub use isolation::Isolation;
 pub use limits::{Guardrails, declared_memory};
 pub use literal::not_literal;
 pub use policy::{Allowance, Allowing, allowable_keys, allowing, violations};
+pub use published::{is_unlikely_http, may_be_http, page};
+pub use pull_policy::{Pull, pull_policies};
 pub use render::{Input, Rendered, render};
 pub use shares::{Said, Share, own_networks, shares};
 pub use violation::{AllowLine, Rejection, Violation, ViolationKind};
@@ -58,6 +66,12 @@ impl Port {
     #[must_use]
     pub fn key(&self) -> String {
         format!("{}:{}/{}", self.service, self.target, self.protocol)
+    }
+
+    /// The keys of the host ports of a service with so many containers: each needs one.
+    pub fn keys(&self, containers: usize) -> impl Iterator<Item = String> + use<> {
+        let key = self.key();
+        (0..containers).map(move |number| if number == 0 { key.clone() } else { format!("{key}+{number}") })
     }
 }
 
@@ -137,13 +151,15 @@ pub fn built(model: &Value) -> Vec<String> {
         .collect()
 }
 
-/// Services that are to end with success instead of staying up: another one waits for just that, or the file says
-/// that they are not started again.
+/// Services that may end with success instead of staying up: another one waits for just that, or they are not started
+/// again after it.
 #[must_use]
 pub fn one_shots(model: &Value) -> BTreeSet<String> {
     let mut names = awaited(model);
     for (service, table) in services(model) {
-        if table.get("restart").and_then(Value::as_str) == Some("no") {
+        let of_deploy = || table.get("deploy")?.pointer("/restart_policy/condition")?.as_str();
+        let restart = table.get("restart").and_then(Value::as_str).or_else(of_deploy).unwrap_or_default();
+        if restart == "no" || restart == "none" || restart.starts_with("on-failure") {
             names.insert(service.clone());
         }
     }
@@ -152,12 +168,15 @@ pub fn one_shots(model: &Value) -> BTreeSet<String> {
 
 /// Services of which another one awaits the successful end.
 pub(crate) fn awaited(model: &Value) -> BTreeSet<String> {
+    awaited_as(model, "service_completed_successfully")
+}
+
+/// Services that another one waits for with this condition.
+pub(crate) fn awaited_as(model: &Value, wanted: &str) -> BTreeSet<String> {
     services(model)
         .filter_map(|(_, table)| table.get("depends_on")?.as_object())
         .flatten()
-        .filter(|(_, condition)| {
-            condition.get("condition").and_then(Value::as_str) == Some("service_completed_successfully")
-        })
+        .filter(|(_, condition)| condition.get("condition").and_then(Value::as_str) == Some(wanted))
         .map(|(name, _)| name.clone())
         .collect()
 }

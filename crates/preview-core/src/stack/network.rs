@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::{Difference, Port};
 
@@ -112,6 +113,7 @@ pub(super) fn ports(
     table: &mut Map<String, Value>,
     wanted: &BTreeSet<Port>,
     host_ports: Option<&BTreeMap<String, u16>>,
+    containers: usize,
     differences: &mut Vec<Difference>,
 ) {
     let before = table.remove("ports").and_then(|ports| ports.as_array().cloned()).unwrap_or_default();
@@ -119,14 +121,17 @@ pub(super) fn ports(
     let mut published = Vec::new();
     if let Some(host_ports) = host_ports {
         for port in wanted.iter().filter(|port| port.service == service) {
-            let Some(host_port) = host_ports.get(&port.key()) else { continue };
+            let own: Vec<u16> = port.keys(containers.max(1)).filter_map(|key| host_ports.get(&key)).copied().collect();
+            let (Some(first), Some(last)) = (own.first(), own.last()) else { continue };
+            // Of a range each container takes one.
+            let range = if first == last { first.to_string() } else { format!("{first}-{last}") };
             published.push(json!({
                 "mode": "ingress", "host_ip": "127.0.0.1", "target": port.target,
-                "published": host_port.to_string(), "protocol": port.protocol,
+                "published": range, "protocol": port.protocol,
             }));
             differences.push(Difference {
                 key: key.clone(),
-                what: format!("{}/{} published on 127.0.0.1:{host_port}", port.target, port.protocol),
+                what: format!("{}/{} published on 127.0.0.1:{range}", port.target, port.protocol),
             });
         }
     } else if !before.is_empty() {
@@ -195,6 +200,38 @@ pub(super) fn own_words(
     }
 }
 
+/// The label with the hash of the networks of a service.
+const DEFINITIONS: &str = "preview.networks";
+
+/// Marks each service with what its networks are like. Compose makes a network anew whose definition changed, and containers that it only starts again are not
+/// found by name there; those whose label changed are recreated.
+pub(super) fn mark(model: &mut Value) {
+    let definitions: BTreeMap<String, String> = super::entries(model, "networks")
+        .filter(|(_, table)| table.get("external") != Some(&json!(true)))
+        .map(|(key, table)| {
+            let defined: Map<String, Value> = table
+                .iter()
+                .filter(|(key, _)| *key != "labels")
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect();
+            (key.clone(), Value::Object(defined).to_string())
+        })
+        .collect();
+    for (_, table) in model.get_mut("services").and_then(Value::as_object_mut).into_iter().flatten() {
+        let joined = table.get("networks").and_then(Value::as_object).into_iter().flatten();
+        let mut hash = Sha256::new();
+        let mut any = false;
+        for (key, definition) in joined.filter_map(|(key, _)| definitions.get_key_value(key)) {
+            any = true;
+            hash.update(format!("{key}\0{definition}\0"));
+        }
+        let hash: String = hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        if any && let Some(labels) = table.get_mut("labels").and_then(Value::as_object_mut) {
+            labels.insert(DEFINITIONS.to_owned(), json!(hash));
+        }
+    }
+}
+
 /// Attaches a routed service to the proxy's network.
 pub(super) fn join_proxy(service: &str, table: &mut Map<String, Value>, key: &str, differences: &mut Vec<Difference>) {
     let networks = table.entry("networks").or_insert_with(|| json!({ "default": null }));
@@ -226,5 +263,34 @@ pub(super) fn leave_proxy(
     }
     if networks.is_empty() {
         networks.insert("default".to_owned(), Value::Null);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(networks: Value) -> [Value; 3] {
+        let service = |network: &str| json!({"labels": {}, "networks": {network: null}});
+        let mut model = json!({
+            "services": {"web": service("default"), "db": service("back"), "edge": service("proxy")},
+            "networks": networks,
+        });
+        mark(&mut model);
+        ["web", "db", "edge"].map(|name| model["services"][name]["labels"][DEFINITIONS].clone())
+    }
+
+    #[test]
+    fn services_are_marked_with_what_their_own_networks_are_like() {
+        let with = |default: Value, back: Value| {
+            labels(json!({"default": default, "back": back, "proxy": {"name": "proxy", "external": true}}))
+        };
+        let plain = with(json!({"name": "d"}), json!({"name": "b"}));
+        assert!(plain[0].is_string() && plain[1].is_string() && plain[2].is_null(), "{plain:?}");
+        let changed = with(json!({"name": "d", "driver_opts": {"mtu": "1400"}}), json!({"name": "b"}));
+        assert_ne!(changed[0], plain[0], "its network is another one");
+        assert_eq!(changed[1], plain[1], "the network of others is none of its business");
+        let labelled = with(json!({"name": "d", "labels": {"a": "b"}}), json!({"name": "b"}));
+        assert_eq!(labelled, plain);
     }
 }

@@ -7,8 +7,10 @@ use serde_json::{Map, Value, json};
 
 use super::tree::{self, Placed};
 use super::{
-    Difference, Guardrails, Isolation, Port, Violation, awaited, built, isolation, limits, network, not_literal,
+    Difference, Guardrails, Isolation, Port, Violation, built, isolation, limits, network, not_literal, restart,
+    volumes,
 };
+use crate::engine::ImageFacts;
 use crate::ownership::Selector;
 use crate::route::{self, RoutedServices};
 use crate::runtime::Variables;
@@ -47,6 +49,10 @@ pub struct Input<'a> {
     pub variables: &'a Variables,
     /// Variables that configs and secrets may name by `environment:`.
     pub passed: &'a Variables,
+    /// Services that a route or a question needs: they stay up.
+    pub stays: &'a BTreeSet<String>,
+    /// What is known of images, by the name in the rendered model.
+    pub images: &'a BTreeMap<String, ImageFacts>,
 }
 
 /// The preview's stack.
@@ -67,11 +73,13 @@ pub fn render(input: &Input<'_>) -> Result<Rendered, Vec<Violation>> {
     let mut differences = Vec::new();
     let project = model.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
     let owner = Selector::preview(input.app, input.name).labels_below(input.base);
-    let no_end = awaited(input.model);
 
     tree::place(&mut model, input.files_directory, input.files, input.passed, &project, &mut differences);
     network::own_names(&mut model, &project, &mut differences);
     own_images(&mut model, &project, &mut differences);
+    let restarts = restart::policies(&model, &input.guardrails.restart, input.stays, input.images);
+    volumes::name_anonymous(&mut model, &project, input.images, &mut differences);
+    let replicas = super::replicas(&model);
     let proxy_keys = proxy_keys(&model, input.proxy.map(|(name, _)| name));
 
     let names: Vec<String> = super::service_names(&model).into_iter().collect();
@@ -82,13 +90,21 @@ pub fn render(input: &Input<'_>) -> Result<Rendered, Vec<Violation>> {
         };
         network::own_container_name(service, table, &mut differences);
         network::strip_router_labels(service, table, &mut differences);
-        network::ports(service, table, input.wanted, input.host_ports, &mut differences);
+        let containers = replicas.get(service).copied().unwrap_or(1);
+        network::ports(service, table, input.wanted, input.host_ports, containers, &mut differences);
+        if table.remove("pull_policy").is_some() {
+            differences.push(Difference {
+                key: format!("services.{service}.pull_policy"),
+                what: "obeyed before the start, not by Compose".to_owned(),
+            });
+        }
         let routed = input.proxy.and_then(|(_, services)| services.get(service));
         network::leave_proxy(service, table, &proxy_keys, routed.is_some(), &mut differences);
         if routed.is_some() {
             network::join_proxy(service, table, PROXY_KEY, &mut differences);
         }
-        limits::guard(service, table, input.guardrails, no_end.contains(service), &mut differences);
+        let restart = restarts.get(service).map(String::as_str);
+        limits::guard(service, table, input.guardrails, restart, &mut differences);
         isolation::isolate(service, table, input.isolation, &mut differences);
         if input.inject_into.contains(service) {
             inject(service, table, input.variables, &mut differences);
@@ -135,6 +151,7 @@ pub fn render(input: &Input<'_>) -> Result<Rendered, Vec<Violation>> {
         network::own_words(&mut model, own, |service| routed.contains_key(service), &mut differences);
     }
     isolation::close_networks(&mut model, &project, input.isolation, &owner, &mut differences);
+    network::mark(&mut model);
     differences.sort();
     differences.dedup();
     let found = not_literal(&model);
@@ -296,6 +313,8 @@ mod tests {
             inject_into: &["api".to_owned()],
             variables: &variables,
             passed: &variables,
+            stays: &BTreeSet::new(),
+            images: &BTreeMap::new(),
         })
         .unwrap()
     }

@@ -44,7 +44,7 @@ pub fn shares(model: &Value, rails: &Guardrails) -> Vec<Share> {
     super::services(model)
         .map(|(service, table)| {
             let mut guarded = table.clone();
-            guard(service, &mut guarded, rails, false, &mut Vec::new());
+            guard(service, &mut guarded, rails, None, &mut Vec::new());
             let (limited, own_limit) = (limit(&guarded, "cpus", "cpus"), limit(table, "cpus", "cpus"));
             let reserved = guarded.get("deploy").and_then(|deploy| deploy.pointer("/resources/reservations/cpus"));
             let (cpus, cpus_said) = match reserved.and_then(number).filter(|cpus| *cpus > 0.0) {

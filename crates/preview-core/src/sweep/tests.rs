@@ -39,6 +39,7 @@ fn ready(number: u64) -> State {
             stack: String::new(),
             containers: BTreeMap::new(),
             images: BTreeMap::new(),
+            facts: BTreeMap::new(),
             roots: BTreeMap::new(),
             tree: None,
             records: Default::default(),
@@ -92,6 +93,7 @@ impl World {
             created: 0,
             ports: vec![],
             networks: BTreeMap::new(),
+            volumes: Default::default(),
         });
         self
     }
@@ -306,7 +308,7 @@ fn the_proof_finds_whatever_is_left() {
 fn images_go_by_when_they_were_pulled() {
     let mut world = World::new();
     for (image, at) in [("redis:7", hours(-80)), ("app:1", hours(-1))] {
-        let text = String::from_utf8(Pulled { image: image.to_owned(), at }.to_json()).unwrap();
+        let text = String::from_utf8(Pulled { image: image.to_owned(), at, done: None }.to_json()).unwrap();
         world.file(&Pulled::path(BASE, image), &text);
     }
     world.file("/base/.images/x.json", "{");

@@ -28,13 +28,14 @@ use self::files::Files;
 pub use self::files::MemoryFile;
 use crate::engine::docker::reference::familiar;
 use crate::engine::{
-    Chunk, Container, ContainerDetail, ContainerEvent, ContainerState, ExecRequest, Health, PublishedPort, Stats,
+    Chunk, Container, ContainerDetail, ContainerEvent, ContainerState, ExecRequest, Health, ImageFacts, PublishedPort,
+    Stats,
 };
 use crate::fault::Fault;
 use crate::ownership::Selector;
 
 /// Operations that change something; what [`MemoryEngine::changes`] looks for.
-const CHANGES: [&str; 10] = [
+const CHANGES: [&str; 11] = [
     "pull",
     "tag",
     "exec",
@@ -42,6 +43,7 @@ const CHANGES: [&str; 10] = [
     "open_volume",
     "unpack",
     "remove_files",
+    "note_anonymous",
     "remove_container",
     "remove",
     "prune",
@@ -62,6 +64,8 @@ struct World {
     volumes: BTreeMap<String, BTreeMap<String, String>>,
     /// The files of volumes that were opened.
     files: BTreeMap<String, Files>,
+    /// Volumes without a name that were noted, each with the labels of its container.
+    noted: BTreeMap<String, BTreeMap<String, String>>,
     images: Vec<MemoryImage>,
     build_cache: Vec<(Duration, u64)>,
     unpullable: BTreeMap<String, VecDeque<Fault>>,
@@ -101,6 +105,8 @@ pub struct MemoryImage {
     pub age: Duration,
     /// Bytes.
     pub size: u64,
+    /// What it says of its containers.
+    pub facts: ImageFacts,
 }
 
 impl MemoryContainer {
@@ -117,6 +123,7 @@ impl MemoryContainer {
             created: 0,
             ports: Vec::new(),
             networks: BTreeMap::new(),
+            volumes: Default::default(),
         };
         Self {
             detail: ContainerDetail {
@@ -234,6 +241,7 @@ impl MemoryEngine {
             made.networks.insert(network.clone(), address.into());
         }
         let id = made.id.clone();
+        made.volumes.clone_from(&container.volumes);
         let is_up = container.is_up();
         world.containers.push(container);
         world.emit(&id, "create");
@@ -452,7 +460,8 @@ impl World {
     fn new_image(&mut self, labels: BTreeMap<String, String>) -> String {
         let id = format!("sha256:{:064x}", self.next());
         let (tags, age) = (BTreeSet::new(), Duration::ZERO);
-        self.images.push(MemoryImage { id: id.clone(), tags, labels, age, size: 1000 });
+        let facts = ImageFacts::default();
+        self.images.push(MemoryImage { id: id.clone(), tags, labels, age, size: 1000, facts });
         id
     }
 

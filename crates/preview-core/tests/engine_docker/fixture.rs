@@ -35,6 +35,21 @@ impl Fixture {
         let path = socket.to_str().unwrap();
         Self { docker: Docker::connect_with_unix(path, 120, bollard::API_DEFAULT_VERSION).unwrap(), app }
     }
+
+    async fn commit(&self, reference: Option<&str>, config: ContainerConfig) -> String {
+        let body = ContainerCreateBody { image: Some(IMAGE.to_owned()), cmd: words(&["true"]), ..Default::default() };
+        let base = self.docker.create_container(None::<CreateContainerOptions>, body).await.expect("make a base").id;
+        let (repo, tag) = reference.map(|name| name.split_once(':').unwrap()).unzip();
+        let options = CommitContainerOptions {
+            container: Some(base.clone()),
+            repo: repo.map(str::to_owned),
+            tag: tag.map(str::to_owned),
+            ..CommitContainerOptions::default()
+        };
+        let image = self.docker.commit_container(options, config).await;
+        self.take(&base).await;
+        image.expect("make an image").id
+    }
 }
 
 fn words(words: &[&str]) -> Option<Vec<String>> {
@@ -146,19 +161,17 @@ impl EngineFixture for Fixture {
     }
 
     async fn build(&self, reference: Option<&str>, labels: BTreeMap<String, String>) -> String {
-        let body = ContainerCreateBody { image: Some(IMAGE.to_owned()), cmd: words(&["true"]), ..Default::default() };
-        let base = self.docker.create_container(None::<CreateContainerOptions>, body).await.expect("make a base").id;
-        let (repo, tag) = reference.map(|name| name.split_once(':').unwrap()).unzip();
-        let options = CommitContainerOptions {
-            container: Some(base.clone()),
-            repo: repo.map(str::to_owned),
-            tag: tag.map(str::to_owned),
-            ..CommitContainerOptions::default()
+        self.commit(reference, ContainerConfig { labels: Some(hashed(labels)), ..ContainerConfig::default() }).await
+    }
+
+    async fn declaring(&self, labels: BTreeMap<String, String>, volume: &str) -> String {
+        let config = ContainerConfig {
+            labels: Some(hashed(labels)),
+            volumes: words(&[volume]),
+            exposed_ports: words(&["80/tcp"]),
+            ..ContainerConfig::default()
         };
-        let config = ContainerConfig { labels: Some(hashed(labels)), ..ContainerConfig::default() };
-        let image = self.docker.commit_container(options, config).await;
-        self.take(&base).await;
-        image.expect("make an image").id
+        self.commit(Some(&format!("{}-declaring:1", self.app)), config).await
     }
 }
 

@@ -1,15 +1,18 @@
 //! The engine's models as ours. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use bollard::models::{
     ContainerInspectResponse, ContainerStateStatusEnum, ContainerStatsResponse, ContainerSummary,
     ContainerSummaryHealthStatusEnum, ContainerSummaryStateEnum, EndpointSettings, Health as EngineHealth,
-    HealthStatusEnum, ImageSummary, Network, PortMap, PortSummary, RestartPolicyNameEnum, Volume,
+    HealthStatusEnum, ImageInspect, ImageSummary, MountPoint, Network, PortMap, PortSummary, RestartPolicyNameEnum,
+    Volume,
 };
 
-use crate::engine::{Container, ContainerDetail, ContainerState, DiskUse, Health, Object, PublishedPort, Stats};
+use crate::engine::{
+    Container, ContainerDetail, ContainerState, DiskUse, Health, ImageFacts, Object, PublishedPort, Stats,
+};
 
 /// A container as the list shows it.
 pub(super) fn container(summary: ContainerSummary) -> Container {
@@ -39,7 +42,13 @@ pub(super) fn container(summary: ContainerSummary) -> Container {
         created: summary.created.unwrap_or_default(),
         ports: ports_of_list(&summary.ports.unwrap_or_default()),
         networks: addresses(summary.network_settings.and_then(|settings| settings.networks)),
+        volumes: volumes(summary.mounts),
     }
+}
+
+fn volumes(mounts: Option<Vec<MountPoint>>) -> BTreeSet<String> {
+    let volumes = mounts.into_iter().flatten().filter(|mount| mount.typ.as_deref() == Some("volume"));
+    volumes.filter_map(|mount| mount.name).filter(|name| !name.is_empty()).collect()
 }
 
 /// Health as the list's status text ends with it: `Up 5 minutes (healthy)`. All there is before API 1.52.
@@ -105,6 +114,7 @@ pub(super) fn detail(inspected: ContainerInspectResponse) -> ContainerDetail {
             .map_or(0, jiff::Timestamp::as_second),
         ports: ports_of_map(network_settings.ports.as_ref()),
         networks: addresses(network_settings.networks),
+        volumes: volumes(inspected.mounts),
     };
     ContainerDetail {
         container,
@@ -216,6 +226,15 @@ pub(super) fn volume(volume: Volume) -> Object {
 pub(super) fn image(image: ImageSummary) -> Object {
     let name = image.repo_tags.into_iter().find(|tag| !tag.starts_with("<none>"));
     Object { name: name.unwrap_or_else(|| image.id.clone()), id: image.id, labels: sorted(Some(image.labels)) }
+}
+
+/// What an image says of its containers.
+pub(super) fn image_facts(image: ImageInspect) -> ImageFacts {
+    let config = image.config.unwrap_or_default();
+    ImageFacts {
+        volumes: config.volumes.unwrap_or_default().into_iter().collect(),
+        exposes: config.exposed_ports.is_some_and(|ports| !ports.is_empty()),
+    }
 }
 
 /// What a container uses; `limit` is the one that it was made with.

@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 
 use bollard::errors::Error;
 
+use super::transport::Explained;
 use crate::failure::FailureCode;
 use crate::fault::{Fault, FaultKind};
 
@@ -39,6 +40,9 @@ fn classify(
         }
         Error::RequestTimeoutError => return timed_out(operation, subject),
         Error::IOError { err } if err.kind() == ErrorKind::PermissionDenied => (FaultKind::Denied, false),
+        Error::IOError { err } if err.get_ref().is_some_and(|inner| inner.is::<Explained>()) => {
+            (FaultKind::Unreachable, false)
+        }
         Error::IOError { .. }
         | Error::HyperResponseError { .. }
         | Error::HyperLegacyError { .. }
@@ -55,6 +59,11 @@ fn classify(
 
 /// What to do where there is no engine, or none that we may use.
 fn with_help(subject: &str, error: &Error) -> String {
+    if let Error::IOError { err } = error
+        && let Some(explained) = err.get_ref().and_then(|inner| inner.downcast_ref::<Explained>())
+    {
+        return explained.0.clone();
+    }
     let help = match error {
         Error::IOError { err } if err.kind() == ErrorKind::PermissionDenied => {
             "the Docker socket is closed to this user: root, and members of the group `docker`, may use it"

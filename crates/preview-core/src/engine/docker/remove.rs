@@ -1,33 +1,43 @@
 //! Removal of everything that carries our labels, and of nothing else.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use bollard::errors::Error;
+use bollard::models::{NetworkDisconnectRequest, VolumeCreateRequest};
 use bollard::query_parameters::{
     ListContainersOptions, RemoveContainerOptions, RemoveImageOptions, RemoveVolumeOptions, WaitContainerOptions,
 };
 use futures_util::stream::{self, StreamExt as _};
 
 use super::{AT_ONCE, DockerEngine, errors};
-use crate::engine::{Container, Engine as _, Object, Removed};
+use crate::engine::{Container, Engine as _, Object, Removed, is_anonymous};
 use crate::fault::{Fault, FaultKind};
 use crate::ownership::{self, Selector};
+use sha2::{Digest as _, Sha256};
 
 /// How long a container may take to disappear that someone else is already removing.
 const GONE_LIMIT: Duration = Duration::from_secs(60);
-/// How long the engine may hold on to a network or volume after its last container has gone.
-const LINGER_LIMIT: Duration = Duration::from_secs(10);
+/// How long the engine may hold on to a network or volume after its last container has gone: that of many containers at once takes an old engine a while.
+const LINGER_LIMIT: Duration = Duration::from_secs(60);
+/// Endpoints that are still there so long after their containers are cut off.
+const CUT_AFTER: Duration = Duration::from_secs(2);
 
 const CONTAINER: &str = "remove container";
 const NETWORK: &str = "remove network";
 const VOLUME: &str = "remove volume";
 const IMAGE: &str = "remove image";
 
+/// The label of a volume that is a note: names of volumes that nobody named, which are to go.
+const ANONYMOUS: &str = "preview.anonymous";
+/// How its name begins.
+const NOTE: &str = "preview-anonymous-";
+
 /// See [`Engine::remove`](crate::engine::Engine::remove).
 pub(super) async fn remove(engine: &DockerEngine, selector: &Selector, seen: &[Container]) -> Result<Removed, Fault> {
     let seen = seen.iter().filter(|container| selector.matches(&container.labels)).cloned().collect::<Vec<_>>();
     let mut ours: HashSet<String> = seen.iter().map(|container| container.id.clone()).collect();
+    let mut doomed = note_anonymous(engine, &seen).await?;
     // What only holds on to a volume is nobody's container or image, and does not count as one.
     let one = |container: Container| async move {
         let removed = remove_container(engine, &container.id, &container.name).await?;
@@ -37,13 +47,70 @@ pub(super) async fn remove(engine: &DockerEngine, selector: &Selector, seen: &[C
     // Networks and volumes cannot go while containers hold on to them, so a failure here ends the work.
     let (first, found) = (first?, found?);
     let rest: Vec<_> = found.containers.into_iter().filter(|container| ours.insert(container.id.clone())).collect();
+    doomed.extend(note_anonymous(engine, &rest).await?);
     let containers = first + each(rest, one).await?;
-    let (networks, volumes, images) = tokio::join!(
+    let (noted, volumes): (Vec<Object>, Vec<Object>) =
+        found.volumes.into_iter().partition(|volume| is_note(&volume.name) && volume.labels.contains_key(ANONYMOUS));
+    doomed.extend(noted.into_iter().map(|note| (note.name, note.labels.get(ANONYMOUS).cloned().unwrap_or_default())));
+    let (networks, volumes, anonymous, images) = tokio::join!(
         each(found.networks, |network| remove_network(engine, network, &ours)),
-        each(found.volumes, |volume| remove_volume(engine, volume)),
+        each(volumes, |volume| remove_volume(engine, volume)),
+        remove_anonymous(engine, doomed),
         remove_images(engine, found.images),
     );
-    Ok(Removed { containers, networks: networks?, volumes: volumes?, images: images? })
+    Ok(Removed { containers, networks: networks?, volumes: volumes? + anonymous?, images: images? })
+}
+
+/// Writes down, where a removal looks that comes after one that died, which volumes without a name these containers mount: with the containers goes all that
+/// is known of them. An engine keeps those that an update took over. The notes by their names.
+pub(super) async fn note_anonymous(
+    engine: &DockerEngine,
+    containers: &[Container],
+) -> Result<BTreeMap<String, String>, Fault> {
+    let mut by_owner: BTreeMap<BTreeMap<String, String>, BTreeSet<String>> = BTreeMap::new();
+    for container in containers.iter().filter(|container| container.anonymous_volumes().next().is_some()) {
+        let own = [ownership::MANAGED, ownership::APP, ownership::NAME, ownership::BASE];
+        let labels = own.iter().filter_map(|key| Some(((*key).to_owned(), container.labels.get(*key)?.clone())));
+        by_owner.entry(labels.collect()).or_default().extend(container.anonymous_volumes().cloned());
+    }
+    let mut notes = BTreeMap::new();
+    for (mut labels, volumes) in by_owner {
+        let text = volumes.into_iter().collect::<Vec<_>>().join(",");
+        let hash: String = Sha256::digest(&text).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let name = format!("{NOTE}{hash}");
+        labels.insert(ANONYMOUS.to_owned(), text.clone());
+        let body = VolumeCreateRequest {
+            name: Some(name.clone()),
+            labels: Some(labels.into_iter().collect()),
+            ..VolumeCreateRequest::default()
+        };
+        super::ask(VOLUME, &name, engine.docker.create_volume(body)).await?;
+        notes.insert(name, text);
+    }
+    Ok(notes)
+}
+
+/// Whether a volume of this name can be a note. One of a preview has the name of its project, with an underscore.
+fn is_note(name: &str) -> bool {
+    name.strip_prefix(NOTE).is_some_and(|hash| hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// Removes the volumes that these notes name, then the notes. How many of the volumes there were.
+async fn remove_anonymous(engine: &DockerEngine, notes: BTreeMap<String, String>) -> Result<usize, Fault> {
+    let mut removed = 0;
+    for (name, volumes) in notes {
+        let object = |name: &str| Object { id: name.to_owned(), name: name.to_owned(), labels: BTreeMap::new() };
+        // Of others' volumes a note must not speak.
+        let volumes: Vec<Object> = volumes.split(',').filter(|name| is_anonymous(name)).map(object).collect();
+        let one = async |volume| match remove_volume(engine, volume).await {
+            // Somebody else's container mounts it: then it is theirs now.
+            Err(fault) if fault.kind == FaultKind::Conflict => Ok(false),
+            done => done,
+        };
+        removed += each(volumes, one).await?;
+        remove_volume(engine, object(&name)).await?;
+    }
+    Ok(removed)
 }
 
 /// Does the same to all, some at a time. All are tried, then the first failure counts. How many were removed.
@@ -101,17 +168,25 @@ async fn remove_network(engine: &DockerEngine, network: Object, ours: &HashSet<S
         };
         // Endpoints of the containers that were removed just now, and those that have lost their container
         // (`ep-…`), go by themselves.
-        let mut names: Vec<_> = holders
-            .into_iter()
-            .filter(|(id, _)| !id.starts_with("ep-") && !ours.contains(id))
-            .filter_map(|(_, endpoint)| endpoint.name)
-            .collect();
+        let (stale, held_by): (Vec<_>, Vec<_>) =
+            holders.into_iter().partition(|(id, _)| id.starts_with("ep-") || ours.contains(id));
+        let mut names: Vec<_> = held_by.into_iter().filter_map(|(_, endpoint)| endpoint.name).collect();
         names.sort();
         if !names.is_empty() {
             return Err(held(NETWORK, &network.name, &names));
         }
+        if pause.waited >= CUT_AFTER {
+            // The name of an endpoint does where its container is gone.
+            for name in stale.into_iter().filter_map(|(_, endpoint)| endpoint.name) {
+                let request = NetworkDisconnectRequest { container: name, force: Some(true) };
+                let cut = engine.docker.disconnect_network(&network.id, request);
+                let _ = tokio::time::timeout(super::transport::LIMIT, cut).await;
+            }
+        }
         if !pause.wait().await {
-            return Err(errors::fault(NETWORK, &network.name, error));
+            let mut fault = errors::fault(NETWORK, &network.name, error);
+            fault.context.push_str("; none of them has a container any more: destroy it again, and if that does not help, restart the engine");
+            return Err(fault);
         }
     }
 }

@@ -9,15 +9,17 @@
 //! the request goes out again with that one, and so do all later ones. bollard's negotiation is of no help here: it
 //! costs that request, only ever lowers the version, and its URIs end up without one.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bollard::BollardRequest;
 use bollard::errors::Error;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
@@ -44,7 +46,19 @@ struct Inner {
     minor: AtomicU32,
     opened: AtomicUsize,
     sent: AtomicUsize,
+    /// Whether the engine has answered at all.
+    answered: AtomicBool,
+    /// Who knows why nobody answers.
+    explain: OnceLock<Explain>,
 }
+
+/// Tells why nobody answers behind the socket, and whether that is for want of rights; `None` where that is not known.
+pub type Explain = Arc<dyn Fn() -> BoxFuture<'static, Option<(String, bool)>> + Send + Sync>;
+
+/// Why nobody answers, in words that need no others.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Explained(pub(super) String);
 
 impl Transport {
     /// Does no IO.
@@ -55,7 +69,28 @@ impl Transport {
             minor: AtomicU32::new(FIRST_MINOR),
             opened: AtomicUsize::new(0),
             sent: AtomicUsize::new(0),
+            answered: AtomicBool::new(false),
+            explain: OnceLock::new(),
         }))
+    }
+
+    /// Who is asked once why nobody answers.
+    pub(super) fn explained_by(&self, explain: Explain) {
+        let _ = self.0.explain.set(explain);
+    }
+
+    /// A connection that failed, with the reason where nobody has ever answered and somebody knows why.
+    async fn explained(&self, error: Error) -> Error {
+        let Some(explain) = self.0.explain.get().filter(|_| !self.0.answered.load(Ordering::Relaxed)) else {
+            return error;
+        };
+        match explain().await {
+            Some((text, denied)) => {
+                let kind = if denied { ErrorKind::PermissionDenied } else { ErrorKind::NotFound };
+                std::io::Error::new(kind, Explained(text)).into()
+            }
+            None => error,
+        }
     }
 
     /// The version that requests name, for example `1.41`.
@@ -235,12 +270,16 @@ impl Transport {
         loop {
             let (mut sender, fresh) = match self.take_idle().await {
                 Some(sender) => (sender, false),
-                None => (self.connect().await?, true),
+                None => match self.connect().await {
+                    Ok(sender) => (sender, true),
+                    Err(error) => return Err(self.explained(error).await),
+                },
             };
             match sender.try_send_request(request).await {
                 Ok(response) => {
                     // Not ready until its answer has been read; `take_idle` looks.
                     self.idle().push(sender);
+                    self.0.answered.store(true, Ordering::Relaxed);
                     let status = response.status().as_u16();
                     tracing::debug!(method = %parts.method, path, status, fresh, took = ?begun.elapsed(), "asked the engine");
                     return Ok(response);
@@ -248,7 +287,7 @@ impl Transport {
                 Err(mut error) => match error.take_message() {
                     // The engine closed a kept connection just now; nothing was sent on it.
                     Some(unsent) if !fresh => request = unsent,
-                    _ => return Err(error.into_error().into()),
+                    _ => return Err(self.explained(error.into_error().into()).await),
                 },
             }
         }

@@ -106,6 +106,9 @@ pub trait EngineFixture: Send + Sync {
 
     /// Makes an image with labels, different from every other one; without a name if `reference` is `None`. Returns its id.
     async fn build(&self, reference: Option<&str>, labels: BTreeMap<String, String>) -> String;
+
+    /// Makes an image with labels that declares a volume at this path, and a port; returns its id.
+    async fn declaring(&self, labels: BTreeMap<String, String>, volume: &str) -> String;
 }
 
 /// Checks every promise, one after the other, on an engine where only objects of the fixture's application are touched.

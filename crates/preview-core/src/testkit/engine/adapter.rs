@@ -12,7 +12,8 @@ use super::{MemoryContainer, MemoryEngine, World};
 use crate::engine::docker::reference::familiar;
 use crate::engine::{
     Archive, Chunk, Container, ContainerDetail, ContainerEvent, ContainerState, DiskUse, Engine, EngineInfo, Exec,
-    ExecRequest, FileKind, Inventory, LogOptions, Object, Prune, PullProgress, RegistryAuth, Removed, Stats,
+    ExecRequest, FileKind, ImageFacts, Inventory, LogOptions, Object, Prune, PullProgress, RegistryAuth, Removed,
+    Stats,
 };
 use crate::fault::{Fault, FaultKind};
 use crate::ownership::Selector;
@@ -143,6 +144,13 @@ impl Engine for MemoryEngine {
         world.called("image_labels")?;
         let known = |asked: &String| Some((asked.clone(), world.images[world.find_image(asked)?].labels.clone()));
         Ok(references.iter().filter_map(known).collect())
+    }
+
+    async fn image_facts(&self, ids: &BTreeSet<String>) -> Result<BTreeMap<String, ImageFacts>, Fault> {
+        let mut world = self.world();
+        world.called("image_facts")?;
+        let known = |id: &String| Some((id.clone(), world.images[world.find_image(id)?].facts.clone()));
+        Ok(ids.iter().filter_map(known).collect())
     }
 
     async fn pull(
@@ -326,6 +334,16 @@ impl Engine for MemoryEngine {
         Ok(world.networks.contains_key(name))
     }
 
+    async fn note_anonymous(&self, containers: &[Container]) -> Result<(), Fault> {
+        let mut world = self.world();
+        for container in containers.iter().filter(|container| container.anonymous_volumes().next().is_some()) {
+            world.called("note_anonymous")?;
+            let noted = container.anonymous_volumes().map(|volume| (volume.clone(), container.labels.clone()));
+            world.noted.extend(noted);
+        }
+        Ok(())
+    }
+
     async fn remove_container(&self, id: &str) -> Result<bool, Fault> {
         let mut world = self.world();
         world.called("remove_container")?;
@@ -338,10 +356,19 @@ impl Engine for MemoryEngine {
         let mut world = self.world();
         world.called("remove")?;
         let found = world.inventory(selector);
+        let noted = world.noted.iter().filter(|(_, labels)| selector.matches(labels)).map(|(volume, _)| volume.clone());
+        let mut anonymous: BTreeSet<String> = noted.collect();
+        world.noted.retain(|volume, _| !anonymous.contains(volume));
         for container in &found.containers {
+            anonymous.extend(container.anonymous_volumes().cloned());
             world.take_container(&container.id);
         }
         let mut removed = Removed { containers: found.containers.len(), ..Removed::default() };
+        for volume in anonymous {
+            if world.holders(|container| container.volumes.contains(&volume)).is_empty() {
+                removed.volumes += usize::from(world.volumes.remove(&volume).is_some());
+            }
+        }
         let mut faults = Vec::new();
         for network in &found.networks {
             let holders = world.holders(|container| container.is_up() && container.networks.contains(&network.name));

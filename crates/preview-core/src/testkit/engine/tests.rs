@@ -1,6 +1,6 @@
 //! The engine in memory keeps the contract.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use async_trait::async_trait;
@@ -115,6 +115,13 @@ impl EngineFixture for Fixture {
         if reference.is_none() {
             self.engine.edit_image(&id, |image| image.tags.clear());
         }
+        id
+    }
+
+    async fn declaring(&self, labels: BTreeMap<String, String>, volume: &str) -> String {
+        let id = self.build(Some("declaring:1"), labels).await;
+        let facts = ImageFacts { volumes: BTreeSet::from([volume.to_owned()]), exposes: true };
+        assert!(self.engine.edit_image(&id, |image| image.facts = facts));
         id
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::{Check, PATIENCE, Runs, Spec, Suite, fails, next, ok};
-use crate::engine::{ContainerState, Health, Inventory, Removed};
+use crate::engine::{ContainerState, Health, ImageFacts, Inventory, Removed};
 use crate::fault::FaultKind;
 use crate::ownership::Selector;
 
@@ -18,6 +18,7 @@ impl Suite<'_> {
         self.ports_and_addresses_are_shown().await;
         self.use_of_resources_is_shown().await;
         self.images_are_known_by_every_spelling().await;
+        self.images_say_what_they_declare().await;
         self.names_of_images_move().await;
         self.a_pull_that_fails_ends_with_an_error().await;
     }
@@ -174,6 +175,21 @@ impl Suite<'_> {
         let found = ok(self.engine.image_ids(&BTreeSet::new()).await, "ids of no images");
         assert!(found.is_empty(), "nothing was asked for");
         self.clear("images").await;
+    }
+
+    async fn images_say_what_they_declare(&self) {
+        let labels = self.preview("facts").labels();
+        let plain = self.fixture.build(Some(&self.name("facts:1")), labels.clone()).await;
+        let declaring = self.fixture.declaring(labels, "/data").await;
+        let missing = format!("sha256:{}", "0".repeat(64));
+        let asked = BTreeSet::from([plain.clone(), declaring.clone(), missing]);
+        let facts = ok(self.engine.image_facts(&asked).await, "what images declare");
+        assert_eq!(facts.len(), 2, "an image that is not here is not told of: {facts:?}");
+        assert_eq!(facts[&plain], ImageFacts::default(), "an image that declares nothing");
+        let wanted = ImageFacts { volumes: BTreeSet::from(["/data".to_owned()]), exposes: true };
+        assert_eq!(facts[&declaring], wanted, "an image that declares a volume and a port");
+        assert!(ok(self.engine.image_facts(&BTreeSet::new()).await, "facts of no images").is_empty());
+        self.clear("facts").await;
     }
 
     async fn names_of_images_move(&self) {

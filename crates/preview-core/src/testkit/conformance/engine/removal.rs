@@ -11,6 +11,8 @@ impl Suite<'_> {
     pub(super) async fn removal(&self) {
         self.networks_are_made_once().await;
         self.all_that_is_meant_goes_and_nothing_else().await;
+        self.volumes_without_a_name_go_with_their_containers().await;
+        self.volumes_that_were_noted_go_though_their_containers_are_gone().await;
         self.one_container_goes_alone().await;
         self.what_was_seen_before_may_be_old().await;
         self.removing_twice_at_the_same_time_is_no_error().await;
@@ -87,6 +89,45 @@ impl Suite<'_> {
         assert_eq!(left, Inventory::default(), "what came later is gone too");
         ok(self.engine.inspect(&foreign).await, "what is not meant stays, whoever names it");
         self.fixture.take(&foreign).await;
+    }
+
+    async fn volumes_without_a_name_go_with_their_containers(&self) {
+        // As it is after an update that took it over: mounted by its name, with no label that says whose it is.
+        let random =
+            format!("{:0>64}", self.fixture.app().bytes().map(|byte| format!("{byte:02x}")).collect::<String>());
+        let anonymous = random[random.len() - 64..].to_owned();
+        self.fixture.volume(&anonymous, self.preview("others").labels()).await;
+        let spec = Spec { volume: Some(anonymous.clone()), ..self.spec("anonymous", "anonymous") };
+        self.fixture.container(spec).await;
+        let only = self.only("anonymous").await;
+        assert_eq!(only.volumes, std::collections::BTreeSet::from([anonymous]), "a container tells what it mounts");
+        let removed = ok(self.engine.remove(&self.preview("anonymous"), &[]).await, "a preview is removed");
+        assert_eq!(removed, Removed { containers: 1, volumes: 1, ..Removed::default() }, "the volume counts");
+        for preview in ["anonymous", "others"] {
+            let left = ok(self.engine.inventory(&self.preview(preview)).await, "an inventory");
+            assert_eq!(left, Inventory::default(), "nothing is left, no note either");
+        }
+    }
+
+    async fn volumes_that_were_noted_go_though_their_containers_are_gone(&self) {
+        let bytes: String = self.fixture.app().bytes().rev().map(|byte| format!("{byte:02x}")).collect();
+        let random = format!("{bytes:a>64}");
+        let anonymous = random[random.len() - 64..].to_owned();
+        self.fixture.volume(&anonymous, self.preview("others").labels()).await;
+        let spec = Spec { volume: Some(anonymous), ..self.spec("noted", "noted") };
+        self.fixture.container(spec).await;
+        let only = self.only("noted").await;
+        for _ in 0..2 {
+            ok(self.engine.note_anonymous(std::slice::from_ref(&only)).await, "a volume is noted, as often as wanted");
+        }
+        ok(self.engine.remove_container(&only.id).await, "a container is removed");
+        let left = ok(self.engine.inventory(&self.preview("others")).await, "an inventory");
+        assert_eq!(left.volumes.len(), 1, "the volume stays for now");
+        let removed = ok(self.engine.remove(&self.preview("noted"), &[]).await, "a preview is removed");
+        assert_eq!(removed, Removed { volumes: 1, ..Removed::default() }, "the volume counts, the note does not");
+        let left = ok(self.engine.inventory(&self.preview("others")).await, "an inventory");
+        assert_eq!(left, Inventory::default(), "nothing is left");
+        ok(self.engine.note_anonymous(&[]).await, "nothing is noted");
     }
 
     async fn one_container_goes_alone(&self) {
