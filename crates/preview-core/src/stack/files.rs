@@ -51,7 +51,7 @@ pub fn file_uses(model: &Value) -> Vec<FileUse> {
         let mounts = table.get("volumes").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         for (index, mount) in mounts.iter().enumerate() {
             if mount.get("type").and_then(Value::as_str) == Some("bind") {
-                let create = mount.pointer("/bind/create_host_path").and_then(Value::as_bool).unwrap_or(false);
+                let create = mount.get("bind").is_some_and(creates);
                 push(
                     format!("{at}/volumes/{index}/source"),
                     format!("services.{name}.volumes"),
@@ -140,6 +140,12 @@ pub(super) fn escape(key: &str) -> String {
     key.replace('~', "~0").replace('/', "~1")
 }
 
+/// Whether a source that is missing is made. Compose 2 prints `create_host_path` where it is true, and leaves it out where it is false; Compose 5 does the
+/// opposite. Where the key is left out, what both say in their documentation holds: it is true.
+fn creates(bind: &Value) -> bool {
+    bind.get("create_host_path").and_then(Value::as_bool).unwrap_or(true)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -169,6 +175,21 @@ mod tests {
                 "configs.c.file"
             ]
         );
+    }
+
+    #[test]
+    fn a_source_is_made_unless_the_file_says_otherwise_in_the_words_of_either_compose() {
+        let created = |bind: serde_json::Value| {
+            let mount = json!({"type": "bind", "source": "/r/x", "target": "/x", "bind": bind});
+            let model = json!({"services": {"a": {"volumes": [mount]}}});
+            file_uses(&model)[0].place
+        };
+        for bind in [json!({"create_host_path": true}), json!({}), json!({"propagation": "rslave"})] {
+            assert_eq!(created(bind.clone()), Place::Mount { create: true }, "{bind}");
+        }
+        assert_eq!(created(json!({"create_host_path": false})), Place::Mount { create: false });
+        let long = json!({"services": {"a": {"volumes": [{"type": "bind", "source": "/r/x", "target": "/x"}]}}});
+        assert_eq!(file_uses(&long)[0].place, Place::Mount { create: false }, "the long form without `bind`");
     }
 
     #[test]
