@@ -104,6 +104,55 @@ fn harmless_things_are_kept_or_dropped_and_declared() {
     assert_eq!(site.remains(), Vec::<String>::new());
 }
 
+/// What a service needs is the base branch's to allow, and the file's to ask for.
+#[test]
+fn memory_counts_up_to_what_the_base_branch_allows() {
+    let service = |limit: &str| {
+        format!(
+            "    image: busybox:1.36\n    command: [\"sleep\", \"100000\"]\n    stop_grace_period: 0s\n    mem_limit: {limit}\n"
+        )
+    };
+    let compose =
+        format!("services:\n  web:\n{}  small:\n{}  elastic:\n{}", service("96m"), service("0"), service("1g"));
+    let Some(mut site) = Site::new(Where::Local, &compose) else { return };
+    let base = site.dir.path().join(".git/base.toml").to_string_lossy().into_owned();
+    site.set("PREVIEW_TRUSTED_CONFIG", &base);
+    let limits = "[limits]\nmax_previews = 60\n";
+    site.write(".git/base.toml", &format!("{limits}[guardrails]\nmemory = \"32MB\"\n"));
+    // The pull request's own file gives nothing away.
+    site.write(
+        "preview.toml",
+        "[guardrails]\nmemory = \"32MB\"\nmax_memory = \"64GB\"\n[guardrails.services.elastic]\nmemory = \"4GB\"\n",
+    );
+    let ran = site.run(&["plan", "--pr", "7", "--format", "json"]).expect(0);
+    assert!(ran.err.contains("decides: [guardrails]"), "{}", ran.err);
+    let told = differences(&ran.json());
+    for service in ["web", "elastic"] {
+        let line = format!("services.{service}.deploy.resources.limits: limit of memory lowered to 32 MB");
+        assert!(told.iter().any(|one| one.starts_with(&line)), "{line} is not in {told:#?}");
+    }
+    let more = "max_memory = \"128MB\"\n[guardrails.services.elastic]\nmemory = \"256MB\"\npids = 77\n[guardrails.services.other]\ncpus = 2\n";
+    site.write(".git/base.toml", &format!("{limits}[guardrails]\nmemory = \"32MB\"\n{more}"));
+    let done = site.deploy("7").expect(0);
+    assert!(done.err.contains("`guardrails.services` has `other`"), "{}", done.err);
+    let containers = site.containers("pr-7");
+    let found = |service: &str| {
+        site.docker(&["inspect", "--format", "{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}}", &containers[service]])
+    };
+    assert_eq!(found("web"), format!("{} 256", 96 << 20), "its own, up to the most");
+    assert_eq!(found("small"), format!("{} 256", 32 << 20), "the usual");
+    assert_eq!(found("elastic"), format!("{} 77", 256 << 20), "what the base branch says for it");
+    let status = site
+        .run(&["capacity", "--memory", "16GB", "--vcpus", "4", "--disk", "100GB", "--format", "json"])
+        .expect(0)
+        .json();
+    let memory: u64 =
+        status["services"].as_array().expect("services").iter().filter_map(|one| one["memory"].as_u64()).sum();
+    assert_eq!(memory, (96 + 32 + 256) << 20, "{status}");
+    site.run(&["destroy", "--pr", "7"]).expect(0);
+    assert_eq!(site.remains(), Vec::<String>::new());
+}
+
 #[test]
 fn what_is_not_harmless_stays_refused() {
     let Some(site) = Site::new(Where::Local, ONE) else { return };

@@ -137,3 +137,36 @@ fn what_cannot_be_left_out_is_told() {
     site.write("preview.toml", "exclude = [\"\"]\n");
     plan(&[], 2, &["preview.toml:1:12: `exclude[0]`: is empty"]);
 }
+
+/// The stack that is rendered is looked at by Compose before anything is sent, by `plan` and by `deploy`.
+#[test]
+fn a_stack_that_compose_does_not_take_is_found_before_anything_is_sent() {
+    let Some(mut site) = Site::new(Where::Local, crate::bad_input::ONE) else { return };
+    site.deploy("7").expect(0);
+    let before = site.containers("pr-7");
+    // A Compose that takes the files, and refuses what is rendered from them.
+    let path = std::env::var("PATH").expect("a path");
+    let real = std::env::split_paths(&path).map(|directory| directory.join("docker")).find(|file| file.is_file());
+    let real = real.expect("docker is in the path").to_string_lossy().into_owned();
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *'--file - config'*) cat >/dev/null; echo 'services.app.image: is no image' >&2; exit 1;; esac\nexec {real} \"$@\"\n"
+    );
+    site.write(".git/bin/docker", &script);
+    let wrapper = site.dir.path().join(".git/bin/docker");
+    std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("it may run");
+    site.set("PATH", &format!("{}:{path}", wrapper.parent().expect("a directory").display()));
+    // What runs was taken already.
+    assert_eq!(site.deploy("7").expect(0).json()["kind"], "unchanged");
+    site.write("compose.yml", &format!("{}    environment: {{A: \"1\"}}\n", crate::bad_input::ONE));
+    for command in ["plan", "deploy"] {
+        let ran = site.run(&[command, "--pr", "7"]).expect(2);
+        assert!(
+            ran.err.contains("Compose does not take the preview's stack: services.app.image: is no image"),
+            "{}",
+            ran.err
+        );
+    }
+    assert_eq!(site.containers("pr-7"), before);
+    site.run(&["destroy", "--pr", "7"]).expect(0);
+    assert_eq!(site.remains(), Vec::<String>::new());
+}

@@ -131,7 +131,9 @@ impl Need {
         };
         let cpus = sum(&|share| match share.cpus_said {
             Said::Reserved => share.cpus,
-            Said::Limited | Said::Guardrail => (share.cpus * 100).div_ceil(u64::from(terms.cpu_overcommit.max(1))),
+            Said::Limited | Said::Guardrail | Said::Service => {
+                (share.cpus * 100).div_ceil(u64::from(terms.cpu_overcommit.max(1)))
+            }
         });
         let memory = sum(&|share| share.memory);
         Self {

@@ -247,6 +247,8 @@ pub struct Project {
     pub ttl: Option<Duration>,
     /// Limits of each container.
     pub guardrails: Guardrails,
+    /// Where that was written.
+    pub guardrails_place: String,
     /// What containers may not do beyond that.
     pub isolation: Isolation,
     /// Where that was written.
@@ -298,6 +300,7 @@ impl Project {
             weight: Weight::default(),
             ttl: None,
             guardrails: Guardrails::default(),
+            guardrails_place: String::new(),
             isolation: Isolation::default(),
             isolation_place: String::new(),
             allowed: vec![],

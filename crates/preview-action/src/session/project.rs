@@ -10,7 +10,8 @@ use preview_core::project::{self, Project};
 use preview_core::proxy::{FileKind, FileProxy, Proxy, Traefik};
 use preview_core::registry;
 use preview_core::secrets;
-use preview_core::stack::{Allowance, Guardrails, Isolation, normal};
+use preview_core::stack::{Allowance, Guardrails, Isolation, ServiceGuardrails, normal};
+use preview_core::units::ByteSize;
 
 use super::{Session, invalid};
 
@@ -171,7 +172,15 @@ impl Session {
                 log_size: config.guardrails.log_size.bytes(),
                 log_files: config.guardrails.log_files.get(),
                 restart: config.guardrails.restart.as_str().to_owned(),
+                max_memory: config.guardrails.max_memory.map(ByteSize::bytes),
+                services: config
+                    .guardrails
+                    .services
+                    .iter()
+                    .map(|(service, own)| (service.clone(), service_guardrails(own)))
+                    .collect(),
             },
+            guardrails_place: self.place("guardrails"),
             isolation: Isolation {
                 read_only: config.isolation.read_only,
                 tmpfs: config.isolation.tmpfs.bytes(),
@@ -247,6 +256,14 @@ impl Session {
         let file = self.docker_config().map(|directory| directory.join("config.json"));
         let text = file.and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
         registry::logins(&text)
+    }
+}
+
+fn service_guardrails(own: &config::ServiceGuardrails) -> ServiceGuardrails {
+    ServiceGuardrails {
+        cpus: own.cpus,
+        memory: own.memory.map(ByteSize::bytes),
+        pids: own.pids.map(|pids| u64::from(pids.get())),
     }
 }
 

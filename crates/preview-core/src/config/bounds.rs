@@ -1,5 +1,6 @@
 //! The tables that bound what previews take: places, time, resources, rights. Doc comments here are the descriptions in the JSON Schema.
 
+use std::collections::BTreeMap;
 use std::num::{NonZeroU16, NonZeroU32};
 
 use serde::{Deserialize, Serialize};
@@ -115,6 +116,29 @@ pub struct Guardrails {
     pub log_files: NonZeroU32,
     /// Restart policy: `no`, `on-failure`, `always` or `unless-stopped`. Default: `always`.
     pub restart: Restart,
+    /// A limit of memory that the Compose file has itself counts up to this. Default: up to `memory`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_memory: Option<ByteSize>,
+    /// Services with other limits than the rest, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub services: BTreeMap<String, ServiceGuardrails>,
+}
+
+/// Limits for the containers of one service, in place of those for all.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ServiceGuardrails {
+    /// Processors, fractions allowed. Default: `guardrails.cpus`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 0.01)))]
+    pub cpus: Option<f64>,
+    /// Memory, at least 6 MB. Default: `guardrails.memory`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<ByteSize>,
+    /// Processes and threads. Default: `guardrails.pids`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<NonZeroU32>,
 }
 
 /// Restart policies of Docker.
@@ -234,6 +258,8 @@ impl Default for Guardrails {
             log_size: ByteSize::from_mb(10),
             log_files: NonZeroU32::MIN.saturating_add(2),
             restart: Restart::Always,
+            max_memory: None,
+            services: BTreeMap::new(),
         }
     }
 }

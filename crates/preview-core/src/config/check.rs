@@ -181,6 +181,21 @@ pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
     if guardrails.memory < LEAST_MEMORY {
         return wrong("guardrails.memory", "has to be at least `6MB`, Docker's own minimum");
     }
+    if guardrails.max_memory.is_some_and(|most| most < guardrails.memory) {
+        return wrong("guardrails.max_memory", "is less than `memory`, which services have that say nothing");
+    }
+    for (service, own) in &guardrails.services {
+        let key = |key: &str| format!("guardrails.services.{service}.{key}");
+        if service.is_empty() {
+            return wrong("guardrails.services", "names a service without a name");
+        }
+        if own.cpus.is_some_and(|cpus| !cpus.is_finite() || cpus < 0.01) {
+            return wrong(&key("cpus"), "has to be a number of processors, at least 0.01");
+        }
+        if own.memory.is_some_and(|memory| memory < LEAST_MEMORY) {
+            return wrong(&key("memory"), "has to be at least `6MB`, Docker's own minimum");
+        }
+    }
     if guardrails.log_size.bytes() == 0 {
         return wrong("guardrails.log_size", "has to be more than nothing");
     }

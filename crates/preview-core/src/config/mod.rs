@@ -37,7 +37,7 @@ use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub use bounds::{Guardrails, Heavy, Isolation, Limits, Metrics, OnFull, Restart, Sweep, Timeouts};
+pub use bounds::{Guardrails, Heavy, Isolation, Limits, Metrics, OnFull, Restart, ServiceGuardrails, Sweep, Timeouts};
 pub(crate) use decode::suggestion;
 pub use dns::Tunnel;
 pub use error::ConfigError;

@@ -441,3 +441,31 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn guardrails_of_single_services() {
+    let config =
+        file("[guardrails]\nmax_memory = '2GB'\n[guardrails.services.elastic]\nmemory = '4GB'\ncpus = 2\n").unwrap();
+    let own = &config.guardrails.services["elastic"];
+    assert_eq!((own.memory.unwrap().to_string(), own.cpus, own.pids), ("4GB".to_owned(), Some(2.0), None));
+    for (text, message) in [
+        ("[guardrails]\nmax_memory = '256MB'", "preview.toml:2:14: `guardrails.max_memory`: is less than `memory`"),
+        (
+            "[guardrails.services.web]\nmemory = '1kB'",
+            "preview.toml:2:10: `guardrails.services.web.memory`: has to be at least `6MB`",
+        ),
+        (
+            "[guardrails.services.web]\ncpus = 0",
+            "preview.toml:2:8: `guardrails.services.web.cpus`: has to be a number of processors",
+        ),
+        ("[guardrails.services.web]\npids = 0", "preview.toml:2:8: `guardrails.services.web.pids`"),
+        (
+            "[guardrails.services.web]\nmemry = '1GB'",
+            "preview.toml:2:1: unknown key `guardrails.services.web.memry`; did you mean `memory`?",
+        ),
+        ("[guardrails.services]\nweb = '1GB'", "preview.toml:2:7: `guardrails.services.web`: expected a table"),
+    ] {
+        let error = error(text);
+        assert!(error.starts_with(message), "{error}");
+    }
+}

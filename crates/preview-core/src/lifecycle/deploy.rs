@@ -58,6 +58,7 @@ pub async fn plan(
     let seen = observe(&client, project, deploy, &prepared).await?;
     let (prepared, _) = with_generated(resolver, project, deploy, prepared, &seen, observer, redactor).await?;
     let (wanted, _) = want(&client, project, deploy, &prepared, &seen)?;
+    client.runtime.check(&wanted.stack(deploy, &prepared)).await?;
     let mut plan = draw(project, deploy, &prepared, &wanted, &seen);
     let owner = seen.state.as_ref().and_then(|state| state.owner.as_deref()).or(deploy.owner.as_deref());
     let wish = Wish {

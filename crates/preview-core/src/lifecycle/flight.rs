@@ -166,6 +166,7 @@ impl Flight<'_> {
                 seen = self.look(&prepared, exists).await?;
                 continue;
             }
+            self.check_stack(&prepared, &wanted, &seen).await.map_err(|error| grounded(error, exists))?;
             let tried = if plan.kind == Kind::Unchanged {
                 Box::pin(self.keep(plan, state, &wanted, &seen)).await?
             } else {
@@ -190,6 +191,17 @@ impl Flight<'_> {
         })
         .await?;
         Ok(mended)
+    }
+
+    /// Has the runtime look at the stack before anything is changed, unless it is the one that runs: that costs a new program and no round trip.
+    async fn check_stack(&self, prepared: &Prepared, wanted: &Wanted, seen: &Seen) -> Result<(), Error> {
+        let good = seen.state.as_ref().and_then(|state| state.good.as_ref());
+        if good.is_some_and(|good| good.digest == wanted.digest) {
+            return Ok(());
+        }
+        let stack = wanted.stack(self.deploy, prepared);
+        let checked = self.guarded(self.limit(self.project.timeouts.start), self.client.runtime.check(&stack)).await;
+        checked.map_err(|halt| self.halt_error(halt))
     }
 
     /// Nothing differs: that is written down. `None` if the host has to be looked at again.

@@ -10,7 +10,7 @@ use crate::engine::ImageFacts;
 use crate::project::{Deploy, Project, RouteSpec};
 use crate::proxy::{self, Bundle, Owner, Proxy};
 use crate::route::{Access, Generations, Protocol, Route};
-use crate::runtime::{Runtime, Source, Variables, reads};
+use crate::runtime::{Runtime, Source, Stack, Variables, reads};
 use crate::secret::{Redactor, Secret};
 use crate::stack::{self, Difference, Input, Port, Violation};
 use crate::state::Address;
@@ -52,6 +52,17 @@ pub(super) struct Wanted {
     pub(super) routed: BTreeSet<String>,
     /// What a proxy that is told by files is told.
     pub(super) bundle: Option<Bundle>,
+}
+
+impl Wanted {
+    /// What a runtime is handed.
+    pub(super) fn stack(&self, deploy: &Deploy, prepared: &Prepared) -> Stack {
+        Stack {
+            project: deploy.target.project.clone(),
+            rendered: Secret::new(self.model.to_string()),
+            variables: prepared.stack_variables(),
+        }
+    }
 }
 
 /// Fetches secrets, has them masked, and lays the layers: secrets in order, generated, fixed, ours; later wins.
@@ -131,6 +142,7 @@ pub(super) async fn prepare(
     let mut warnings = resolved.warnings;
     warnings.extend(files.warnings.iter().cloned());
     warnings.extend(doubts);
+    warnings.extend(unknown_guardrails(project, &model));
     let built = stack::built(&model);
     Ok(Prepared {
         built,
@@ -187,6 +199,15 @@ fn no_route(tcp: &[&Port], url: Option<&str>) -> Violation {
     );
     let missing = if url.is_none() { "\n  url = \"https://{name}.example.com\"" } else { "" };
     Violation::input("route", why, table(&first.service, first.target, missing))
+}
+
+/// Limits of services that are none here: the base branch may say them for others.
+fn unknown_guardrails(project: &Project, model: &Value) -> Vec<String> {
+    let known = stack::service_names(model);
+    let named =
+        project.guardrails.services.keys().filter(|name| !known.contains(*name) && !project.exclude.contains(*name));
+    let place = &project.guardrails_place;
+    named.map(|name| format!("{place}: `guardrails.services` has `{name}`, which is no service here")).collect()
 }
 
 /// What is reachable from outside.

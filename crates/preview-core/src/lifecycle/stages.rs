@@ -110,11 +110,7 @@ impl Flight<'_> {
     }
 
     fn stack(&self, wanted: &Wanted, prepared: &Prepared) -> Stack {
-        Stack {
-            project: self.deploy.target.project.clone(),
-            rendered: Secret::new(wanted.model.to_string()),
-            variables: prepared.stack_variables(),
-        }
+        wanted.stack(self.deploy, prepared)
     }
 
     pub(super) async fn apply(

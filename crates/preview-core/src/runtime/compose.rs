@@ -234,6 +234,25 @@ impl Runtime for Compose {
         Ok(Resolved { model, warnings })
     }
 
+    async fn check(&self, stack: &Stack) -> Result<(), Fault> {
+        const OPERATION: &str = "check the rendered stack";
+        let line = stack_args(stack, &["config", "--quiet"]);
+        let ran = self.run_stack(OPERATION, line, stack, None, &|_| ()).await?;
+        if ran.status.success() {
+            return Ok(());
+        }
+        let mut fault = self.explain(OPERATION, &ran).await;
+        if fault.kind == FaultKind::Failed {
+            fault.kind = FaultKind::Invalid;
+            fault.context = format!(
+                "Compose does not take the preview's stack: {}. `preview plan` lists how it differs from your files; where Compose names a key that \
+                 your files do not have, please report it as a mistake of preview",
+                fault.context
+            );
+        }
+        Err(fault)
+    }
+
     async fn build(&self, stack: &Stack, services: &[String], progress: Progress<'_>) -> Result<(), Fault> {
         const OPERATION: &str = "build the images";
         let mut verb = vec!["build", "--"];

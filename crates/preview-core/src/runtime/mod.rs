@@ -79,6 +79,9 @@ pub trait Runtime: Send + Sync {
     /// The user's files as one resolved model.
     async fn resolve(&self, source: &Source) -> Result<Resolved, Fault>;
 
+    /// Whether the tool takes a stack as it is rendered, with all that `up` would see. Starts nothing, and needs no engine. One that it does not take is `Invalid`.
+    async fn check(&self, stack: &Stack) -> Result<(), Fault>;
+
     /// Builds the images of these services.
     async fn build(&self, stack: &Stack, services: &[String], progress: Progress<'_>) -> Result<(), Fault>;
 

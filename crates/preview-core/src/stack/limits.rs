@@ -1,5 +1,7 @@
 //! Guardrails: limits, log rotation and restart policy where the user's file has none, and never above the guardrail.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use super::Difference;
@@ -19,11 +21,54 @@ pub struct Guardrails {
     pub log_files: u32,
     /// Restart policy of services that name none.
     pub restart: String,
+    /// A file's own limit of memory counts up to this, bytes; `None`: up to `memory`.
+    pub max_memory: Option<u64>,
+    /// Services with limits of their own.
+    pub services: BTreeMap<String, ServiceGuardrails>,
+}
+
+/// Limits of one service; what is `None` is as for all.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ServiceGuardrails {
+    /// Processors.
+    pub cpus: Option<f64>,
+    /// Memory, bytes.
+    pub memory: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+}
+
+impl Guardrails {
+    /// The limits of a service, its own put in place of those of all.
+    pub(super) fn of(&self, service: &str) -> Self {
+        let own = self.services.get(service).cloned().unwrap_or_default();
+        Self {
+            cpus: own.cpus.unwrap_or(self.cpus),
+            memory: own.memory.unwrap_or(self.memory),
+            pids: own.pids.unwrap_or(self.pids),
+            services: BTreeMap::new(),
+            ..self.clone()
+        }
+    }
+
+    /// The most memory that a file's own limit may give, bytes.
+    fn most_memory(&self) -> u64 {
+        self.max_memory.unwrap_or(0).max(self.memory)
+    }
 }
 
 impl Default for Guardrails {
     fn default() -> Self {
-        Self { cpus: 1.0, memory: 512 << 20, pids: 256, log_size: 10 << 20, log_files: 3, restart: "always".to_owned() }
+        Self {
+            cpus: 1.0,
+            memory: 512 << 20,
+            pids: 256,
+            log_size: 10 << 20,
+            log_files: 3,
+            restart: "always".to_owned(),
+            max_memory: None,
+            services: BTreeMap::new(),
+        }
     }
 }
 
@@ -32,9 +77,13 @@ struct Limit<'a> {
     name: &'a str,
     service_key: &'a str,
     deploy_key: &'a str,
-    guardrail: f64,
+    /// Where the file says nothing.
     value: Value,
     shown: String,
+    /// What the file may say at most, and what it comes to if it says more.
+    most: f64,
+    lowered: Value,
+    lowered_shown: String,
 }
 
 /// Puts the guardrails on a service; `restart` is its restart policy where it gets one of ours.
@@ -45,34 +94,42 @@ pub(super) fn guard(
     restart: Option<&str>,
     differences: &mut Vec<Difference>,
 ) {
+    let rails = &rails.of(service);
     let mut note = |key: &str, what: String| {
         differences.push(Difference { key: format!("services.{service}.{key}"), what });
     };
+    let mut memory = rails.memory;
     #[expect(clippy::cast_precision_loss, reason = "limits are far below 2^52")]
     let limits = [
         Limit {
             name: "cpus",
             service_key: "cpus",
             deploy_key: "cpus",
-            guardrail: rails.cpus,
             value: json!(rails.cpus),
             shown: format!("{}", rails.cpus),
+            most: rails.cpus,
+            lowered: json!(rails.cpus),
+            lowered_shown: format!("{}", rails.cpus),
         },
         Limit {
             name: "memory",
             service_key: "mem_limit",
             deploy_key: "memory",
-            guardrail: rails.memory as f64,
             value: json!(rails.memory.to_string()),
             shown: format!("{} MB", rails.memory >> 20),
+            most: rails.most_memory() as f64,
+            lowered: json!(rails.most_memory().to_string()),
+            lowered_shown: format!("{} MB; `guardrails.max_memory` may allow more", rails.most_memory() >> 20),
         },
         Limit {
             name: "pids",
             service_key: "pids_limit",
             deploy_key: "pids",
-            guardrail: rails.pids as f64,
             value: json!(rails.pids),
             shown: rails.pids.to_string(),
+            most: rails.pids as f64,
+            lowered: json!(rails.pids),
+            lowered_shown: rails.pids.to_string(),
         },
     ];
     for limit in limits {
@@ -85,8 +142,13 @@ pub(super) fn guard(
             .flatten()
             .filter(|value| *value > 0.0)
             .fold(None, |a, b| Some(a.map_or(b, |a: f64| a.min(b))));
+        if let (Some(value), "memory") = (set, limit.name) {
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "casts of floats saturate")]
+            let value = value as u64;
+            memory = value.min(rails.most_memory());
+        }
         match set {
-            Some(value) if value <= limit.guardrail => {
+            Some(value) if value <= limit.most => {
                 // Beside limits of ours under `deploy`, Compose takes the other spelling for a contradiction.
                 if let Some(own) = table.remove(limit.service_key)
                     && in_service.is_some_and(|value| value > 0.0)
@@ -97,19 +159,19 @@ pub(super) fn guard(
             }
             other => {
                 table.remove(limit.service_key);
-                if let Some(limits) = deploy_limits(table) {
-                    limits.insert(limit.deploy_key.to_owned(), limit.value);
-                }
-                let what = if other.is_some() {
-                    format!("limit of {} lowered to {}", limit.name, limit.shown)
+                let (value, what) = if other.is_some() {
+                    (limit.lowered, format!("limit of {} lowered to {}", limit.name, limit.lowered_shown))
                 } else {
-                    format!("limit of {} set to {}", limit.name, limit.shown)
+                    (limit.value, format!("limit of {} set to {}", limit.name, limit.shown))
                 };
+                if let Some(limits) = deploy_limits(table) {
+                    limits.insert(limit.deploy_key.to_owned(), value);
+                }
                 note("deploy.resources.limits", what);
             }
         }
     }
-    lower_reservations(table, rails, &mut note);
+    lower_reservations(table, memory, rails.cpus, &mut note);
     rotate_logs(table, rails, &mut note);
     if let Some(restart) = restart {
         table.insert("restart".to_owned(), json!(restart));
@@ -118,21 +180,21 @@ pub(super) fn guard(
 }
 
 /// A reservation above the limit is refused by the engine.
-fn lower_reservations(table: &mut Map<String, Value>, rails: &Guardrails, note: &mut impl FnMut(&str, String)) {
+fn lower_reservations(table: &mut Map<String, Value>, limit: u64, cpus: f64, note: &mut impl FnMut(&str, String)) {
     #[expect(clippy::cast_precision_loss, reason = "limits are far below 2^52")]
-    let memory = rails.memory as f64;
+    let memory = limit as f64;
     if table.get("mem_reservation").and_then(number).is_some_and(|value| value > memory) {
-        table.insert("mem_reservation".to_owned(), json!(rails.memory.to_string()));
+        table.insert("mem_reservation".to_owned(), json!(limit.to_string()));
         note("mem_reservation", "lowered to the limit of memory".to_owned());
     }
     let reserved = table.get_mut("deploy").and_then(|deploy| deploy.pointer_mut("/resources/reservations"));
     if let Some(Value::Object(reserved)) = reserved {
         if reserved.get("memory").and_then(number).is_some_and(|value| value > memory) {
-            reserved.insert("memory".to_owned(), json!(rails.memory.to_string()));
+            reserved.insert("memory".to_owned(), json!(limit.to_string()));
             note("deploy.resources.reservations.memory", "lowered to the limit of memory".to_owned());
         }
-        if reserved.get("cpus").and_then(number).is_some_and(|value| value > rails.cpus) {
-            reserved.insert("cpus".to_owned(), json!(rails.cpus));
+        if reserved.get("cpus").and_then(number).is_some_and(|value| value > cpus) {
+            reserved.insert("cpus".to_owned(), json!(cpus));
             note("deploy.resources.reservations.cpus", "lowered to the limit of cpus".to_owned());
         }
     }
@@ -245,6 +307,60 @@ mod tests {
             })
         );
         assert_eq!(differences.len(), 5);
+    }
+
+    fn guarded_by(service: &str, table: Value, rails: &Guardrails) -> (Value, Vec<String>) {
+        let mut table = table.as_object().unwrap().clone();
+        let mut differences = Vec::new();
+        guard(service, &mut table, rails, None, &mut differences);
+        let limits = table["deploy"]["resources"]["limits"].clone();
+        (limits, differences.into_iter().map(|one| one.what).filter(|what| what.contains("limit of")).collect())
+    }
+
+    #[test]
+    fn a_files_own_memory_counts_up_to_the_most_and_what_a_service_has_of_its_own() {
+        let own = ServiceGuardrails { memory: Some(4 << 30), cpus: Some(2.0), pids: Some(1000) };
+        let rails = Guardrails {
+            max_memory: Some(2 << 30),
+            services: BTreeMap::from([("elastic".to_owned(), own)]),
+            ..Guardrails::default()
+        };
+        let memory = |service: &str, table: Value| guarded_by(service, table, &rails).0["memory"].clone();
+        let bytes = |gigabytes: u64| json!((gigabytes << 30).to_string());
+        assert_eq!(memory("api", json!({})), json!("536870912"), "the usual limit, not the most");
+        assert_eq!(memory("api", json!({"mem_limit": (1_u64 << 30).to_string()})), bytes(1));
+        assert_eq!(
+            memory("api", json!({"deploy": {"resources": {"limits": {"memory": (8_u64 << 30).to_string()}}}})),
+            bytes(2)
+        );
+        assert_eq!(
+            memory("elastic", json!({"mem_limit": (8_u64 << 30).to_string()})),
+            bytes(4),
+            "its own is above the most"
+        );
+        let (limits, differences) = guarded_by("elastic", json!({"cpus": 8}), &rails);
+        assert_eq!(limits, json!({"cpus": 2.0, "memory": (4_u64 << 30).to_string(), "pids": 1000}));
+        assert_eq!(differences[..2], ["limit of cpus lowered to 2", "limit of memory set to 4096 MB"]);
+        let (_, differences) = guarded_by("api", json!({"mem_limit": (8_u64 << 30).to_string()}), &rails);
+        assert!(
+            differences[1].starts_with("limit of memory lowered to 2048 MB; `guardrails.max_memory`"),
+            "{differences:?}"
+        );
+    }
+
+    #[test]
+    fn what_is_reserved_fits_into_the_limit_that_counts() {
+        let rails = Guardrails { max_memory: Some(4 << 30), ..Guardrails::default() };
+        let service = json!({"mem_limit": (1_u64 << 30).to_string(), "mem_reservation": (1_u64 << 30).to_string(), "memswap_limit": (2_u64 << 30).to_string()});
+        let mut table = service.as_object().unwrap().clone();
+        guard("api", &mut table, &rails, None, &mut Vec::new());
+        assert_eq!(
+            (&table["mem_reservation"], &table["memswap_limit"]),
+            (&service["mem_reservation"], &service["memswap_limit"])
+        );
+        let mut table = json!({"mem_reservation": (1_u64 << 30).to_string()}).as_object().unwrap().clone();
+        guard("api", &mut table, &rails, None, &mut Vec::new());
+        assert_eq!(table["mem_reservation"], json!("536870912"), "no limit of its own: the usual one holds");
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub use files::{FileUse, Place, file_uses, host_paths, links_out, normal};
 pub use harmless::drop_harmless;
 pub use health::{Patience, patience};
 pub use isolation::Isolation;
-pub use limits::{Guardrails, declared_memory};
+pub use limits::{Guardrails, ServiceGuardrails, declared_memory};
 pub use literal::not_literal;
 pub use policy::{Allowance, Allowing, allowable_keys, allowing, violations};
 pub use published::{is_unlikely_http, may_be_http, page};

@@ -16,6 +16,8 @@ pub enum Said {
     Limited,
     /// The file says nothing, or more than is allowed: the guardrail holds.
     Guardrail,
+    /// The same, and the configuration has a limit for this very service.
+    Service,
 }
 
 /// What the containers of one service take, each.
@@ -47,12 +49,13 @@ pub fn shares(model: &Value, rails: &Guardrails) -> Vec<Share> {
             guard(service, &mut guarded, rails, None, &mut Vec::new());
             let (limited, own_limit) = (limit(&guarded, "cpus", "cpus"), limit(table, "cpus", "cpus"));
             let reserved = guarded.get("deploy").and_then(|deploy| deploy.pointer("/resources/reservations/cpus"));
+            let own = rails.services.get(service).cloned().unwrap_or_default();
             let (cpus, cpus_said) = match reserved.and_then(number).filter(|cpus| *cpus > 0.0) {
                 Some(reserved) => (reserved, Said::Reserved),
-                None => (limited, who(limited, own_limit)),
+                None => (limited, who(limited, own_limit, own.cpus.is_some())),
             };
             let memory = limit(&guarded, "mem_limit", "memory");
-            let memory_said = who(memory, limit(table, "mem_limit", "memory"));
+            let memory_said = who(memory, limit(table, "mem_limit", "memory"), own.memory.is_some());
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "casts of floats saturate")]
             Share {
                 service: service.clone(),
@@ -81,15 +84,45 @@ fn limit(table: &Map<String, Value>, service_key: &str, deploy_key: &str) -> f64
     if least.is_finite() { least } else { 0.0 }
 }
 
-fn who(guarded: f64, own: f64) -> Said {
-    if own > 0.0 && own <= guarded { Said::Limited } else { Said::Guardrail }
+fn who(guarded: f64, own: f64, for_service: bool) -> Said {
+    match own > 0.0 && own <= guarded {
+        true => Said::Limited,
+        false if for_service => Said::Service,
+        false => Said::Guardrail,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use serde_json::json;
 
     use super::*;
+    use crate::stack::ServiceGuardrails;
+
+    #[test]
+    fn limits_of_single_services_count_as_they_are_rendered() {
+        let own = ServiceGuardrails { memory: Some(4 << 30), cpus: Some(2.0), pids: None };
+        let rails = Guardrails {
+            max_memory: Some(1 << 30),
+            services: BTreeMap::from([("elastic".to_owned(), own)]),
+            ..Guardrails::default()
+        };
+        let model = json!({"services": {"elastic": {}, "web": {"mem_limit": "1073741824"}, "greedy": {"mem_limit": "8589934592"}}});
+        let found: Vec<_> = shares(&model, &rails)
+            .into_iter()
+            .map(|s| (s.service, s.cpus, s.cpus_said, s.memory >> 20, s.memory_said))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("elastic".into(), 2000, Said::Service, 4096, Said::Service),
+                ("greedy".into(), 1000, Said::Guardrail, 1024, Said::Guardrail),
+                ("web".into(), 1000, Said::Guardrail, 1024, Said::Limited),
+            ]
+        );
+    }
 
     #[test]
     fn each_number_has_its_source() {

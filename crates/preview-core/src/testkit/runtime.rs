@@ -50,7 +50,7 @@ impl MemoryRuntime {
         self.inside().model = model;
     }
 
-    /// The next call of `resolve`, `build` or `up` fails so.
+    /// The next call of `resolve`, `check`, `build` or `up` fails so.
     pub fn fail_next(&self, call: &'static str, fault: Fault) {
         self.inside().faults.entry(call).or_default().push(fault);
     }
@@ -108,6 +108,23 @@ impl Runtime for MemoryRuntime {
             }
         }
         Ok(Resolved { model, warnings: vec![] })
+    }
+
+    async fn check(&self, stack: &Stack) -> Result<(), Fault> {
+        // Not one of the calls: it does nothing.
+        let planned = self.inside().faults.get_mut("check").and_then(Vec::pop);
+        if let Some(fault) = planned {
+            return Err(fault);
+        }
+        let model = parse(stack)?;
+        let known = stack::service_names(&model);
+        let needed = stack::services(&model).filter_map(|(_, table)| table.get("depends_on")?.as_object()).flatten();
+        match needed.map(|(name, _)| name).find(|name| !known.contains(*name)) {
+            Some(name) => {
+                Err(Fault::new(FaultKind::Invalid, "check the rendered stack", format!("undefined service {name}")))
+            }
+            None => Ok(()),
+        }
     }
 
     async fn build(&self, stack: &Stack, services: &[String], _: Progress<'_>) -> Result<(), Fault> {

@@ -104,6 +104,9 @@ impl Runtime for Mortal<MemoryRuntime> {
     async fn resolve(&self, source: &Source) -> Result<Resolved, Fault> {
         self.inner.resolve(source).await
     }
+    async fn check(&self, stack: &Stack) -> Result<(), Fault> {
+        self.inner.check(stack).await
+    }
     async fn build(&self, stack: &Stack, services: &[String], progress: Progress<'_>) -> Result<(), Fault> {
         alive(&self.life)?;
         self.inner.build(stack, services, progress).await

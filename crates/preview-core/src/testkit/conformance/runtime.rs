@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::engine::Engine;
+use crate::fault::FaultKind;
 use crate::ownership::Selector;
 use crate::runtime::{Runtime, Source, Stack, Variables};
 use crate::secret::Secret;
@@ -25,6 +26,8 @@ pub async fn suite(
     let model = runtime.resolve(source).await.expect("resolves").model;
     assert_eq!(model["name"], json!(source.project), "the project's name is ours");
     assert_eq!(runtime.resolve(source).await.expect("resolves again").model, model, "resolving has no effect");
+
+    check(runtime, source, image).await;
 
     let selector = Selector::preview(app, "pr-1");
     let service = |colour: &str| json!({"image": image, "command": command, "labels": selector.labels(), "environment": {"COLOUR": colour}, "stop_grace_period": "0s"});
@@ -70,6 +73,19 @@ pub async fn suite(
     assert_eq!(ids().await["a"], second["a"], "a failed start leaves the rest alone");
     engine.remove(&selector, &[]).await.expect("removed");
     assert!(ids().await.is_empty());
+}
+
+/// A stack that is whole is taken, and one with a dependency on nobody is not; neither has an effect.
+async fn check(runtime: &dyn Runtime, source: &Source, image: &str) {
+    let stack = |depends_on: Value| {
+        let model = json!({"name": source.project, "services": {"app": {"image": image, "depends_on": depends_on}}});
+        Stack { project: source.project.clone(), rendered: Secret::new(model.to_string()), variables: Variables::new() }
+    };
+    runtime.check(&stack(json!({}))).await.expect("a whole stack is taken");
+    let dangling = stack(json!({"nobody": {"condition": "service_started", "required": true}}));
+    let fault = runtime.check(&dangling).await.expect_err("a dependency on nobody is told");
+    assert_eq!(fault.kind, FaultKind::Invalid, "{fault}");
+    assert!(fault.to_string().contains("nobody"), "{fault}");
 }
 
 #[cfg(test)]
