@@ -35,7 +35,7 @@ const PREPARING: Death = Death {
     },
     there: |_, site| {
         let half = format!("find {} -name blob -size +1000k 2>/dev/null | grep -q .", volume(site));
-        site.shell(&format!("timeout 60 sh -c 'until {half}; do sleep 0.01; done'"));
+        site.shell(&format!("timeout 150 sh -c 'until {half}; do sleep 0.01; done'"));
     },
 };
 
@@ -111,7 +111,8 @@ fn versioned(ready: bool, version: usize) -> String {
 
 /// The directory of the preview's files on the host.
 fn volume(site: &Site) -> String {
-    format!("/var/lib/docker/volumes/files.{}_pr-7/_data", site.app)
+    let root = site.docker(&["info", "--format", "{{.DockerRootDir}}"]);
+    format!("{root}/volumes/files.{}_pr-7/_data", site.app)
 }
 
 fn dies(site: &Site, death: &Death, version: usize) {

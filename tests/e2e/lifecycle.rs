@@ -70,7 +70,7 @@ fn main_path(place: Where) {
     let destroyed = site.run(&["destroy", "--pr", "7", "--format", "json"]).expect(0).json();
     assert_eq!(destroyed["existed"], true);
     assert_eq!(destroyed["removed"]["containers"], 2);
-    assert_eq!(destroyed["removed"]["volumes"], 1);
+    assert_eq!(destroyed["removed"]["volumes"], 2, "its data, and the repository's files");
     assert!(site.containers("pr-7").is_empty());
     assert!(site.get(second["url"].as_str().expect("an address")).ends_with("two"));
 

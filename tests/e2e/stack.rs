@@ -262,9 +262,9 @@ fn nothing_else_differs() {
         before.keys().chain(after.keys()).filter(|key| before.get(*key) != after.get(*key)).collect();
     let mut unexplained = Vec::new();
     for key in &changed {
-        let ours = ["preview.app", "preview.base", "preview.managed", "preview.name", "preview.networks"]
-            .iter()
-            .any(|label| key.ends_with(&format!("labels.{label}")));
+        let own =
+            ["app", "base", "content", "managed", "name", "networks"].map(|name| format!("labels.preview.{name}"));
+        let ours = own.iter().any(|label| key.ends_with(label.as_str()));
         // A fixed name lives on as an alias, and the old keys for limits are moved to where the new ones are.
         let place = key.split(".networks.").next().filter(|_| key.contains(".aliases.") || key.ends_with(".back"));
         let place = place.map(|service| format!("{service}.container_name")).or_else(|| {

@@ -37,7 +37,9 @@ impl Local {
         let digests = self.manifest.digests();
         let placed = |(id, source): (&String, &PathBuf)| {
             let digest = digests.get(id).cloned().unwrap_or_default();
-            (source.clone(), Placed { id: id.clone(), digest })
+            let itself = self.manifest.roots.get(id).and_then(|root| root.get(""));
+            let is_file = itself.is_some_and(|entry| entry.0 == Kind::File);
+            (source.clone(), Placed { id: id.clone(), digest, is_file })
         };
         self.sources.iter().map(placed).collect()
     }
@@ -138,7 +140,6 @@ impl Scan<'_> {
         let metadata = fs::symlink_metadata(path)?;
         let kind = metadata.file_type();
         let mode = metadata.permissions().mode() & 0o7777;
-        let is_another_root = !name.is_empty() && self.sources.contains(path);
         let entry = if kind.is_symlink() {
             let target = fs::read_link(path)?;
             let text = target.to_str().ok_or_else(|| io::Error::other("a link in it is not UTF-8"))?;
@@ -150,7 +151,7 @@ impl Scan<'_> {
             Entry(Kind::Link, 0o777, text.to_owned())
         } else if kind.is_dir() {
             root.insert(name.to_owned(), Entry(Kind::Directory, mode, String::new()));
-            if is_another_root {
+            if !name.is_empty() && self.sources.contains(path) {
                 return Ok(());
             }
             let mut children: Vec<_> = fs::read_dir(path)?.collect::<Result<_, _>>()?;
@@ -162,9 +163,6 @@ impl Scan<'_> {
                 self.path(root, source, &child.path(), &below)?;
             }
             return Ok(());
-        } else if kind.is_file() && is_another_root {
-            // Something is mounted there.
-            Entry(Kind::File, mode, hash(&mut io::empty())?)
         } else if kind.is_file() {
             self.total += metadata.len();
             if self.total > LARGEST {

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -134,11 +134,11 @@ enum Line {
         at: String,
         mode: u32,
     },
-    /// The file `from` of this machine; `None`: an empty one.
+    /// The file `from` of this machine.
     File {
         at: String,
         mode: u32,
-        from: Option<PathBuf>,
+        from: PathBuf,
     },
     Text {
         at: String,
@@ -166,7 +166,6 @@ fn pack(local: &Local, after: &Manifest, changes: &Changes, plan: Option<UndoPla
         // Strings always serialise.
         lines.push(Line::Text { at: undo_path(), text: serde_json::to_vec(&plan).unwrap_or_default() });
     }
-    let sources: BTreeSet<&Path> = local.sources.values().map(PathBuf::as_path).collect();
     for (id, path) in &changes.write {
         let at = volume_path(id, path);
         let Some(Entry(kind, mode, value)) = after.roots.get(id).and_then(|root| root.get(path)) else { continue };
@@ -175,11 +174,7 @@ fn pack(local: &Local, after: &Manifest, changes: &Changes, plan: Option<UndoPla
         lines.push(match kind {
             Kind::Directory => Line::Directory { at, mode: *mode },
             Kind::Link => Line::Link { at, to: value.clone() },
-            // What another root has is mounted on top of an empty file.
-            Kind::File if !path.is_empty() && sources.contains(from.as_path()) => {
-                Line::File { at, mode: *mode, from: None }
-            }
-            Kind::File => Line::File { at, mode: *mode, from: Some(from) },
+            Kind::File => Line::File { at, mode: *mode, from },
         });
     }
     stream_of(lines)
@@ -233,10 +228,7 @@ fn add(tar: &mut tar::Builder<Pieces>, line: Line) -> io::Result<()> {
         Line::Text { at, text } => {
             tar.append_data(&mut header(tar::EntryType::Regular, 0o600, text.len() as u64, 0), at, &text[..])
         }
-        Line::File { at, mode, from: None } => {
-            tar.append_data(&mut header(tar::EntryType::Regular, mode, 0, 0), at, io::empty())
-        }
-        Line::File { at, mode, from: Some(from) } => {
+        Line::File { at, mode, from } => {
             let file = fs::File::open(&from)?;
             let metadata = file.metadata()?;
             let mut header =

@@ -288,7 +288,8 @@ mod tests {
 
     fn rendered(proxy: bool) -> Rendered {
         let model = model();
-        let placed = |id: &str, digest: &str| Placed { id: id.to_owned(), digest: digest.to_owned() };
+        let placed =
+            |id: &str, digest: &str| Placed { id: id.to_owned(), digest: digest.to_owned(), is_file: id == "def" };
         let files = BTreeMap::from([
             (PathBuf::from("/repo/conf"), placed("abc", "d1")),
             (PathBuf::from("/repo/c.conf"), placed("def", "d2")),

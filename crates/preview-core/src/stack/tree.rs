@@ -1,7 +1,7 @@
 //! The repository's files as a preview has them on the host: what is mounted, what an update changes, and what the way back needs.
 //!
 //! Each file or directory that something mounts is a *root*: it stands by itself in the preview's volume, below `r/`. A root inside another one
-//! is not part of it: whoever mounts the outer one gets the inner one mounted on top. So all see the same files, and no part of a mount's
+//! is not part of it (of a single file, a copy is): whoever mounts the outer one gets the inner one mounted on top. So all see the same files, and no part of a mount's
 //! source is a path that a container can change: a container that replaces a directory of its own by a link to `/etc` gains nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,6 +54,8 @@ pub struct Placed {
     pub id: String,
     /// The hash of all that is in it.
     pub digest: String,
+    /// Whether it is a single file.
+    pub is_file: bool,
 }
 
 /// The id of a root, by its path in the repository.
@@ -256,7 +258,9 @@ fn mount_inner<'a>(
             let pointer = format!("/services/{}/volumes/{index}/source", super::files::escape(service));
             let Some(file) = uses.iter().find(|file| file.pointer == pointer) else { continue };
             let (Some(outer), true) = (target(mount), placed.contains_key(&file.source)) else { continue };
-            for (source, inner) in placed {
+            let read_only = mount.get("read_only").and_then(Value::as_bool).unwrap_or(false);
+            // An engine cannot make the place of a mounted file in a read-only directory, not even where it is there; its copy will do.
+            for (source, inner) in placed.iter().filter(|(_, inner)| !(read_only && inner.is_file)) {
                 let Some(rest) = source.strip_prefix(&file.source).ok().filter(|rest| !rest.as_os_str().is_empty())
                 else {
                     continue;

@@ -73,8 +73,11 @@ fn a_manifest_survives_its_file() {
 
 fn placed(paths: &[(&str, &str)]) -> BTreeMap<PathBuf, Placed> {
     let one = |(path, digest): &(&str, &str)| {
-        let placed =
-            Placed { id: path.rsplit('/').next().unwrap_or_default().to_owned(), digest: (*digest).to_owned() };
+        let placed = Placed {
+            id: path.rsplit('/').next().unwrap_or_default().to_owned(),
+            digest: (*digest).to_owned(),
+            is_file: path.ends_with(".conf"),
+        };
         (PathBuf::from(path), placed)
     };
     paths.iter().map(one).collect()
@@ -114,6 +117,27 @@ fn overlapping_mounts_see_the_same_files_and_no_source_is_inside_another() {
     assert_eq!(mounts("web"), [pair("/vol/r/static", "/www")]);
     assert_eq!(model.pointer("/services/app/volumes/2/bind/create_host_path"), Some(&json!(false)));
     assert_eq!(model.pointer("/services/web/volumes/0/bind/create_host_path"), Some(&json!(false)));
+}
+
+#[test]
+fn a_file_is_not_mounted_into_a_read_only_directory() {
+    let at = placed(&[("/repo", "1"), ("/repo/a.conf", "2"), ("/repo/dir", "3")]);
+    let mut outer = bind("/repo", "/app");
+    outer["read_only"] = json!(true);
+    let model = json!({"services": {
+        "reads": {"volumes": [outer]}, "writes": {"volumes": [bind("/repo", "/app")]}, "web": {"volumes": [bind("/repo/a.conf", "/x"), bind("/repo/dir", "/d")]},
+    }});
+    let model = placed_model(model, &at, "");
+    let targets = |service: &str| -> Vec<&str> {
+        model["services"][service]["volumes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|mount| mount["target"].as_str().unwrap())
+            .collect()
+    };
+    assert_eq!(targets("reads"), ["/app", "/app/dir"]);
+    assert_eq!(targets("writes"), ["/app", "/app/a.conf", "/app/dir"]);
 }
 
 #[test]
@@ -161,7 +185,10 @@ fn a_context_is_no_mount() {
 
 #[test]
 fn a_dollar_sign_in_a_path_begins_no_variable() {
-    let at = BTreeMap::from([(PathBuf::from("/repo/${HOME}"), Placed { id: "x".into(), digest: "1".into() })]);
+    let at = BTreeMap::from([(
+        PathBuf::from("/repo/${HOME}"),
+        Placed { id: "x".into(), digest: "1".into(), is_file: false },
+    )]);
     let mut model = json!({"services": {"web": {"volumes": [bind("/repo/$${HOME}", "/www")]}}});
     place(&mut model, "/vol$1", &at, &Variables::new(), "salt", &mut Vec::new());
     assert_eq!(model.pointer("/services/web/volumes/0/source"), Some(&json!("/vol$$1/r/x")));
