@@ -40,6 +40,31 @@ pub(crate) fn wish(environment: &Environment, payload: Option<&str>) -> Result<W
     }
 }
 
+/// Whether the files of the checkout may be those of a pull request: in CI they are, unless the CI system says that the job runs for
+/// the default branch.
+pub(crate) fn checkout_of_pull_request(environment: &Environment, payload: Option<&str>) -> bool {
+    let get = |name: &str| environment.get(name).map(String::as_str).filter(|value| !value.is_empty());
+    let of_default_branch = match Ci::of(environment) {
+        Ci::GitHub => match get("GITHUB_EVENT_NAME") {
+            Some("schedule") => true,
+            // Not `pull_request_target` and the like: their workflow is the default branch's, what they check out need not be.
+            Some("push" | "workflow_dispatch" | "repository_dispatch") => {
+                let event: Option<Value> = payload.and_then(|payload| serde_json::from_str(payload).ok());
+                let default = event.as_ref().and_then(|event| event.pointer("/repository/default_branch")?.as_str());
+                let branch = get("GITHUB_REF").and_then(|reference| reference.strip_prefix("refs/heads/"));
+                branch.is_some() && branch == default
+            }
+            _ => false,
+        },
+        Ci::GitLab => {
+            let branch = get("CI_COMMIT_BRANCH");
+            get("CI_MERGE_REQUEST_IID").is_none() && branch.is_some() && branch == get("CI_DEFAULT_BRANCH")
+        }
+        Ci::None => !Ci::is_ci(environment),
+    };
+    !of_default_branch
+}
+
 /// When the event happened that the run is for, as far as the CI system says.
 ///
 /// GitLab has no time of the event: a pipeline is made when it happens. A job that a person starts is as late as its start, and so is the
@@ -81,7 +106,12 @@ fn github(environment: &Environment, payload: Option<&str>) -> Result<Wish, Stri
             let action = text("/action").ok_or("the event has no `action`")?;
             match action.as_str() {
                 "closed" => Ok(Wish::Destroy { number }),
-                "opened" | "reopened" | "synchronize" => {
+                // Whatever is done with one that is closed, its preview is gone.
+                _ if text("/pull_request/state").as_deref() == Some("closed") => {
+                    Ok(Wish::Nothing(format!("`{action}` of a pull request that is closed changes no preview")))
+                }
+                // `labeled` comes only where a workflow lists it: then its `if` has looked at the label.
+                "opened" | "reopened" | "synchronize" | "ready_for_review" | "labeled" => {
                     let head = text("/pull_request/head/repo/full_name");
                     let base = text("/pull_request/base/repo/full_name").or_else(|| text("/repository/full_name"));
                     let wanted = Wanted {
@@ -95,7 +125,9 @@ fn github(environment: &Environment, payload: Option<&str>) -> Result<Wish, Stri
                     }
                     Ok(Wish::Deploy(wanted))
                 }
-                other => Ok(Wish::Nothing(format!("`{other}` of a pull request changes no preview"))),
+                other => Ok(Wish::Nothing(format!(
+                    "`{other}` of a pull request changes no preview; `preview deploy --pr {number}` and `preview destroy --pr {number}` do"
+                ))),
             }
         }
         "schedule" => Ok(Wish::Sweep),
@@ -155,16 +187,47 @@ mod tests {
     #[test]
     fn pull_requests_of_github() {
         let own = || json!({"full_name": "Codertocat/Hello-World"});
-        for action in ["opened", "reopened", "synchronize"] {
+        for action in ["opened", "reopened", "synchronize", "ready_for_review", "labeled"] {
             let Ok(Wish::Deploy(wanted)) = pull_request(action, own()) else { panic!("{action} does not deploy") };
             assert_eq!(wanted.number, 2);
             assert_eq!(wanted.commit.as_deref(), Some("ec26c3e57ca3a959ca5aad62de7213c562f8c821"));
             assert_eq!(wanted.owner.as_deref(), Some("Codertocat"));
         }
         assert_eq!(pull_request("closed", own()), Ok(Wish::Destroy { number: 2 }));
-        assert!(matches!(pull_request("edited", own()), Ok(Wish::Nothing(_))));
+        for action in ["edited", "unlabeled", "converted_to_draft", "assigned", "review_requested"] {
+            let Ok(Wish::Nothing(why)) = pull_request(action, own()) else { panic!("{action} does something") };
+            assert!(why.contains(action) && why.contains("preview deploy --pr 2"), "{why}");
+        }
+        let closed = json!({"action": "labeled", "number": 2, "pull_request": {"state": "closed"}}).to_string();
+        let labelled = environment(&[("GITHUB_ACTIONS", "true"), ("GITHUB_EVENT_NAME", "pull_request")]);
+        assert!(matches!(wish(&labelled, Some(&closed)), Ok(Wish::Nothing(_))));
         let nightly = environment(&[("GITHUB_ACTIONS", "true"), ("GITHUB_EVENT_NAME", "schedule")]);
         assert_eq!(wish(&nightly, Some("{}")), Ok(Wish::Sweep));
+    }
+
+    #[test]
+    fn the_checkout_is_a_pull_requests_unless_ci_says_otherwise() {
+        let hub = |event: &str, reference: &str| {
+            let pairs = [("GITHUB_ACTIONS", "true"), ("GITHUB_EVENT_NAME", event), ("GITHUB_REF", reference)];
+            let payload = json!({"repository": {"default_branch": "main"}}).to_string();
+            checkout_of_pull_request(&environment(&pairs), Some(&payload))
+        };
+        assert!(!hub("schedule", "refs/heads/main") && !hub("push", "refs/heads/main"));
+        assert!(!hub("workflow_dispatch", "refs/heads/main"));
+        assert!(hub("push", "refs/heads/feature") && hub("push", "refs/tags/main") && hub("push", "main"));
+        assert!(hub("pull_request", "refs/heads/main") && hub("pull_request_target", "refs/heads/main"));
+        assert!(hub("issue_comment", "refs/heads/main"));
+        let lab = |more: &[(&str, &str)]| {
+            let fixed = [("GITLAB_CI", "true"), ("CI_DEFAULT_BRANCH", "main")];
+            checkout_of_pull_request(&environment(&[&fixed, more].concat()), None)
+        };
+        assert!(!lab(&[("CI_COMMIT_BRANCH", "main")]));
+        assert!(lab(&[]) && lab(&[("CI_COMMIT_BRANCH", "x")]));
+        assert!(lab(&[("CI_COMMIT_BRANCH", "main"), ("CI_MERGE_REQUEST_IID", "7")]));
+        for (said, is) in [("true", true), ("1", true), ("false", false), ("0", false), ("", false)] {
+            assert_eq!(checkout_of_pull_request(&environment(&[("CI", said)]), None), is, "CI={said}");
+        }
+        assert!(!checkout_of_pull_request(&Environment::new(), None), "a person's terminal");
     }
 
     #[test]

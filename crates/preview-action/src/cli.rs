@@ -181,6 +181,9 @@ pub(crate) enum Command {
         /// Working directory in the container
         #[arg(long, short)]
         workdir: Option<String>,
+        /// In a CI job, print the output as it is; by default, lines that would command the CI system are made harmless, but not in a file
+        #[arg(long)]
+        raw: bool,
         /// The service
         service: String,
         /// Program and arguments

@@ -26,7 +26,7 @@ use serde_json::json;
 use crate::ci::{self, Wanted, Wish};
 use crate::cli::{self, Cli, Command, Deploy, Format, Global, LogFormat, Subject, Which};
 use crate::output::{self, About, Console};
-use crate::session::{self, Session};
+use crate::session::{self, Purpose, Session};
 
 /// What a command works with.
 struct Context {
@@ -77,8 +77,8 @@ pub(crate) async fn run(cli: Cli, environment: Environment) -> u8 {
             Command::Logs { which, service, tail, follow, timestamps } => {
                 context.logs(&which, service.as_deref(), tail, follow, timestamps).await
             }
-            Command::Exec { which, user, workdir, service, command } => {
-                context.exec(&which, user, workdir, &service, command).await
+            Command::Exec { which, user, workdir, raw, service, command } => {
+                context.exec(&which, user, workdir, &service, command, raw).await
             }
             Command::Tunnel { which, target, local } => context.tunnel(&which, &target, local).await,
             Command::Sweep(sweep) => context.sweep(&sweep).await,
@@ -138,8 +138,8 @@ fn listen(interrupt: &Interrupt, console: &Arc<dyn Console>) {
 }
 
 impl Context {
-    fn session(&self, deploy: Option<&Deploy>) -> Result<Session, Error> {
-        let session = Session::load(&self.global, deploy, self.environment.clone())?;
+    fn session(&self, purpose: Purpose<'_>) -> Result<Session, Error> {
+        let session = Session::load(&self.global, purpose, self.environment.clone())?;
         for warning in &session.warnings {
             self.console.warn(warning);
         }
@@ -189,7 +189,7 @@ impl Context {
     }
 
     async fn deploy(&self, deploy: Deploy) -> Result<u8, Error> {
-        let session = self.session(Some(&deploy))?;
+        let session = self.session(Purpose::Deploy(&deploy))?;
         let key = key(&deploy.subject)?;
         self.deploy_key(&session, &key, &deploy).await
     }
@@ -283,7 +283,7 @@ impl Context {
     }
 
     async fn plan(&self, deploy: &Deploy) -> Result<u8, Error> {
-        let session = self.session(Some(deploy))?;
+        let session = self.session(Purpose::Deploy(deploy))?;
         let key = key(&deploy.subject)?;
         let request = self.request(&session, &key, deploy)?;
         let project = session.project(&session.named(&key)?)?;
@@ -300,7 +300,7 @@ impl Context {
     }
 
     async fn destroy(&self, which: &Which, event_time: Option<&str>) -> Result<u8, Error> {
-        let session = self.session(None)?;
+        let session = self.session(Purpose::Destroy)?;
         let target = self.target(&session, which)?;
         let whose = self.whose(&session, which)?;
         self.destroy_target(&session, target, whose, event_time).await
@@ -341,7 +341,7 @@ impl Context {
     }
 
     async fn ci(&self) -> Result<u8, Error> {
-        let payload = self.environment.get("GITHUB_EVENT_PATH").and_then(|path| std::fs::read_to_string(path).ok());
+        let payload = session::event_payload(&self.environment);
         match ci::wish(&self.environment, payload.as_deref()).map_err(Error::invalid)? {
             Wish::Nothing(why) => {
                 self.console.done(&format!("nothing to do: {why}"));
@@ -356,7 +356,7 @@ impl Context {
                 self.deploy_wanted(wanted).await
             }
             Wish::Destroy { number } => {
-                let session = self.session(None)?;
+                let session = self.session(Purpose::Destroy)?;
                 let which = Which { pr: Some(number), ..Which::default() };
                 let target = self.target(&session, &which)?;
                 let whose = self.whose(&session, &which)?;
@@ -380,7 +380,7 @@ impl Context {
             url: vec![],
             pull: None,
         };
-        let session = self.session(Some(&deploy))?;
+        let session = self.session(Purpose::Deploy(&deploy))?;
         self.deploy_key(&session, &pull(wanted.number)?, &deploy).await
     }
 }

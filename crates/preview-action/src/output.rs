@@ -2,6 +2,7 @@
 
 mod job;
 mod log;
+mod plain;
 mod text;
 
 use std::hash::{BuildHasher as _, Hasher as _};
@@ -14,6 +15,7 @@ use preview_core::secret::{Redactor, Secret};
 
 pub(crate) use job::ci_files;
 pub(crate) use log::Log;
+pub(crate) use plain::Lines;
 pub(crate) use text::Text;
 
 /// Is told of everything that is no data. What the library tells comes by [`Observer`], the rest by these.
@@ -68,6 +70,7 @@ pub(crate) fn console(
         2 => (LevelFilter::DEBUG, LevelFilter::WARN),
         _ => (LevelFilter::TRACE, LevelFilter::INFO),
     };
+    let _ = IN_CI.set(Ci::is_ci(environment));
     // Our binary and our library begin with the same word.
     let filter = Targets::new().with_target("preview", ours).with_default(others);
     // A second run in one process, as in tests, keeps the first one's.
@@ -88,7 +91,7 @@ struct Cleaned(Redactor);
 
 impl std::io::Write for Cleaned {
     fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
-        let clean = self.0.clean(&String::from_utf8_lossy(text));
+        let clean = harmless(&self.0.clean(&String::from_utf8_lossy(text)));
         std::io::stderr().write_all(clean.as_bytes()).map(|()| text.len())
     }
 
@@ -102,8 +105,27 @@ pub(crate) fn to_stderr(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
-/// Writes text to standard output. A reader that has gone away (`| head`) is no error.
+/// Whether a CI system reads what is written.
+static IN_CI: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+
+/// Whether a CI system reads what is written.
+pub(crate) fn in_ci() -> bool {
+    IN_CI.get().copied().unwrap_or_default()
+}
+
+/// Text in which nothing from outside acts on a terminal or commands a CI system.
+fn harmless(text: &str) -> String {
+    let text = plain::printable(text);
+    if in_ci() { plain::no_commands(&text) } else { text }
+}
+
+/// Writes text to standard output, harmless whatever is in it. A reader that has gone away (`| head`) is no error.
 pub(crate) fn to_stdout(text: &str) {
+    to_stdout_as_is(&harmless(text));
+}
+
+/// Writes text of our own, which may have colours, to standard output.
+pub(crate) fn to_stdout_as_is(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes());
     let _ = out.flush();
@@ -118,6 +140,12 @@ pub(crate) enum Ci {
 }
 
 impl Ci {
+    /// Whether this is a job of any CI system; most set `CI`.
+    pub(crate) fn is_ci(environment: &preview_core::config::Environment) -> bool {
+        let said = environment.get("CI").is_some_and(|value| !["", "0", "false"].contains(&value.as_str()));
+        said || Self::of(environment) != Self::None
+    }
+
     pub(crate) fn of(environment: &preview_core::config::Environment) -> Self {
         let on = |name: &str| environment.get(name).is_some_and(|value| value == "true");
         if on("GITHUB_ACTIONS") {
@@ -144,7 +172,7 @@ fn escape(text: &str) -> String {
 /// A JSON document, pretty, with a line end.
 pub(crate) fn json(value: &impl serde::Serialize) -> String {
     // Our own types have string keys only, so they always serialise.
-    let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
-    text.push('\n');
-    text
+    let text = serde_json::to_string_pretty(value).unwrap_or_default();
+    // Line by line: the ends of lines are no part of a string.
+    text.lines().map(|line| log::harmless(line) + "\n").collect()
 }

@@ -55,23 +55,34 @@ fn invalid(error: impl std::fmt::Display) -> Error {
     Error::invalid(error.to_string())
 }
 
+/// What a configuration is read for.
+#[derive(Clone, Copy)]
+pub(crate) enum Purpose<'a> {
+    /// A deploy, or the plan of one.
+    Deploy(&'a Deploy),
+    /// The removal of a preview.
+    Destroy,
+    /// Anything else.
+    Look,
+}
+
 impl Session {
     /// Reads the configuration. Touches no network.
-    pub(crate) fn load(global: &Global, deploy: Option<&Deploy>, mut environment: Environment) -> Result<Self, Error> {
+    pub(crate) fn load(global: &Global, purpose: Purpose<'_>, mut environment: Environment) -> Result<Self, Error> {
         let identity_key = environment.remove(IDENTITY_KEY).filter(|key| !key.trim().is_empty()).map(Secret::new);
         let directory = global.project_dir.as_deref().unwrap_or_else(|| Path::new("."));
-        let directory = within_checkout("--project-dir", directory, &environment)?;
-        let mut file = read_config(global.config.as_deref(), &directory, &environment)?;
-        if let Some(trusted) = trusted_config(global)? {
-            let own = global.config.clone().unwrap_or_else(|| directory.join(config::FILE));
-            if Ci::of(&environment) != Ci::None && same_file(&own, global.trusted_config.as_deref()) {
-                return Err(Error::invalid(
-                    "--trusted-config names the pull request's own file: take that of the base branch instead, for example with \
-                     `git show origin/main:preview.toml`",
-                ));
-            }
-            file = file.under(&trusted);
-        }
+        let of_pull_request = ci::checkout_of_pull_request(&environment, event_payload(&environment).as_deref());
+        let directory = match (within_checkout("--project-dir", directory, &environment), purpose) {
+            (Ok(directory), _) => directory,
+            // Nothing of the checkout is needed for that, and a pull request may have removed the directory.
+            (Err(_), Purpose::Destroy) if of_pull_request => directory.to_owned(),
+            (Err(error), _) => return Err(error),
+        };
+        let (mut file, ignored) = configuration(global, purpose, &environment, &directory, of_pull_request)?;
+        let deploy = match purpose {
+            Purpose::Deploy(deploy) => Some(deploy),
+            Purpose::Destroy | Purpose::Look => None,
+        };
         if deploy.is_none() {
             file = file.deploying_nothing();
         }
@@ -93,7 +104,8 @@ impl Session {
             flags.url.clone_from(&deploy.url);
             flags.pull.clone_from(&deploy.pull);
         }
-        let Settings { config, warnings } = Settings::merge(file, &environment, &flags).map_err(invalid)?;
+        let Settings { config, mut warnings } = Settings::merge(file, &environment, &flags).map_err(invalid)?;
+        warnings.extend(ignored);
         let dns_secrets = names::secrets(&config, &mut environment);
         let mut engine = None;
         // Found before anything else is looked at, and with its place.
@@ -126,8 +138,7 @@ impl Session {
             (Some(said), _) => ("--event-time", said),
             (None, Some(said)) => (EVENT_TIME, said.as_str()),
             (None, None) => {
-                let payload =
-                    self.environment.get("GITHUB_EVENT_PATH").and_then(|path| std::fs::read_to_string(path).ok());
+                let payload = event_payload(&self.environment);
                 return Ok(ci::event_at(&self.environment, payload.as_deref()));
             }
         };
@@ -172,9 +183,22 @@ impl Session {
         context::directory(&self.environment)
     }
 
+    /// Without a word about the host, a person means this machine; a job's machine is gone after the job, with all previews on it.
+    pub(crate) fn check_host(&self) -> Result<(), Error> {
+        if self.config.vm.host.is_some() || !Ci::is_ci(&self.environment) {
+            return Ok(());
+        }
+        Err(Error::invalid(
+            "no machine is given: in CI, say where previews are, with `[vm] host = \"ssh://user@host\"` in the base branch's \
+             configuration, --host, PREVIEW_HOST or the action's input `host`; the machine that runs this job itself is used only \
+             where `local` is asked for by name (--host local)",
+        ))
+    }
+
     /// Reaches the host: one connection, over which the engine's socket is forwarded too.
     pub(crate) async fn connect(&self) -> Result<Client, Error> {
         let vm = &self.config.vm;
+        self.check_host()?;
         let wish = vm.host.as_deref().unwrap_or("local");
         let compose = self.compose();
         if wish == "local" {
@@ -232,6 +256,46 @@ pub(crate) fn subject(key: &Key) -> Subject {
     match key {
         Key::Pull(number) => Subject::Pull(number.get()),
         Key::Branch(branch) => Subject::Branch(branch.to_string()),
+    }
+}
+
+/// The content of the file with GitHub's event.
+pub(crate) fn event_payload(environment: &Environment) -> Option<String> {
+    environment.get("GITHUB_EVENT_PATH").and_then(|path| std::fs::read_to_string(path).ok())
+}
+
+/// The configuration's file under that of the base branch, and a word about what does not count of it.
+fn configuration(
+    global: &Global,
+    purpose: Purpose<'_>,
+    environment: &Environment,
+    directory: &Path,
+    of_pull_request: bool,
+) -> Result<(ConfigFile, Option<String>), Error> {
+    let trusted = trusted_config(global)?;
+    let own = global.config.clone().unwrap_or_else(|| directory.join(config::FILE));
+    if trusted.is_some() && Ci::is_ci(environment) && same_file(&own, global.trusted_config.as_deref()) {
+        return Err(Error::invalid(
+            "--trusted-config names the pull request's own file: take that of the base branch instead, for example with \
+             `git show origin/main:preview.toml`",
+        ));
+    }
+    if matches!(purpose, Purpose::Destroy) && of_pull_request {
+        // A pull request that breaks its file, or names another application in it, does not keep its preview by that.
+        let nothing = || ConfigFile::parse("", None).map_err(invalid);
+        return Ok(match trusted {
+            Some(trusted) => (nothing()?.under(&trusted), None),
+            None => (
+                nothing()?,
+                read_config(global.config.as_deref(), directory, environment).ok().and_then(|own| own.ignored()),
+            ),
+        });
+    }
+    let file = read_config(global.config.as_deref(), directory, environment)?;
+    match trusted {
+        Some(trusted) => Ok((file.under(&trusted), None)),
+        None if of_pull_request => Ok((file.without_trusted().map_err(invalid)?, None)),
+        None => Ok((file, None)),
     }
 }
 

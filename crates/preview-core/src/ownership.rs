@@ -33,13 +33,25 @@ pub enum Selector {
         app: String,
         /// The preview's name within the application.
         name: String,
+        /// The base directory that its objects are labelled with; `None`: whichever. Objects without that label are meant too:
+        /// older versions did not set it.
+        base: Option<String>,
     },
 }
 
 impl Selector {
-    /// The objects of one preview.
+    /// The objects of one preview, whichever base directory they belong to.
     pub fn preview(app: impl Into<String>, name: impl Into<String>) -> Self {
-        Self::Preview { app: app.into(), name: name.into() }
+        Self::Preview { app: app.into(), name: name.into(), base: None }
+    }
+
+    /// The same selection, without the objects of another base directory: two of them may share an engine.
+    #[must_use]
+    pub fn below(self, base: impl Into<String>) -> Self {
+        match self {
+            Self::Preview { app, name, .. } => Self::Preview { app, name, base: Some(base.into()) },
+            other => other,
+        }
     }
 
     /// The labels of a new object of this selection, whose state is below this base directory.
@@ -59,7 +71,7 @@ impl Selector {
             Self::App(app) => {
                 labels.insert(APP.to_owned(), app.clone());
             }
-            Self::Preview { app, name } => {
+            Self::Preview { app, name, .. } => {
                 labels.insert(APP.to_owned(), app.clone());
                 labels.insert(NAME.to_owned(), name.clone());
             }
@@ -70,6 +82,26 @@ impl Selector {
     /// Whether an object with these labels is meant.
     #[must_use]
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        self.labels().iter().all(|(key, value)| labels.get(key) == Some(value))
+        let elsewhere = match (self, labels.get(BASE)) {
+            (Self::Preview { base: Some(base), .. }, Some(of)) => base != of,
+            _ => false,
+        };
+        !elsewhere && self.labels().iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_of_another_base_directory_are_not_meant() {
+        let selector = Selector::preview("shop", "pr-7");
+        let labels = selector.labels_below("/opt/previews");
+        assert!(selector.matches(&labels), "whichever base directory");
+        assert!(selector.clone().below("/opt/previews").matches(&labels));
+        assert!(!selector.clone().below("/srv/previews").matches(&labels));
+        assert!(selector.clone().below("/srv/previews").matches(&selector.labels()), "labels of an older version");
+        assert!(!Selector::preview("shop", "pr-8").below("/opt/previews").matches(&labels));
     }
 }

@@ -12,7 +12,7 @@ use crate::proxy::Proxy;
 use crate::registry::Logins;
 use crate::route::Protocol;
 use crate::secrets::SecretSource;
-use crate::stack::{Allowance, Guardrails, Isolation};
+use crate::stack::{Allowance, Caps, Guardrails, Isolation};
 use crate::state::Subject;
 use crate::window::Window;
 
@@ -249,6 +249,8 @@ pub struct Project {
     pub guardrails: Guardrails,
     /// Where that was written.
     pub guardrails_place: String,
+    /// How much of each kind a preview may have.
+    pub caps: Caps,
     /// What containers may not do beyond that.
     pub isolation: Isolation,
     /// Where that was written.
@@ -301,6 +303,7 @@ impl Project {
             ttl: None,
             guardrails: Guardrails::default(),
             guardrails_place: String::new(),
+            caps: Caps::default(),
             isolation: Isolation::default(),
             isolation_place: String::new(),
             allowed: vec![],

@@ -296,6 +296,10 @@ pub struct State {
     /// Host ports that belong to this preview for its whole life, by `service:port/protocol`.
     #[serde(default)]
     pub ports: BTreeMap<String, u16>,
+    /// The random part of the names of its built images and cache mounts, made once; other pull requests must not learn of it. Older
+    /// versions did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_token: Option<String>,
     /// Hosts that may have a DNS record of ours: said before one is written, forgotten after it is gone.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub records: BTreeSet<String>,
@@ -406,6 +410,7 @@ pub(crate) mod tests {
             commit: None,
             addresses: vec![],
             ports: BTreeMap::new(),
+            image_token: None,
             records: BTreeSet::new(),
             tree: None,
             good: None,

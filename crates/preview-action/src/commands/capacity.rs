@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{Context, close};
 use crate::cli;
 use crate::output;
-use crate::session::Session;
+use crate::session::{Purpose, Session};
 
 impl Context {
     pub(super) async fn capacity(&self, wish: &cli::Capacity) -> Result<u8, Error> {
@@ -24,7 +24,7 @@ impl Context {
             );
             return Ok(0);
         }
-        let session = self.session(Some(&wish.deploy()))?;
+        let session = self.session(Purpose::Deploy(&wish.deploy()))?;
         let terms = terms(&session.config, wish.cpu_overcommit)?;
         let footprint = self.footprint(&session).await?;
         let need = match &footprint {

@@ -19,7 +19,7 @@ use preview_core::project;
 use super::{Context, Reached};
 use crate::cli;
 use crate::output::{self, About};
-use crate::session::{self, Session};
+use crate::session::{self, Purpose, Session};
 
 /// Something failed, or with `--strict` was warned of.
 const UNWELL: u8 = 8;
@@ -27,9 +27,11 @@ const UNWELL: u8 = 8;
 impl Context {
     pub(super) async fn doctor(&self, wish: &cli::Doctor) -> Result<u8, Error> {
         // What the configuration says against itself is a finding, too.
-        let session = Session::load(&self.global, None, self.environment.clone());
-        let prepared =
-            session.and_then(|session| self.complaint(&session, wish.ca.as_deref()).map(|wish| (session, wish)));
+        let session = Session::load(&self.global, Purpose::Look, self.environment.clone());
+        let prepared = session.and_then(|session| {
+            session.check_host()?;
+            self.complaint(&session, wish.ca.as_deref()).map(|wish| (session, wish))
+        });
         let looked = async {
             match &prepared {
                 Ok((session, wish)) => examine(session, wish).await,
@@ -56,13 +58,14 @@ impl Context {
             }
             _ => report,
         };
-        let text = if self.json() {
-            output::json(&report)
+        let colors = std::io::stdout().is_terminal() && !self.environment.contains_key("NO_COLOR");
+        if self.json() {
+            output::to_stdout(&self.redactor.clean(&output::json(&report)));
+        } else if colors {
+            output::to_stdout_as_is(&self.redactor.clean(&doctor::report(&report, true)));
         } else {
-            let colors = std::io::stdout().is_terminal() && !self.environment.contains_key("NO_COLOR");
-            doctor::report(&report, colors)
-        };
-        output::to_stdout(&self.redactor.clean(&text));
+            output::to_stdout(&self.redactor.clean(&doctor::report(&report, false)));
+        }
         Ok(if report.passes(wish.strict) { 0 } else { UNWELL })
     }
 

@@ -12,11 +12,11 @@ use tokio::io::AsyncWriteExt as _;
 use super::{Context, close};
 use crate::cli::Which;
 use crate::output;
-use crate::session::Session;
+use crate::session::{Purpose, Session};
 
 impl Context {
     pub(super) async fn list(&self, all: bool) -> Result<u8, Error> {
-        let session = self.session(None)?;
+        let session = self.session(Purpose::Look)?;
         let client = session.connect().await?;
         let app = session.app.to_string();
         let found = lifecycle::list(&client, (!all).then_some(app.as_str())).await;
@@ -32,7 +32,7 @@ impl Context {
     }
 
     pub(super) async fn history(&self, all: bool, number: usize) -> Result<u8, Error> {
-        let session = self.session(None)?;
+        let session = self.session(Purpose::Look)?;
         let client = session.connect().await?;
         let app = session.app.to_string();
         let found = lifecycle::history(&client, (!all).then_some(app.as_str()), number).await;
@@ -48,7 +48,7 @@ impl Context {
     }
 
     pub(super) async fn status(&self, which: &Which) -> Result<u8, Error> {
-        let session = self.session(None)?;
+        let session = self.session(Purpose::Look)?;
         let target = self.target(&session, which)?;
         let client = session.connect().await?;
         let status = lifecycle::status(&client, &target).await;
@@ -67,7 +67,7 @@ impl Context {
         follow: bool,
         timestamps: bool,
     ) -> Result<u8, Error> {
-        let session = self.session(None)?;
+        let session = self.session(Purpose::Look)?;
         let target = self.target(&session, which)?;
         let client = session.connect().await?;
         let options = LogOptions { tail: Some(tail), follow, timestamps, since: None };
@@ -134,13 +134,14 @@ impl Context {
         workdir: Option<String>,
         service: &str,
         argv: Vec<String>,
+        raw: bool,
     ) -> Result<u8, Error> {
-        let session = self.session(None)?;
+        let session = self.session(Purpose::Look)?;
         let target = self.target(&session, which)?;
         let client = session.connect().await?;
         let request = ExecRequest { argv, user, workdir, env: vec![], stdin: true };
         let ran = tokio::select! {
-            ran = exec(&client, &target, service, &request) => ran,
+            ran = exec(&client, &target, service, &request, raw) => ran,
             () = self.interrupt.fired() => Ok(130),
         };
         close(&client).await;
@@ -148,7 +149,17 @@ impl Context {
     }
 }
 
-async fn exec(client: &Client, target: &Target, service: &str, request: &ExecRequest) -> Result<u8, Error> {
+/// Whether the output of a command goes on as it is: to a person or to a file, but not into the log of a job.
+fn as_it_is(raw: bool, to: impl std::os::fd::AsFd) -> bool {
+    let file = || {
+        let copy = to.as_fd().try_clone_to_owned();
+        copy.and_then(|copy| std::fs::File::from(copy).metadata()).is_ok_and(|found| found.is_file())
+    };
+    raw || !output::in_ci() || file()
+}
+
+async fn exec(client: &Client, target: &Target, service: &str, request: &ExecRequest, raw: bool) -> Result<u8, Error> {
+    let (raw_out, raw_err) = (as_it_is(raw, std::io::stdout()), as_it_is(raw, std::io::stderr()));
     let containers = lifecycle::log_containers(client, target, Some(service)).await?;
     let Some(container) = lifecycle::pick_container(&containers, service) else {
         let context = format!("`{service}` of {} does not run; see `preview status`", target.name);
@@ -165,15 +176,19 @@ async fn exec(client: &Client, target: &Target, service: &str, request: &ExecReq
     };
     let print = async {
         let (mut out, mut err) = (tokio::io::stdout(), tokio::io::stderr());
+        let (mut out_lines, mut err_lines) = (output::Lines::default(), output::Lines::default());
         while let Some(chunk) = exec.output.next().await {
             let written = match chunk? {
-                Chunk::Stdout(bytes) => out.write_all(&bytes).await,
-                Chunk::Stderr(bytes) => err.write_all(&bytes).await,
+                Chunk::Stdout(bytes) if raw_out => out.write_all(&bytes).await,
+                Chunk::Stderr(bytes) if raw_err => err.write_all(&bytes).await,
+                Chunk::Stdout(bytes) => out.write_all(&out_lines.push(&bytes)).await,
+                Chunk::Stderr(bytes) => err.write_all(&err_lines.push(&bytes)).await,
             };
             if written.is_err() {
                 break;
             }
         }
+        let _ = (out.write_all(&out_lines.end()).await, err.write_all(&err_lines.end()).await);
         let _ = (out.flush().await, err.flush().await);
         Ok::<_, Fault>(())
     };

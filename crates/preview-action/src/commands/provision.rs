@@ -12,13 +12,14 @@ use preview_core::setup::{Options, print};
 use super::Context;
 use crate::cli::vm::{ProviderKind, Provision};
 use crate::output;
+use crate::session::Purpose;
 
 /// The token of the project at Hetzner Cloud.
 const TOKEN: &str = "HCLOUD_TOKEN";
 
 impl Context {
     pub(super) async fn vm_provision(&self, flags: &Provision) -> Result<u8, Error> {
-        let session = self.session(None)?;
+        let session = self.session(Purpose::Look)?;
         let wish = self.machine(&session, &flags.machine)?;
         let options = Options { only: flags.only.clone(), skip: flags.skip.clone(), ..Options::default() };
         let names = |list: &[String]| list.iter().any(|step| step == "firewall");

@@ -14,14 +14,14 @@ use serde_json::json;
 use super::{Context, close, named};
 use crate::cli::{self, Which};
 use crate::output;
-use crate::session::Session;
+use crate::session::{Purpose, Session};
 
 /// `true` is `--forge`, where nothing is said of lists.
 const FORGE: &str = "PREVIEW_FORGE";
 
 impl Context {
     pub(super) async fn sweep(&self, wish: &cli::Sweep) -> Result<u8, Error> {
-        let session = self.session(None)?;
+        let session = self.session(Purpose::Look)?;
         let listed = wish.open_prs.is_some() || wish.open_branches.is_some();
         let asked = wish.forge || (!listed && session.environment.get(FORGE).is_some_and(|said| said == "true"));
         let mut wish = request(&session, &cli::Sweep { forge: asked, ..wish.clone() }, &self.run)?;
@@ -86,7 +86,7 @@ impl Context {
     }
 
     pub(super) async fn wish(&self, which: &Which, wish: Wish) -> Result<u8, Error> {
-        let session = self.session(None)?;
+        let session = self.session(Purpose::Look)?;
         let target = self.target(&session, which)?;
         let client = session.connect().await?;
         let wait = session.config.timeouts.lock.into();

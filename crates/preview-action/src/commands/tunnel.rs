@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use super::{Context, close};
 use crate::cli::Which;
 use crate::output;
+use crate::session::Purpose;
 
 impl Context {
     pub(super) async fn tunnel(&self, which: &Which, to: &str, local: Option<u16>) -> Result<u8, Error> {
@@ -18,7 +19,7 @@ impl Context {
             .and_then(|(service, port)| Some((service, port.parse::<u16>().ok().filter(|port| *port > 0)?)))
             .filter(|(service, _)| !service.is_empty())
             .ok_or_else(|| Error::invalid(format!("`{to}` is not SERVICE:PORT, for example db:5432")))?;
-        let session = self.session(None)?;
+        let session = self.session(Purpose::Look)?;
         let target = self.target(&session, which)?;
         let client = session.connect().await?;
         let listener = TcpListener::bind(("127.0.0.1", local.unwrap_or(0))).await;

@@ -16,14 +16,14 @@ use preview_core::units::ByteSize;
 use super::Context;
 use crate::cli::vm::{DockerSource, Form, Machine, Proxy, ProxyKind, Setup};
 use crate::output;
-use crate::session::Session;
+use crate::session::{Purpose, Session};
 
 /// For a connection that only shows that one can be made.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
 
 impl Context {
     pub(super) async fn vm_setup(&self, setup: &Setup) -> Result<u8, Error> {
-        let session = self.session(None)?;
+        let session = self.session(Purpose::Look)?;
         let wish = self.machine(&session, &setup.machine)?;
         let options = Options { dry_run: setup.dry_run, only: setup.only.clone(), skip: setup.skip.clone() };
         if let Some(form) = setup.print {

@@ -126,7 +126,7 @@ impl Log {
 }
 
 /// JSON escapes the older control characters alone, and GitHub's runner obeys `##[…]` wherever it stands in a line. Both stand within strings.
-fn harmless(json: &str) -> String {
+pub(super) fn harmless(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for c in json.replace("##[", "#\\u0023[").chars() {
         if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') {

@@ -51,7 +51,7 @@ impl Text {
             to_stderr(&format!("::stop-commands::{}", self.token));
             inside.stopped = true;
         }
-        to_stderr(&self.redactor.clean(line));
+        to_stderr(&super::plain::printable(&self.redactor.clean(line)));
     }
 
     fn close(&self, inside: &mut Inside) {

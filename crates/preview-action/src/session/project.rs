@@ -10,7 +10,7 @@ use preview_core::project::{self, Project};
 use preview_core::proxy::{FileKind, FileProxy, Proxy, Traefik};
 use preview_core::registry;
 use preview_core::secrets;
-use preview_core::stack::{Allowance, Guardrails, Isolation, ServiceGuardrails, normal};
+use preview_core::stack::{Allowance, Caps, Guardrails, Isolation, ServiceGuardrails, normal};
 use preview_core::units::ByteSize;
 
 use super::{Session, invalid};
@@ -181,6 +181,16 @@ impl Session {
                     .collect(),
             },
             guardrails_place: self.place("guardrails"),
+            caps: {
+                let most = |number: std::num::NonZeroU16| usize::from(number.get());
+                Caps {
+                    containers: most(config.guardrails.max_containers),
+                    replicas: most(config.guardrails.max_replicas),
+                    networks: most(config.guardrails.max_networks),
+                    volumes: most(config.guardrails.max_volumes),
+                    ports: most(config.guardrails.max_ports),
+                }
+            },
             isolation: Isolation {
                 read_only: config.isolation.read_only,
                 tmpfs: config.isolation.tmpfs.bytes(),

@@ -116,6 +116,16 @@ pub struct Guardrails {
     pub log_files: NonZeroU32,
     /// Restart policy: `no`, `on-failure`, `always` or `unless-stopped`. Default: `always`.
     pub restart: Restart,
+    /// Containers of one preview, all replicas counted. Default: 40.
+    pub max_containers: NonZeroU16,
+    /// Containers of one service. Default: 10.
+    pub max_replicas: NonZeroU16,
+    /// Networks that are made for one preview. Default: 10.
+    pub max_networks: NonZeroU16,
+    /// Volumes that are made for one preview. Default: 50.
+    pub max_volumes: NonZeroU16,
+    /// Ports that the Compose files of one preview publish. Default: 50.
+    pub max_ports: NonZeroU16,
     /// A limit of memory that the Compose file has itself counts up to this. Default: up to `memory`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_memory: Option<ByteSize>,
@@ -258,6 +268,11 @@ impl Default for Guardrails {
             log_size: ByteSize::from_mb(10),
             log_files: NonZeroU32::MIN.saturating_add(2),
             restart: Restart::Always,
+            max_containers: NonZeroU16::MIN.saturating_add(39),
+            max_replicas: NonZeroU16::MIN.saturating_add(9),
+            max_networks: NonZeroU16::MIN.saturating_add(9),
+            max_volumes: NonZeroU16::MIN.saturating_add(49),
+            max_ports: NonZeroU16::MIN.saturating_add(49),
             max_memory: None,
             services: BTreeMap::new(),
         }

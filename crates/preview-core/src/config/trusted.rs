@@ -25,11 +25,16 @@ macro_rules! governed {
     };
 }
 
-/// Tables, and one key, that come from the trusted file alone.
-const TABLES: [Governed; 12] =
-    governed!(limits, guardrails, isolation, policy, vm, proxy, dns, tunnel, timeouts, sweep, metrics, ttl);
-/// Keys that come from it if it gives them.
-const NAMES: [Governed; 2] = governed!(app, name);
+/// Tables, and three keys, that decide over the host and over other previews.
+const GOVERNED: [Governed; 14] =
+    governed!(app, name, limits, guardrails, isolation, policy, vm, proxy, dns, tunnel, timeouts, sweep, metrics, ttl);
+
+impl Governed {
+    /// As people write it.
+    fn shown(&self) -> String {
+        if ["app", "name", "ttl"].contains(&self.key) { format!("`{}`", self.key) } else { format!("[{}]", self.key) }
+    }
+}
 
 impl ConfigFile {
     /// For a command that deploys nothing: `[policy]` does not concern it, so it may stand in the pull request's own file, and says nothing.
@@ -38,20 +43,20 @@ impl ConfigFile {
         Self { idle: true, policy: super::Policy::default(), ..self }
     }
 
-    /// Puts this file, which a pull request brings, under one that it cannot change: the tables that decide over the host come from
-    /// `trusted` alone (where that says nothing, they are the defaults), and so do the application's name and the names of previews if it gives them.
+    /// What this file says of the host and of other previews, other than the defaults.
+    fn governs(&self) -> impl Iterator<Item = &'static Governed> {
+        let default = Self::default();
+        GOVERNED.iter().filter(move |governed| self.origin.says(governed.key) && !(governed.same)(self, &default))
+    }
+
+    /// Puts this file, which a pull request brings, under one that it cannot change: what decides over the host and over other
+    /// previews comes from `trusted` alone. Where that says nothing, the default holds.
     #[must_use]
     pub fn under(mut self, trusted: &Self) -> Self {
-        let named = NAMES.iter().filter(|name| trusted.origin.says(name.key));
-        let mut keys = Vec::new();
-        let mut ignored = Vec::new();
-        for governed in TABLES.iter().chain(named) {
-            if self.origin.says(governed.key) && !(governed.same)(&self, trusted) {
-                let table = governed.key != "ttl" && TABLES.iter().any(|table| table.key == governed.key);
-                ignored.push(if table { format!("[{}]", governed.key) } else { format!("`{}`", governed.key) });
-            }
+        let differs = |governed: &&Governed| self.origin.says(governed.key) && !(governed.same)(&self, trusted);
+        let ignored: Vec<String> = GOVERNED.iter().filter(differs).map(Governed::shown).collect();
+        for governed in &GOVERNED {
             (governed.take)(&mut self, trusted);
-            keys.push(governed.key);
         }
         self.overruled = (!ignored.is_empty()).then(|| {
             format!(
@@ -61,10 +66,45 @@ impl ConfigFile {
                 ignored.join(", ")
             )
         });
+        let keys = GOVERNED.iter().map(|governed| governed.key).collect();
         Arc::make_mut(&mut self.origin).take_from(keys, Arc::clone(&trusted.origin));
         self
     }
+
+    /// For a file that a pull request brings, where no file of the base branch is given: it cannot decide over the host.
+    ///
+    /// # Errors
+    /// If it does, naming every such table and key.
+    pub fn without_trusted(self) -> Result<Self, ConfigError> {
+        let governs: Vec<&Governed> = self.governs().collect();
+        let Some(first) = governs.first() else { return Ok(self) };
+        let names: Vec<String> = governs.iter().map(|governed| governed.shown()).collect();
+        let message = format!(
+            "in CI a pull request's own file cannot decide over the host and other previews, and no configuration of the base branch \
+             was given; it has {}",
+            names.join(", ")
+        );
+        Err(self.origin.at_key(first.key, message).with_help(GIVE_TRUSTED))
+    }
+
+    /// For a preview that is to go: nothing of a pull request's file is needed for that, and nothing counts. Tells what it said.
+    #[must_use]
+    pub fn ignored(&self) -> Option<String> {
+        let names: Vec<String> = self.governs().map(Governed::shown).collect();
+        let file = self.origin.shown("the configuration");
+        (!names.is_empty()).then(|| {
+            format!(
+                "{file}: ignored here, since a pull request's own file does not decide over the host: {}",
+                names.join(", ")
+            )
+        })
+    }
 }
+
+/// How a job gives the base branch's file.
+const GIVE_TRUSTED: &str = "take these from the base branch: `git show origin/main:preview.toml >\"$RUNNER_TEMP/base.toml\"` (an empty \
+                            file, where the base branch has none), and pass that file with --trusted-config, PREVIEW_TRUSTED_CONFIG or \
+                            the action's input `trusted-config`";
 
 /// A file that nobody vouches for cannot say what is allowed to it.
 pub(super) fn check(file: &ConfigFile) -> Result<(), ConfigError> {
@@ -137,7 +177,7 @@ mod tests {
         assert_eq!(
             done.warnings,
             [
-                "preview.toml: ignored here, since base.toml decides: [limits], [guardrails], [isolation], [policy], [vm], [dns], [timeouts], [metrics], `ttl`, `app`"
+                "preview.toml: ignored here, since base.toml decides: `app`, [limits], [guardrails], [isolation], [policy], [vm], [dns], [timeouts], [metrics], `ttl`"
             ]
         );
     }
@@ -146,9 +186,41 @@ mod tests {
     fn what_is_the_same_or_not_there_is_no_warning() {
         let done = settings("[limits]\nmax_previews = 2\n[proxy]", "[limits]\nmax_previews = 2\nweight = 1.0").unwrap();
         assert_eq!(done.warnings, Vec::<String>::new());
-        let done = settings("app = 'mine'", "[limits]\nmax_previews = 2").unwrap();
-        assert_eq!(done.config.app.unwrap().as_str(), "mine", "the base gives no name");
-        assert_eq!(done.warnings, Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_names_of_previews_are_the_base_branchs_too() {
+        let done = settings("app = 'other'\nname = 'x-{number}'", "[limits]\nmax_previews = 2").unwrap();
+        assert_eq!(
+            (done.config.app, done.config.name),
+            (None, None),
+            "another application's previews are out of reach"
+        );
+        assert_eq!(done.warnings, ["preview.toml: ignored here, since base.toml decides: `app`, `name`"]);
+    }
+
+    #[test]
+    fn without_a_base_branch_a_pull_request_does_not_decide_over_the_host() {
+        for (own, names) in [
+            ("app = 'other'", "`app`"),
+            ("name = 'x-{number}'", "`name`"),
+            ("ttl = 'never'", "`ttl`"),
+            ("[vm]\nbase_dir = '/srv/others'", "[vm]"),
+            ("[proxy]\nnetwork = 'other_pr-7_default'", "[proxy]"),
+            ("[limits]\non_full = 'replace-oldest'\nmax_previews = 1", "[limits]"),
+            ("[[policy.allow]]\nservice = 'a'\nkey = 'pid'\nvalues = ['host']", "[policy]"),
+            ("[guardrails]\nmemory = '64GB'\n[sweep]\nimages_above = 1", "[guardrails], [sweep]"),
+        ] {
+            let error = parse(own, "preview.toml").without_trusted().unwrap_err().to_string();
+            assert!(error.starts_with("preview.toml:1:") && error.contains(&format!("it has {names};")), "{error}");
+            assert!(error.contains("--trusted-config") && error.contains("git show"), "{error}");
+            let ignored = parse(own, "preview.toml").ignored().unwrap();
+            assert!(ignored.ends_with(&format!(": {names}")), "{ignored}");
+        }
+        for fine in ["", "profiles = ['x']\n[env]\nA = '1'", "[vm]\n[limits]\n[proxy]\nkind = 'none'"] {
+            assert!(parse(fine, "preview.toml").without_trusted().is_ok(), "{fine}");
+            assert_eq!(parse(fine, "preview.toml").ignored(), None, "{fine}");
+        }
     }
 
     #[test]
@@ -169,7 +241,8 @@ mod tests {
         assert_eq!(config.error("vm.base_dir", "x").to_string(), "base.toml:3:1: `vm.base_dir`: x");
         assert_eq!(config.error("limits.weight", "x").to_string(), "base.toml:1:1: `limits.weight`: x");
         assert_eq!(config.error("route[0].service", "x").to_string(), "preview.toml:3:11: `route[0].service`: x");
-        assert_eq!(config.error("app", "x").to_string(), "preview.toml:1:1: `app`: x");
+        assert_eq!(config.error("app", "x").to_string(), "base.toml:1:1: `app`: x");
+        assert_eq!(config.error("url", "x").to_string(), "preview.toml:1:1: `url`: x");
     }
 
     #[test]

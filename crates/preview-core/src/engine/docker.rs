@@ -37,7 +37,7 @@ use crate::engine::{
     ExecRequest, FileKind, ImageFacts, Inventory, LogOptions, Prune, PullProgress, RegistryAuth, Removed, Stats,
 };
 use crate::fault::{Fault, FaultKind};
-use crate::ownership::{self, Selector};
+use crate::ownership::{self, BASE, COMPOSE_PROJECT, Selector};
 
 /// How many requests go out at the same time where there is one for each object.
 const AT_ONCE: usize = 16;
@@ -222,6 +222,45 @@ impl Engine for DockerEngine {
             objects.sort_by(|a, b| a.name.cmp(&b.name));
         }
         Ok(inventory)
+    }
+
+    async fn project_objects(&self, project: &str, beside: Option<&str>) -> Result<Inventory, Fault> {
+        let label = format!("{COMPOSE_PROJECT}={project}");
+        let of_project =
+            ListContainersOptions { all: true, filters: filters([("label", vec![label])]), ..Default::default() };
+        let prefix = format!("{project}_");
+        // The engine looks for a part of the name.
+        let names = [prefix.clone()].into_iter().chain(beside.map(str::to_owned)).collect();
+        let networks = ListNetworksOptions { filters: filters([("name", names)]) };
+        let volumes = ListVolumesOptions { filters: filters([("name", vec![prefix.clone()])]) };
+        let (mut containers, networks, volumes) = tokio::try_join!(
+            self.list("list containers of a project", of_project),
+            ask("list networks", "", self.docker.list_networks(Some(networks))),
+            ask("list volumes", "", self.docker.list_volumes(Some(volumes))),
+        )?;
+        containers.retain(|container| container.labels.get(COMPOSE_PROJECT).is_some_and(|of| of == project));
+        let mut found = Inventory {
+            containers,
+            networks: networks.into_iter().map(convert::network).collect(),
+            volumes: volumes.volumes.unwrap_or_default().into_iter().map(convert::volume).collect(),
+            images: Vec::new(),
+        };
+        found.networks.retain(|network| network.name.starts_with(&prefix) || Some(network.name.as_str()) == beside);
+        found.volumes.retain(|volume| volume.name.starts_with(&prefix));
+        Ok(found)
+    }
+
+    async fn built_images(&self, selector: &Selector) -> Result<BTreeMap<String, String>, Fault> {
+        let filters = filters([("label", label_values(selector))]);
+        let options = ListImagesOptions { filters, ..Default::default() };
+        let images = ask("list images", "", self.docker.list_images(Some(options))).await?;
+        let mut found = BTreeMap::new();
+        for image in images.into_iter().filter(|image| selector.matches(&image.labels.clone().into_iter().collect())) {
+            // Without its tag where that is the usual one, as stacks name it.
+            let names = image.repo_tags.iter().map(|name| name.strip_suffix(":latest").unwrap_or(name).to_owned());
+            found.extend(names.map(|name| (name, image.id.clone())));
+        }
+        Ok(found)
     }
 
     async fn inspect(&self, id: &str) -> Result<ContainerDetail, Fault> {
@@ -489,7 +528,12 @@ impl Engine for DockerEngine {
     async fn prune(&self, what: &Prune) -> Result<u64, Fault> {
         let reclaimed = match what {
             Prune::DanglingImages(selector) => {
-                let filters = filters([("dangling", vec!["true".to_owned()]), ("label", label_values(selector))]);
+                let mut labels = label_values(selector);
+                // Pruning looks at labels alone: what has none of the base directory stays.
+                if let Selector::Preview { base: Some(base), .. } = selector {
+                    labels.push(format!("{BASE}={base}"));
+                }
+                let filters = filters([("dangling", vec!["true".to_owned()]), ("label", labels)]);
                 let options = PruneImagesOptions { filters };
                 ask("prune untagged images", "", self.docker.prune_images(Some(options))).await?.space_reclaimed
             }

@@ -352,6 +352,13 @@ pub trait Engine: Send + Sync {
     /// Everything that is meant; the four kinds are asked for at the same time.
     async fn inventory(&self, selector: &Selector) -> Result<Inventory, Fault>;
 
+    /// What already has the names that a Compose project of this name uses, whoever made it: containers that Compose counts to the
+    /// project, volumes and networks whose names begin with `<project>_`, and the network `beside`. Images are not looked for.
+    async fn project_objects(&self, project: &str, beside: Option<&str>) -> Result<Inventory, Fault>;
+
+    /// The ids of the images that were built for what is meant (they carry its labels), by each of their names.
+    async fn built_images(&self, selector: &Selector) -> Result<BTreeMap<String, String>, Fault>;
+
     /// A closer look at one container, by id or name.
     async fn inspect(&self, id: &str) -> Result<ContainerDetail, Fault>;
 

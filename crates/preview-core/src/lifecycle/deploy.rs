@@ -9,14 +9,14 @@ use serde::Serialize;
 use super::crash::Landing;
 use super::flight::Flight;
 use super::note::{note, turned_away};
-use super::observe::{draw, observe, want, with_generated};
+use super::observe::{draw, hide_token, observe, want, with_generated};
 use super::place::Asking;
 use super::prepare::{self, Prepared};
 use super::run::{acquire, interrupted};
 use super::{Client, Error, Event, Interrupt, Observer};
 use crate::admission::{self, Wish};
 use crate::fault::{Fault, FaultKind};
-use crate::host::Change;
+use crate::host::{Change, random_token};
 use crate::lock::Lease;
 use crate::plan::{self, Kind, Plan};
 use crate::project::{Deploy, Project, Target};
@@ -55,7 +55,8 @@ pub async fn plan(
 ) -> Result<Plan, Error> {
     let early = early(resolver, project, deploy, observer, redactor);
     let (client, prepared) = futures_util::try_join!(connect, early)?;
-    let seen = observe(&client, project, deploy, &prepared).await?;
+    let seen = observe(&client, project, deploy, &prepared, &Secret::new(random_token()?)).await?;
+    hide_token(&seen.token, observer, redactor);
     let (prepared, _) = with_generated(resolver, project, deploy, prepared, &seen, observer, redactor).await?;
     let (wanted, _) = want(&client, project, deploy, &prepared, &seen)?;
     client.runtime.check(&wanted.stack(deploy, &prepared)).await?;
@@ -106,6 +107,7 @@ pub async fn deploy(
     for warning in &prepared.warnings {
         observer.event(&Event::Warning(&redactor.clean(warning)));
     }
+    let fresh_token = Secret::new(random_token()?);
     let lock_path = deploy.target.file(&client.base_dir, ".lock");
     let why = format!("deploy of {}", deploy.target.name);
     let wait = project.timeouts.lock.min(project.timeouts.total.saturating_sub(begun.elapsed()));
@@ -131,6 +133,7 @@ pub async fn deploy(
         watch: None,
         asking: Asking::default(),
         pages: false,
+        fresh_token,
     };
     // Boxed, here and below: what a run has in hand on its way is large, and threads of programs that embed this have small stacks.
     let done = Box::pin(flight.fly(prepared)).await;

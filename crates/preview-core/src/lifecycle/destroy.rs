@@ -22,7 +22,6 @@ use crate::fault::{Fault, FaultKind};
 use crate::fence::{self, Superseded};
 use crate::host::{Change, Query};
 use crate::lock::Lease;
-use crate::ownership::Selector;
 use crate::project::Target;
 use crate::queue::{self, FREED, TICKET};
 use crate::secret::Secret;
@@ -225,7 +224,7 @@ pub(super) async fn destroy_if(
     let begun = Instant::now();
     let target = &wish.target;
     observer.event(&Event::Stage(Phase::Destroying));
-    let selector = Selector::preview(&target.app, &target.name);
+    let selector = client.objects_of(target);
     // A look at the engine while the lock is asked for: what it finds is ours whatever happens meanwhile, and goes first. That
     // it may be old by then, or fail, does no harm: under the lock the engine is asked again.
     let mut look =

@@ -10,7 +10,7 @@ use super::crash::{Landing, grounded, halt_error};
 use super::deploy::Deployed;
 use super::fence::{self as watch, Watch};
 use super::leading;
-use super::observe::{Seen, draw, observe, want, with_generated};
+use super::observe::{Seen, draw, hide_token, observe, want, with_generated};
 use super::place::{Asking, Reserved};
 use super::prepare::{Prepared, Wanted};
 use super::records;
@@ -58,6 +58,8 @@ pub(super) struct Flight<'a> {
     pub(super) asking: Asking,
     /// Whether the host keeps status pages.
     pub(super) pages: bool,
+    /// What becomes the preview's image token, if it has none.
+    pub(super) fresh_token: Secret<String>,
 }
 
 impl Flight<'_> {
@@ -92,7 +94,7 @@ impl Flight<'_> {
     }
 
     pub(super) fn selector(&self) -> Selector {
-        Selector::preview(&self.deploy.target.app, &self.deploy.target.name)
+        self.client.objects_of(&self.deploy.target)
     }
 
     pub(super) fn limit(&self, stage: Duration) -> Duration {
@@ -124,7 +126,7 @@ impl Flight<'_> {
     /// What is on the host, all at once.
     async fn look(&self, prepared: &Prepared, exists: bool) -> Result<Seen, Landing> {
         let seen = self.guarded(self.limit(self.project.timeouts.start), async {
-            Ok(observe(self.client, self.project, self.deploy, prepared).await)
+            Ok(observe(self.client, self.project, self.deploy, prepared, &self.fresh_token).await)
         });
         let seen = seen.await.map_err(|halt| grounded(self.halt_error(halt), exists))?;
         seen.map_err(|error| grounded(error, exists))
@@ -133,6 +135,7 @@ impl Flight<'_> {
     pub(super) async fn fly(&mut self, prepared: Prepared) -> Result<Deployed, Landing> {
         let mut seen = self.look(&prepared, false).await?;
         self.pages = seen.pages;
+        hide_token(&seen.token, self.observer, self.redactor);
         let exists = seen.state.is_some() || !seen.containers.is_empty() || seen.good.is_some();
         if self.deploy.update_only && !exists {
             return Ok(self.deployed(None, vec![], BTreeMap::new()));
@@ -357,6 +360,7 @@ impl Flight<'_> {
             commit: self.deploy.commit.clone(),
             addresses: wanted.addresses.clone(),
             ports,
+            image_token: Some(seen.token.expose().clone()),
             records: before
                 .map(|state| state.records.clone())
                 .into_iter()

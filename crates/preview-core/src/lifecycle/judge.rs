@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::Error;
-use super::files;
+use super::{dockerfiles, files};
 use crate::fault::{Fault, FaultKind};
 use crate::project::Project;
 use crate::runtime::{Mirror, Resolved, Runtime, reads};
@@ -137,6 +137,7 @@ pub(super) fn judge(
     repository: &Path,
     proxy_network: Option<&str>,
     allowed: &[stack::Allowance],
+    caps: &stack::Caps,
 ) -> Result<Judged, Error> {
     let mut unseen = stack::host_paths(&model, repository);
     let mut violations = Vec::new();
@@ -159,6 +160,9 @@ pub(super) fn judge(
     violations.extend(stack::links_out(&mut model, &before, &uses, repository));
     violations.extend(stack::violations(&model, repository, proxy_network, allowed));
     violations.extend(reads::dockerfiles(&model, repository));
+    violations.extend(dockerfiles::violations(&model, repository, allowed));
+    violations.extend(stack::image_ids(&model));
+    violations.extend(stack::exceeded(&model, caps));
     Ok(Judged { model, uses, violations })
 }
 

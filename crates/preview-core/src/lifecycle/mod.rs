@@ -4,6 +4,7 @@ mod crash;
 mod deploy;
 mod destroy;
 mod diagnose;
+mod dockerfiles;
 mod error;
 mod fence;
 mod files;
@@ -13,6 +14,7 @@ mod judge;
 mod keep;
 mod leading;
 mod metrics;
+mod neighbours;
 mod note;
 mod observe;
 mod place;
@@ -50,6 +52,8 @@ use crate::dns::Dns;
 use crate::engine::Engine;
 use crate::host::Host;
 use crate::lock::Lock;
+use crate::ownership::Selector;
+use crate::project::Target;
 use crate::proxy::Proxy;
 use crate::runtime::Runtime;
 
@@ -70,4 +74,11 @@ pub struct Client {
     pub base_dir: String,
     /// The proxy that leads to them.
     pub proxy: Proxy,
+}
+
+impl Client {
+    /// The objects of a preview of this base directory: those of another one on the same engine are not touched.
+    pub(crate) fn objects_of(&self, target: &Target) -> Selector {
+        Selector::preview(&target.app, &target.name).below(&self.base_dir)
+    }
 }

@@ -7,15 +7,15 @@ use serde_json::Value;
 
 use super::destroy::Whose;
 use super::error::Refusal;
-use super::prepare::{self, Prepared, Wanted};
+use super::neighbours;
+use super::prepare::{self, HostNames, Prepared, Wanted};
 use super::roll;
 use super::tree;
-use super::{Client, Error, Observer};
-use crate::engine::{Container, Engine, ImageFacts};
+use super::{Client, Error, Event, Observer};
+use crate::engine::{Container, Engine, ImageFacts, Inventory};
 use crate::fault::{Fault, FaultKind};
 use crate::fence::{self, Tombstone};
 use crate::host::{Query, Survey};
-use crate::ownership::Selector;
 use crate::plan::{self, Action, Change, Kind, Plan, Running};
 use crate::project::{Deploy, Project, PullPolicy};
 use crate::proxy::{Proxy, pages};
@@ -50,13 +50,19 @@ pub(super) struct Seen {
     pub(super) files_directory: String,
     /// When images that may be due were last pulled for previews.
     pub(super) pulled: BTreeMap<String, Timestamp>,
+    /// What has the names of the preview's objects, whoever made it.
+    pub(super) named: Inventory,
+    /// The random part of the names of the preview's built images.
+    pub(super) token: Secret<String>,
 }
 
+/// Looks at the host. `fresh` becomes the preview's image token if it has none yet.
 pub(super) async fn observe(
     client: &Client,
     project: &Project,
     deploy: &Deploy,
     prepared: &Prepared,
+    fresh: &Secret<String>,
 ) -> Result<Seen, Error> {
     let target = &deploy.target;
     let own = format!("{}/{}", target.app, target.name);
@@ -82,9 +88,8 @@ pub(super) async fn observe(
         ..Query::default()
     };
     query.read.extend(timed.iter().map(|image| Pulled::path("", image).trim_start_matches('/').to_owned()));
-    let selector = Selector::preview(&target.app, &target.name);
-    let mut names: BTreeSet<String> = stack::images(&prepared.model).into_values().collect();
-    names.extend(prepared.built.iter().map(|service| format!("{}-{service}", target.project)));
+    let selector = client.objects_of(target);
+    let names: BTreeSet<String> = stack::images(&prepared.model).into_values().collect();
     let published = async {
         match project.proxy {
             Proxy::None => client.engine.published_ports().await,
@@ -97,22 +102,22 @@ pub(super) async fn observe(
         }
         Ok(tree::directory(target, &client.engine.info().await?.root))
     };
-    let network = async {
-        match project.proxy.network() {
-            Some(network) => client.engine.has_network(network).await.map(|there| (!there).then(|| network.to_owned())),
-            None => Ok(None),
-        }
+    let built = async {
+        if prepared.built.is_empty() { Ok(BTreeMap::new()) } else { client.engine.built_images(&selector).await }
     };
-    let (mut survey, containers, images, published, files_directory, no_network) = futures_util::try_join!(
+    let (mut survey, containers, mut images, built, published, files_directory, named) = futures_util::try_join!(
         client.host.survey(&client.base_dir, &query),
         client.engine.containers(&selector),
         client.engine.image_ids(&names),
+        built,
         published,
         files_directory,
-        network,
+        client.engine.project_objects(&target.project, project.proxy.network()),
     )?;
-    if let Some(network) = no_network {
-        return Err(Error::invalid(no_such_network(&network)));
+    if let Some(network) = project.proxy.network()
+        && !named.networks.iter().any(|object| object.name == network)
+    {
+        return Err(Error::invalid(no_such_network(network)));
     }
     // Taken out: the other paths are the preview's own, and go when it does not need them any more.
     let pages = survey.paths.remove(&format!("{}/{}", client.base_dir, pages::DIRECTORY));
@@ -130,6 +135,11 @@ pub(super) async fn observe(
     let good_text = good_file.and_then(|path| survey.files.get(&path)).cloned();
     let good = good_text.as_deref().and_then(|text| serde_json::from_str(text).ok());
     let known = state.as_ref().and_then(|state| Some(state.good.as_ref()?.facts.clone())).unwrap_or_default();
+    let token = state.as_ref().and_then(|state| state.image_token.clone());
+    let token = token.map_or_else(|| fresh.clone(), Secret::new);
+    // Only names that nobody else can have: labels are easily written into any image.
+    let own = stack::image_prefix(&target.project, token.expose());
+    images.extend(built.into_iter().filter(|(name, _)| name.starts_with(&own)));
     let facts = image_facts(&*client.engine, &images, &known).await?;
     let pulled = timed.into_iter().filter_map(|image| {
         let text = survey.files.get(&Pulled::path(&client.base_dir, &image))?;
@@ -150,6 +160,8 @@ pub(super) async fn observe(
         published,
         files_directory,
         pulled,
+        named,
+        token,
     })
 }
 
@@ -184,6 +196,12 @@ pub(super) fn by_name(
     images.iter().filter_map(|(name, id)| Some((name.clone(), facts.get(id)?.clone()))).collect()
 }
 
+/// Whoever reads the output of a run must not learn by which names the preview's images can be had.
+pub(super) fn hide_token(token: &Secret<String>, observer: &dyn Observer, redactor: &Redactor) {
+    observer.event(&Event::Secret(token));
+    redactor.learn(token);
+}
+
 /// The proxy's network is missing: nothing could be started, and nobody could open it.
 fn no_such_network(network: &str) -> String {
     format!(
@@ -194,6 +212,11 @@ fn no_such_network(network: &str) -> String {
 }
 
 impl Seen {
+    /// What a stack is rendered with of the host.
+    pub(super) fn names<'a>(&'a self, client: &'a Client) -> HostNames<'a> {
+        HostNames { base: &client.base_dir, files_directory: &self.files_directory, image_token: &self.token }
+    }
+
     /// What runs; `wanted` says which services have to.
     pub(super) fn running<'a>(&'a self, wanted: &'a Wanted) -> Running<'a> {
         Running {
@@ -268,12 +291,14 @@ pub(super) fn want(
     };
     let generations = roll::generations(prepared, seen.good.as_ref());
     let images = by_name(&seen.images, &seen.facts);
-    let (base, directory) = (&client.base_dir, &seen.files_directory);
-    let mut wanted = prepare::render(project, deploy, prepared, base, directory, &ports, &generations, &images)?;
+    let mut wanted = prepare::render(project, deploy, prepared, &seen.names(client), &ports, &generations, &images)?;
     if let Some(good) = seen.state.as_ref().and_then(|state| state.good.as_ref()) {
         as_heard(&mut wanted.addresses, &good.addresses);
     }
     not_pulled(prepared, &wanted, seen)?;
+    neighbours::check(&deploy.target, &client.base_dir, &wanted.model, &seen.named)?;
+    let states = seen.survey.files.iter().filter_map(|(path, text)| State::parse(path, text).ok());
+    neighbours::check_proxy(project.proxy.network(), &seen.named, &states.map(|state| state.project).collect())?;
     Ok((wanted, ports))
 }
 

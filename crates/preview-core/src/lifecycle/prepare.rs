@@ -122,9 +122,9 @@ pub(super) async fn prepare(
     let mut violations = judge::leave_out(runtime, project, &copy, &mut model, &mut differences).await;
     let (file_variables, missing) = judge::file_variables(runtime, &copy, &model).await?;
     violations.extend(missing);
-    let allowed = project.allowed.clone();
+    let (allowed, caps) = (project.allowed.clone(), project.caps);
     let proxy_network = project.proxy.network().map(str::to_owned);
-    let judged = blocking(move || judge::judge(model, &repository, proxy_network.as_deref(), &allowed)).await?;
+    let judged = blocking(move || judge::judge(model, &repository, proxy_network.as_deref(), &allowed, &caps)).await?;
     let (model, uses) = (judged.model, judged.uses);
     violations.extend(judged.violations);
     violations.extend(judge::check_services(project, &model));
@@ -334,15 +334,24 @@ fn on_the_host<'a>(
     })
 }
 
-/// Renders the stack, with its files in this directory of the host, these host ports (unused behind a proxy), generations (used by one that is told by labels), and
-/// what is known of its images.
-#[expect(clippy::too_many_arguments, reason = "they are what a stack is rendered from")]
+/// What a stack is rendered with of the host.
+#[derive(Clone, Copy)]
+pub(super) struct HostNames<'a> {
+    /// The directory of all previews.
+    pub(super) base: &'a str,
+    /// Where the preview's files are.
+    pub(super) files_directory: &'a str,
+    /// The random part of the names of the preview's built images.
+    pub(super) image_token: &'a Secret<String>,
+}
+
+/// Renders the stack, with these names of the host, host ports (unused behind a proxy) and generations (used by one that is told by labels),
+/// and what is known of its images.
 pub(super) fn render(
     project: &Project,
     deploy: &Deploy,
     prepared: &Prepared,
-    base: &str,
-    files_directory: &str,
+    host: &HostNames<'_>,
     host_ports: &BTreeMap<String, u16>,
     generations: &Generations,
     images: &BTreeMap<String, ImageFacts>,
@@ -372,12 +381,13 @@ pub(super) fn render(
     let routed = project.proxy.network().map(|network| (network, &services));
     let rendered = stack::render(&Input {
         model: &prepared.model,
-        base,
+        base: host.base,
         app: &deploy.target.app,
         name: &deploy.target.name,
+        image_token: host.image_token.expose(),
         guardrails: &project.guardrails,
         isolation: &project.isolation,
-        files_directory,
+        files_directory: host.files_directory,
         files: &files,
         wanted: &prepared.wanted,
         host_ports: routed.is_none().then_some(host_ports),

@@ -281,7 +281,7 @@ pub async fn status(client: &Client, target: &Target) -> Result<Status, Error> {
         joined: vec![queue::pattern()],
         ..Query::default()
     };
-    let selector = Selector::preview(&target.app, &target.name);
+    let selector = client.objects_of(target);
     let lock_path = target.file(&client.base_dir, ".lock");
     let (survey, containers, locked_by) = futures_util::try_join!(
         client.host.survey(&client.base_dir, &query),
@@ -304,6 +304,9 @@ pub async fn status(client: &Client, target: &Target) -> Result<Status, Error> {
         if container.state == ContainerState::Running { client.engine.stats(&container.id).await.ok() } else { None }
     }))
     .await;
+    // Other pull requests must not learn by which name its images can be had.
+    let token = state.as_ref().and_then(|state| state.image_token.clone());
+    let shown = |image: &str| token.as_ref().map_or_else(|| image.to_owned(), |token| image.replace(token, "***"));
     let services = containers
         .iter()
         .zip(stats)
@@ -312,7 +315,7 @@ pub async fn status(client: &Client, target: &Target) -> Result<Status, Error> {
             container: container.name.clone(),
             id: container.id.clone(),
             state: condition(container),
-            image: container.image.clone(),
+            image: shown(&container.image),
             memory: stats.as_ref().map(|stats| stats.memory),
             memory_limit: stats.as_ref().map(|stats| stats.memory_limit).filter(|limit| *limit > 0),
         })
@@ -350,7 +353,7 @@ pub(super) fn missing(target: &Target) -> Error {
 
 /// The containers whose logs are wanted: of one service, or all.
 pub async fn log_containers(client: &Client, target: &Target, service: Option<&str>) -> Result<Vec<Container>, Error> {
-    let all = client.engine.containers(&Selector::preview(&target.app, &target.name)).await?;
+    let all = client.engine.containers(&client.objects_of(target)).await?;
     if all.is_empty() {
         return Err(missing(target));
     }

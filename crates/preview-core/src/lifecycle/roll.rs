@@ -213,11 +213,17 @@ impl Flight<'_> {
             let mut generations = generations(prepared, good);
             let later = rolling.keys().filter(|service| checked(&wanted.model, service, &seen.containers));
             generations.extend(later.map(|service| (service.clone(), next)));
-            let (base, ports) = (&self.client.base_dir, BTreeMap::new());
+            let ports = BTreeMap::new();
             // No ports: what is rolled is behind a proxy. The same was rendered before, so there is nothing to refuse.
-            let place = &seen.files_directory;
-            let wanted =
-                prepare::render(self.project, self.deploy, prepared, base, place, &ports, &generations, images);
+            let wanted = prepare::render(
+                self.project,
+                self.deploy,
+                prepared,
+                &seen.names(self.client),
+                &ports,
+                &generations,
+                images,
+            );
             let wanted = wanted.ok()?;
             let blocked =
                 rolling.keys().find_map(|service| Some((service.clone(), obstacle(service, &wanted.model, good)?)));

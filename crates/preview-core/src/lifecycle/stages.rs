@@ -74,10 +74,9 @@ impl Flight<'_> {
             return None;
         }
         let generations = roll::generations(prepared, seen.good.as_ref());
-        let base = &self.client.base_dir;
-        let place = &seen.files_directory;
         // The same was rendered before, so there is nothing to refuse.
-        let anew = prepare::render(self.project, self.deploy, prepared, base, place, ports, &generations, &known);
+        let anew =
+            prepare::render(self.project, self.deploy, prepared, &seen.names(self.client), ports, &generations, &known);
         let mut anew = anew.ok()?;
         anew.addresses.clone_from(&wanted.addresses);
         (anew.digest != wanted.digest).then_some(anew)
@@ -151,7 +150,7 @@ impl Flight<'_> {
         if !prepared.built.is_empty() {
             let built = self
                 .stage(state, Phase::Building, limits.build, async {
-                    self.keep_good_images(prepared, seen).await?;
+                    self.keep_good_images(prepared, wanted, seen).await?;
                     let build = || self.client.runtime.build(&stack, &prepared.built, &progress);
                     self.retrying(build).await.map_err(failure::of_build)
                 })
@@ -483,10 +482,11 @@ impl Flight<'_> {
     }
 
     /// What runs now keeps a name, so that nothing that prunes images takes away the way back.
-    async fn keep_good_images(&self, prepared: &Prepared, seen: &Seen) -> Result<(), Fault> {
+    async fn keep_good_images(&self, prepared: &Prepared, wanted: &Wanted, seen: &Seen) -> Result<(), Fault> {
+        let names = stack::images(&wanted.model);
         let tags = prepared.built.iter().filter_map(|service| {
-            let image = format!("{}-{service}", self.deploy.target.project);
-            let id = seen.images.get(&image)?.clone();
+            let image = names.get(service)?;
+            let id = seen.images.get(image)?.clone();
             Some(async move { self.client.engine.tag(&id, &format!("{image}:last-good")).await })
         });
         futures_util::future::try_join_all(tags).await.map(|_| ())

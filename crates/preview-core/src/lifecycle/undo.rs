@@ -86,7 +86,7 @@ pub(super) async fn undo(undo: &Undo<'_>) -> Restored {
 
 /// Removes everything but the lock, which is held.
 async fn clear(undo: &Undo<'_>) -> Result<Restored, Fault> {
-    let selector = Selector::preview(&undo.target.app, &undo.target.name);
+    let selector = undo.client.objects_of(undo.target);
     remove_all(&*undo.client.engine, &selector).await?;
     // A proxy that cannot be told, maybe the very reason for all this, keeps nobody from removing the rest.
     match leading::mislead(undo.client, &undo.target.project).await {
@@ -153,17 +153,19 @@ async fn restore(undo: &Undo<'_>, text: &str, good: &Good) -> Result<Restored, F
         tree::roll_back(undo.client, undo.target).await?;
     }
     let engine = &*undo.client.engine;
-    let selector = Selector::preview(&undo.target.app, &undo.target.name);
+    let selector = undo.client.objects_of(undo.target);
     let mut model: Value = serde_json::from_str(text).map_err(|error| {
         Fault::new(crate::fault::FaultKind::Invalid, "read the last good stack", "its file is damaged").caused_by(error)
     })?;
     let names: BTreeSet<String> = good.images.keys().cloned().collect();
     let today = engine.image_ids(&names).await?;
+    let token = undo.state.image_token.as_deref();
+    let own_images = token.map(|token| stack::image_prefix(&undo.target.project, token));
     for (name, id) in &good.images {
         if today.get(name) == Some(id) {
             continue;
         }
-        if name.starts_with(&format!("{}-", undo.target.project)) {
+        if own_images.as_ref().is_some_and(|own| name.starts_with(own)) {
             // The name is the preview's own, so it may be given back.
             engine.tag(id, name).await?;
         } else {

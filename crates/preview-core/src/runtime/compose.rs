@@ -125,6 +125,9 @@ fn stack_args(stack: &Stack, verb: &[&str]) -> Vec<OsString> {
     // The model has absolute paths only; `/` and the empty env file keep the CLI from reading a `.env` somewhere.
     let mut line = args([
         "compose",
+        // Containers are named with `_` between project, service and number. Names of previews hold no `_`, but with `-` the service
+        // `2024-api` of `app_release` and the service `api` of `app_release-2024` would have one name.
+        "--compatibility",
         "--project-directory",
         "/",
         "--env-file",
@@ -332,6 +335,7 @@ mod tests {
             words(&stack_args(&stack, &["up"])),
             [
                 "compose",
+                "--compatibility",
                 "--project-directory",
                 "/",
                 "--env-file",

@@ -3,10 +3,13 @@
 //! Only declared differences: whatever is changed is listed as a [`Difference`], and nothing else differs from the user's files.
 
 mod capability;
+mod caps;
+pub(crate) mod dockerfile;
 mod exclude;
 mod files;
 mod harmless;
 mod health;
+mod images;
 mod isolation;
 mod limits;
 mod literal;
@@ -22,13 +25,16 @@ mod violation;
 mod volumes;
 mod written;
 
+pub use caps::{Caps, exceeded};
 pub use exclude::{drop_optional, exclude, proposal, with_dependents};
 pub use files::{FileUse, Place, file_uses, host_paths, links_out, normal};
 pub use harmless::drop_harmless;
 pub use health::{Patience, patience};
+pub(crate) use images::{image_ids, image_prefix};
 pub use isolation::Isolation;
 pub use limits::{Guardrails, ServiceGuardrails, declared_memory};
 pub use literal::not_literal;
+pub(crate) use policy::is_allowed;
 pub use policy::{Allowance, Allowing, allowable_keys, allowing, violations};
 pub use published::{is_unlikely_http, may_be_http, page};
 pub use pull_policy::{Pull, pull_policies};

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use super::{AllowLine, Violation, capability, entries, harmless, normal, services};
 use crate::ownership;
 
+pub(crate) use allow::is_allowed;
 pub use allow::{Allowance, Allowing, allowable_keys, allowing};
 
 /// Why paths of the machine that deploys are refused.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::tree::{self, Placed};
 use super::{
-    Difference, Guardrails, Isolation, Port, Violation, built, isolation, limits, network, not_literal, restart,
+    Difference, Guardrails, Isolation, Port, Violation, images, isolation, limits, network, not_literal, restart,
     volumes,
 };
 use crate::engine::ImageFacts;
@@ -29,6 +29,8 @@ pub struct Input<'a> {
     pub app: &'a str,
     /// The preview.
     pub name: &'a str,
+    /// The random part of the names of its built images, and of its cache mounts.
+    pub image_token: &'a str,
     /// Limits.
     pub guardrails: &'a Guardrails,
     /// What containers may not do beyond that.
@@ -76,7 +78,7 @@ pub fn render(input: &Input<'_>) -> Result<Rendered, Vec<Violation>> {
 
     tree::place(&mut model, input.files_directory, input.files, input.passed, &project, &mut differences);
     network::own_names(&mut model, &project, &mut differences);
-    own_images(&mut model, &project, &mut differences);
+    images::own_images(&mut model, &project, input.image_token, &mut differences);
     let restarts = restart::policies(&model, &input.guardrails.restart, input.stays, input.images);
     volumes::name_anonymous(&mut model, &project, input.images, &mut differences);
     let replicas = super::replicas(&model);
@@ -115,6 +117,7 @@ pub fn render(input: &Input<'_>) -> Result<Rendered, Vec<Violation>> {
         }
         if let Some(build) = table.get_mut("build").and_then(Value::as_object_mut) {
             add_labels(build, &owner);
+            images::own_caches(service, build, input.image_token, &mut differences);
             if build.remove("tags").is_some() {
                 differences.push(Difference {
                     key: format!("services.{service}.build.tags"),
@@ -182,46 +185,6 @@ fn ensure_default_network(model: &mut Value, project: &str, owner: &BTreeMap<Str
         && !networks.contains_key("default")
     {
         networks.insert("default".to_owned(), json!({"name": format!("{project}_default"), "labels": owner}));
-    }
-}
-
-/// A built image under the user's name would be taken by the next preview that builds; each gets its own name.
-fn own_images(model: &mut Value, project: &str, differences: &mut Vec<Difference>) {
-    let mut renamed = BTreeMap::new();
-    for service in built(model) {
-        let Some(table) = model.get_mut("services").and_then(|s| s.get_mut(&service)).and_then(Value::as_object_mut)
-        else {
-            continue;
-        };
-        let own = format!("{project}-{service}");
-        let before = table.insert("image".to_owned(), json!(own));
-        if let Some(Value::String(before)) = before
-            && before != own
-        {
-            differences.push(Difference {
-                key: format!("services.{service}.image"),
-                what: format!("`{before}` would be shared between previews: `{own}`"),
-            });
-            renamed.entry(before).or_insert(own);
-        }
-    }
-    // Services that run what another one builds follow it.
-    let users: Vec<String> = super::services(model)
-        .filter(|(_, table)| table.get("build").is_none_or(Value::is_null))
-        .map(|(name, _)| name.clone())
-        .collect();
-    for service in users {
-        let Some(image) = model.get_mut("services").and_then(|s| s.get_mut(&service)).and_then(|t| t.get_mut("image"))
-        else {
-            continue;
-        };
-        if let Some(own) = image.as_str().and_then(|image| renamed.get(image)) {
-            differences.push(Difference {
-                key: format!("services.{service}.image"),
-                what: format!("`{own}`, as it is built here"),
-            });
-            *image = json!(own);
-        }
     }
 }
 
@@ -304,6 +267,7 @@ mod tests {
             model: &model,
             app: "shop",
             name: "pr-7",
+            image_token: "t0ken",
             guardrails: &Guardrails::default(),
             isolation: &Isolation::default(),
             files_directory: "/var/lib/docker/volumes/files.shop_pr-7/_data",

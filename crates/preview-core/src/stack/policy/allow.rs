@@ -11,6 +11,7 @@ pub enum Allowing {
 
 /// Keys of a service that the base branch's configuration can allow. Everything else that is refused stays refused.
 const ALLOWABLE: &[(&str, Allowing)] = &[
+    ("build.add", Allowing::Values),
     ("build.additional_contexts", Allowing::Values),
     ("build.cache_from", Allowing::Values),
     ("build.cache_to", Allowing::Values),
@@ -20,6 +21,7 @@ const ALLOWABLE: &[(&str, Allowing)] = &[
     ("build.privileged", Allowing::Key),
     ("build.secrets", Allowing::Key),
     ("build.ssh", Allowing::Key),
+    ("build.syntax", Allowing::Values),
     ("cap_add", Allowing::Values),
     ("cgroup", Allowing::Values),
     ("cgroup_parent", Allowing::Values),
@@ -78,4 +80,9 @@ impl Allowance {
                 (Some(Allowing::Values), None) | (None, _) => false,
             }
     }
+}
+
+/// Whether the base branch allows this to a service.
+pub(crate) fn is_allowed(allowed: &[Allowance], service: &str, key: &str, value: Option<&str>) -> bool {
+    allowed.iter().any(|allowance| allowance.covers(service, key, value))
 }

@@ -16,7 +16,7 @@ use crate::engine::{
     Stats,
 };
 use crate::fault::{Fault, FaultKind};
-use crate::ownership::Selector;
+use crate::ownership::{COMPOSE_PROJECT, Selector};
 
 fn received<T: Send + 'static>(receiver: UnboundedReceiver<T>) -> BoxStream<'static, T> {
     stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) }).boxed()
@@ -114,6 +114,35 @@ impl Engine for MemoryEngine {
         let mut world = self.world();
         world.called("inventory")?;
         Ok(world.inventory(selector))
+    }
+
+    async fn project_objects(&self, project: &str, beside: Option<&str>) -> Result<Inventory, Fault> {
+        let mut world = self.world();
+        world.called("project_objects")?;
+        let object = |(name, labels): (&String, &BTreeMap<String, String>)| Object {
+            id: name.clone(),
+            name: name.clone(),
+            labels: labels.clone(),
+        };
+        let prefix = format!("{project}_");
+        let containers = world.containers.iter().map(|container| container.seen().container);
+        let of_project = |container: &Container| container.labels.get(COMPOSE_PROJECT).is_some_and(|of| of == project);
+        let network = |(name, _): &(&String, _)| name.starts_with(&prefix) || Some(name.as_str()) == beside;
+        let volume = |(name, _): &(&String, _)| name.starts_with(&prefix);
+        Ok(Inventory {
+            containers: containers.filter(of_project).collect(),
+            networks: world.networks.iter().filter(network).map(object).collect(),
+            volumes: world.volumes.iter().filter(volume).map(object).collect(),
+            images: Vec::new(),
+        })
+    }
+
+    async fn built_images(&self, selector: &Selector) -> Result<BTreeMap<String, String>, Fault> {
+        let mut world = self.world();
+        world.called("built_images")?;
+        let built = world.images.iter().filter(|image| selector.matches(&image.labels));
+        let names = built.flat_map(|image| image.tags.iter().map(|tag| (tag.clone(), image.id.clone())));
+        Ok(names.map(|(tag, id)| (tag.strip_suffix(":latest").unwrap_or(&tag).to_owned(), id)).collect())
     }
 
     async fn inspect(&self, id: &str) -> Result<ContainerDetail, Fault> {
