@@ -138,6 +138,33 @@ fn more_than_a_preview_may_have_is_refused_before_anything_is_sent() {
     site.run(&plan).expect(0);
 }
 
+#[test]
+fn two_projects_of_one_repository_do_not_replace_each_other() {
+    let Some(mut site) = Site::new(Where::Local, "") else { return };
+    site.write("front/compose.yml", ONE);
+    site.write("back/compose.yml", &ONE.replace("  app:", "  api:"));
+    github(&mut site, &fixture("opened"));
+    site.set("PREVIEW_PROJECT_DIR", "front");
+    site.run(&["ci"]).expect(0);
+    let before = site.containers("pr-2");
+    site.set("PREVIEW_PROJECT_DIR", "back");
+    for args in [&["ci"][..], &["plan", "--pr", "2"]] {
+        let ran = site.run(args).expect(3);
+        let words = ["the name pr-2 is taken by the project in `front`", "this one is in `back`", "`app`"];
+        assert!(words.iter().all(|word| ran.err.contains(word)), "{}", ran.err);
+        assert_eq!(site.containers("pr-2"), before);
+    }
+    // With names of their own they are apart.
+    let back = format!("{}-back", site.app);
+    site.run(&["ci", "--app", &back]).expect(0);
+    assert_eq!(site.containers("pr-2"), before);
+    site.run(&["destroy", "--pr", "2", "--app", &back]).expect(0);
+    site.set("PREVIEW_PROJECT_DIR", "front");
+    site.run(&["ci"]).expect(0);
+    site.run(&["destroy", "--pr", "2"]).expect(0);
+    assert_eq!(site.remains(), Vec::<String>::new());
+}
+
 /// A service that prints commands of CI systems and sequences for terminals, and fails or stays.
 fn printing(end: &str) -> String {
     let words = "printf 'a\\r::error::said\\n  ::add-mask::said\\n##[error]said\\n##vso[x]said\\n\\033[0Ksection_start:1:said\\r\\033[0Khidden\\n'";

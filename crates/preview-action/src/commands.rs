@@ -200,6 +200,7 @@ impl Context {
             target: session.target(key)?,
             subject: session::subject(key),
             repository: session.repository(),
+            directory: session.directory_within_repository(),
             owner: deploy
                 .owner
                 .clone()

@@ -328,6 +328,8 @@ pub struct Deploy {
     pub subject: Subject,
     /// The repository, where known.
     pub repository: Option<String>,
+    /// The project's directory within its repository, `.` for the top, where known: a repository may hold several projects.
+    pub directory: Option<String>,
     /// Who asks.
     pub owner: Option<String>,
     /// The commit, where known.
@@ -350,6 +352,7 @@ impl Deploy {
             target,
             subject,
             repository: None,
+            directory: None,
             owner: None,
             commit: None,
             event_at: None,

@@ -260,6 +260,9 @@ pub struct State {
     /// The repository, where known: `acme/shop`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repository: Option<String>,
+    /// The project's directory within its repository, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<String>,
     /// Who asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
@@ -397,6 +400,7 @@ pub(crate) mod tests {
             project: "shop_pr-7".to_owned(),
             subject: Subject::Pull(7),
             repository: None,
+            directory: None,
             owner: None,
             weight: Weight::default(),
             memory: 0,

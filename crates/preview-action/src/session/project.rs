@@ -206,6 +206,16 @@ impl Session {
         })
     }
 
+    /// The project's directory within its repository: `front`, or `.` for the top. `None` outside of a checkout.
+    pub(crate) fn directory_within_repository(&self) -> Option<String> {
+        let repository = repository(&self.directory);
+        if !repository.join(".git").exists() {
+            return None;
+        }
+        let within = self.directory.strip_prefix(&repository).ok()?.to_string_lossy().into_owned();
+        Some(if within.is_empty() { ".".to_owned() } else { within })
+    }
+
     /// Where a key is written.
     fn place(&self, key: &str) -> String {
         let text = self.config.error(key, "").to_string();

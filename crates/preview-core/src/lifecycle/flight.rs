@@ -346,6 +346,7 @@ impl Flight<'_> {
             project: self.deploy.target.project.clone(),
             subject: self.deploy.subject.clone(),
             repository: self.deploy.repository.clone().or_else(|| before?.repository.clone()),
+            directory: self.deploy.directory.clone().or_else(|| before?.directory.clone()),
             owner: before.and_then(|state| state.owner.clone()).or_else(|| self.deploy.owner.clone()),
             // While old and new may both be there, and until it is known which one stays, the heavier counts.
             weight: before.map_or(self.project.weight, |state| state.weight.max(self.project.weight)),

@@ -266,6 +266,9 @@ pub(super) fn want(
         if let Some(by) = whose.other(state) {
             return Err(Refusal::NameTaken { name: deploy.target.name.clone(), by }.into());
         }
+        if let Some(by) = other_project(state.directory.as_deref(), deploy.directory.as_deref()) {
+            return Err(Refusal::NameTaken { name: deploy.target.name.clone(), by }.into());
+        }
     }
     if let Some((url, by)) = address_taken(client, deploy, project, prepared, seen) {
         return Err(Refusal::NameTaken { name: url, by }.into());
@@ -327,6 +330,20 @@ fn not_pulled(prepared: &Prepared, wanted: &Wanted, seen: &Seen) -> Result<(), E
         }
     }
     Ok(())
+}
+
+/// Which other project of the same repository a preview is of. Two projects with one application name would replace each other's services.
+fn other_project(has: Option<&str>, wants: Option<&str>) -> Option<String> {
+    let (has, wants) = (has?, wants?);
+    let shown = |directory: &str| if directory == "." { "at the top".to_owned() } else { format!("in `{directory}`") };
+    (has != wants).then(|| {
+        format!(
+            "the project {} of this repository, and this one is {}: give each project an `app` of its own (in the base branch's \
+             preview.toml, --app or PREVIEW_APP)",
+            shown(has),
+            shown(wants)
+        )
+    })
 }
 
 /// Whether an address is another one, or below it, or above it: to a browser all of a host is one place, and the longer path wins.
@@ -493,6 +510,15 @@ fn renewed(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_projects_of_a_repository_are_told_apart_where_both_are_known() {
+        let other = |has, wants| other_project(has, wants).is_some();
+        assert!(other(Some("front"), Some("back")) && other(Some("."), Some("back")));
+        assert!(!other(Some("front"), Some("front")) && !other(None, Some("back")) && !other(Some("front"), None));
+        let said = other_project(Some("front"), Some(".")).unwrap();
+        assert!(said.contains("in `front`") && said.contains("this one is at the top"), "{said}");
+    }
 
     #[test]
     fn an_address_below_another_is_not_free() {
