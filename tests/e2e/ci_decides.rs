@@ -162,6 +162,7 @@ fn two_projects_of_one_repository_do_not_replace_each_other() {
     site.set("PREVIEW_PROJECT_DIR", "front");
     site.run(&["ci"]).expect(0);
     site.run(&["destroy", "--pr", "2"]).expect(0);
+    site.shell(&format!("rm -r {}/.tombstones", site.base()));
     assert_eq!(site.remains(), Vec::<String>::new());
 }
 

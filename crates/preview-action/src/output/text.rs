@@ -51,7 +51,10 @@ impl Text {
             to_stderr(&format!("::stop-commands::{}", self.token));
             inside.stopped = true;
         }
-        to_stderr(&super::plain::printable(&self.redactor.clean(line)));
+        let line = super::plain::printable(&self.redactor.clean(line));
+        // For GitHub nothing here is a command; other systems know no such mark.
+        let harmless = if self.ci != Ci::GitHub && super::in_ci() { super::plain::no_commands(&line) } else { line };
+        to_stderr(&harmless);
     }
 
     fn close(&self, inside: &mut Inside) {
