@@ -150,7 +150,7 @@ fn firewall(wish: &Wish) -> Step {
     let mut step = step(
         "firewall",
         format!("firewall: sshd and {} only", ports.join(", ")),
-        "ports that Docker publishes are open to the world otherwise, whatever ufw says; containers are kept from the cloud's metadata",
+        "ports that Docker publishes are open to the world otherwise, whatever ufw says; containers and the engine are kept from the cloud's metadata",
         include_str!("scripts/firewall.sh"),
     );
     step.files = vec![
@@ -170,6 +170,11 @@ fn firewall(wish: &Wish) -> Step {
             "/etc/systemd/system/ssh.socket.d/preview-firewall.conf",
             0o644,
             include_str!("files/ssh-socket-firewall.conf"),
+        ),
+        File::new(
+            "/etc/systemd/system/docker.service.d/preview-firewall.conf",
+            0o644,
+            include_str!("files/docker-firewall.conf"),
         ),
     ];
     step.arguments = ports;

@@ -22,7 +22,7 @@ apply() {
 # Everything that could load the rules again goes: the next reload of sshd or the next boot would close the door once more.
 undo() {
   systemctl disable --now preview-firewall || :
-  for unit in ssh.service ssh.socket; do rm -f "/etc/systemd/system/$unit.d/preview-firewall.conf"; done
+  for unit in ssh.service ssh.socket docker.service; do rm -f "/etc/systemd/system/$unit.d/preview-firewall.conf"; done
   rm -f /etc/systemd/system/preview-firewall.service /usr/local/lib/preview/firewall
   systemctl daemon-reload || :
   nft delete table $table 2>/dev/null || :

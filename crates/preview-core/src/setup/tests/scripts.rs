@@ -62,6 +62,20 @@ fn many_ports_fit_into_the_firewalls_rules_by_both_protocols() {
 }
 
 #[test]
+fn the_engine_gets_no_metadata_once_it_starts() {
+    let with = rules("80\n", "engine", true).expect("rules");
+    for rule in ["ip daddr 169.254.169.254 tcp dport != 53 drop", "ip6 daddr fd00:ec2::254 tcp dport != 53 drop"] {
+        assert!(with.contains(rule), "{with}");
+    }
+    assert!(with.contains("type filter hook output"), "{with}");
+    let before = rules("80\n", "", false).expect("rules");
+    assert!(!before.contains("hook output"), "the engine does not run, and cloud-init may still ask: {before}");
+    assert_eq!(rules("80\n", "engine", false), None, "a firewall that was disabled stays so");
+    let drop_in = include_str!("../files/docker-firewall.conf");
+    assert!(drop_in.contains("ExecStartPre=-/usr/local/lib/preview/firewall engine\n"), "{drop_in}");
+}
+
+#[test]
 fn a_firewall_that_was_disabled_does_not_come_back_with_sshd() {
     assert!(rules("80\n", "again", true).is_some());
     assert_eq!(rules("80\n", "again", false), None);
