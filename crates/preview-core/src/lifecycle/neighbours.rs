@@ -108,6 +108,7 @@ mod tests {
             created: 0,
             ports: vec![],
             networks: BTreeMap::new(),
+            volumes: BTreeSet::new(),
         };
         Inventory { containers: vec![container], ..Inventory::default() }
     }
