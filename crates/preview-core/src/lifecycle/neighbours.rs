@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::{Error, Refusal};
+use super::{Error, Refusal, tree};
 use crate::engine::{Inventory, Object};
 use crate::ownership::{self, Selector};
 use crate::project::Target;
@@ -20,13 +20,16 @@ pub(super) fn check(target: &Target, base: &str, wanted: &Value, found: &Invento
         let by = format!("{what}, which belongs to {}", owner(labels));
         Err(Refusal::NameTaken { name: format!("of the Compose project {}", target.project), by }.into())
     };
-    for container in found.containers.iter().filter(|container| !own.matches(&container.labels)) {
+    if let Some(container) = found.containers.iter().find(|container| !own.matches(&container.labels)) {
         return refuse(format!("the container {}", container.name), &container.labels);
     }
     for (kind, key, objects) in [("network", "networks", &found.networks), ("volume", "volumes", &found.volumes)] {
+        let files = tree::volume(target);
+        let of_files = (key == "volumes").then_some(files.as_str());
         let names: BTreeSet<&str> = stack::entries(wanted, key)
             .filter(|(_, table)| table.get("external") != Some(&json!(true)))
             .filter_map(|(_, table)| table.get("name").and_then(Value::as_str))
+            .chain(of_files)
             .collect();
         let others = |object: &&Object| names.contains(object.name.as_str()) && !own.matches(&object.labels);
         if let Some(object) = objects.iter().find(others) {
