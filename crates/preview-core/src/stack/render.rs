@@ -76,7 +76,7 @@ pub fn render(input: &Input<'_>) -> Result<Rendered, Vec<Violation>> {
     let project = model.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
     let owner = Selector::preview(input.app, input.name).labels_below(input.base);
 
-    tree::place(&mut model, input.files_directory, input.files, input.passed, &project, &mut differences);
+    tree::place(&mut model, input.files_directory, input.files, input.passed, input.image_token, &mut differences);
     network::own_names(&mut model, &project, &mut differences);
     images::own_images(&mut model, &project, input.image_token, &mut differences);
     let restarts = restart::policies(&model, &input.guardrails.restart, input.stays, input.images);
