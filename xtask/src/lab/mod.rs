@@ -88,9 +88,14 @@ impl Lab {
         images::ensure(&lab)?;
         lab.docker_config = plugins::ensure(&lab)?;
         if needs >= Needs::Vms {
-            // Each test starts name servers of its own, on ports of their own.
-            let servers =
-                [("knotd", "knot"), ("named", "bind9"), ("dig", "bind9-dnsutils"), ("nsupdate", "bind9-dnsutils")];
+            // Each test starts servers of its own, on ports of their own.
+            let servers = [
+                ("knotd", "knot"),
+                ("named", "bind9"),
+                ("dig", "bind9-dnsutils"),
+                ("nsupdate", "bind9-dnsutils"),
+                ("sshd", "openssh-server"),
+            ];
             install::need(&lab.dir, &servers)?;
             vm_image::ensure(&lab)?;
         }
