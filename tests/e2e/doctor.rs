@@ -266,7 +266,7 @@ fn way_in(ward: &Ward) {
 
     ward.root("docker ps -q --filter label=preview.managed=true | xargs docker stop -t 1 >/dev/null");
     ward.broken(8, "answer", "failed", &["answers 502", "preview logs"], &[]);
-    ward.root("docker ps -aq --filter label=preview.managed=true | xargs docker start >/dev/null");
+    ward.root("docker ps -aq --filter label=preview.managed=true --filter label=com.docker.compose.service | xargs docker start >/dev/null");
 }
 
 fn no_engine(ward: &Ward) {

@@ -31,7 +31,7 @@ fn an_embedding_program_deploys_and_destroys() {
     let lines: Vec<&str> = out.lines().collect();
     assert!(lines[0].starts_with("deployed pr-7 at http://127.0.0.1:"), "{out}");
     assert_eq!(lines[1], "destroyed pr-7: 1 containers");
-    assert!(lines[2].starts_with("told of 1 secrets and "), "{out}");
+    assert!(lines[2].starts_with("told of 2 secrets and "), "{out}");
     assert!(!out.contains("good day") && !err.contains("good day"), "{out}{err}");
     assert_eq!(site.remains(), Vec::<String>::new());
     let left = site.docker(&["ps", "-aq", "--filter", "label=preview.app=embedded"]);

@@ -6,7 +6,7 @@ mod project;
 mod reach;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
 use preview_core::checkout;
@@ -49,6 +49,8 @@ pub(crate) struct Session {
     directory: PathBuf,
     /// The socket that the Docker CLI's environment names for this machine, if it names one.
     engine: Option<PathBuf>,
+    /// Who removes temporary files and ends programs if this process is killed before it has reached a host.
+    guardian: OnceLock<Option<Guardian>>,
 }
 
 fn invalid(error: impl std::fmt::Display) -> Error {
@@ -119,7 +121,17 @@ impl Session {
             }
         }
         let app = config.app.clone().unwrap_or_else(|| AppName::derive(&application(&environment, &directory)));
-        Ok(Self { config, app, environment, warnings, identity_key, dns_secrets, directory, engine })
+        Ok(Self {
+            config,
+            app,
+            environment,
+            warnings,
+            identity_key,
+            dns_secrets,
+            directory,
+            engine,
+            guardian: OnceLock::new(),
+        })
     }
 
     /// The repository's name on its forge, where CI tells.

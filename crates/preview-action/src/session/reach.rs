@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use preview_core::config;
 use preview_core::engine::docker::DockerEngine;
+use preview_core::host::guardian::Guardian;
 use preview_core::host::ssh::{Destination, KnownHosts, SshOptions};
 use preview_core::lifecycle::{Client, Error};
 use preview_core::name::Key;
@@ -26,7 +27,8 @@ impl Session {
             path: self.environment.get("PATH").cloned().unwrap_or_default().into(),
             docker_config,
             socket: None,
-            guardian: None,
+            // Without one, a killed run leaves its temporary files, and that is all.
+            guardian: self.guardian.get_or_init(|| Guardian::start().ok()).clone(),
         })
     }
 

@@ -199,6 +199,10 @@ impl Compose {
 
 #[async_trait]
 impl Runtime for Compose {
+    fn scratch(&self) -> Option<&Path> {
+        self.options.guardian.as_ref().map(Guardian::run_dir)
+    }
+
     async fn resolve(&self, source: &Source) -> Result<Resolved, Fault> {
         const OPERATION: &str = "resolve the Compose files";
         let call = Call {

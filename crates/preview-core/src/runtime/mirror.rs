@@ -23,9 +23,11 @@ pub(crate) struct Mirror {
 }
 
 impl Mirror {
-    /// An empty copy.
-    pub(super) fn new(source: &Source, repository: &Path) -> Result<Self, Fault> {
-        let directory = tempfile::Builder::new().prefix("preview-").tempdir().map_err(failed)?;
+    /// An empty copy, below this directory, or that for temporary files.
+    pub(super) fn new(source: &Source, repository: &Path, scratch: Option<&Path>) -> Result<Self, Fault> {
+        let mut own = tempfile::Builder::new();
+        own.prefix("preview-");
+        let directory = scratch.map_or_else(|| own.tempdir(), |scratch| own.tempdir_in(scratch)).map_err(failed)?;
         // Compose follows links in some paths: the directory's own must be none, or its name would not be found in the model.
         let root = std::fs::canonicalize(directory.path()).map_err(failed)?.join("root");
         // Files outside of the repository were named by the pipeline. Those with variables are not copied: they may hold secrets.

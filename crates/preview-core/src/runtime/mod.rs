@@ -76,6 +76,11 @@ pub struct Stack {
 /// Brings stacks up.
 #[async_trait]
 pub trait Runtime: Send + Sync {
+    /// A directory for temporary files that goes when this process ends, however it ends; `None`: there is none, and those of a killed process stay.
+    fn scratch(&self) -> Option<&std::path::Path> {
+        None
+    }
+
     /// The user's files as one resolved model.
     async fn resolve(&self, source: &Source) -> Result<Resolved, Fault>;
 

@@ -44,7 +44,7 @@ pub(crate) async fn copied(
     repository: &Path,
 ) -> Result<Result<Mirror, Vec<Violation>>, Fault> {
     let mut known = BTreeMap::new();
-    let mirror = Mirror::new(source, repository)?;
+    let mirror = Mirror::new(source, repository, runtime.scratch())?;
     loop {
         let (of, within, so_far, root) =
             (source.clone(), repository.to_owned(), known.clone(), mirror.root().to_owned());

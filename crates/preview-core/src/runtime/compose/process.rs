@@ -44,7 +44,10 @@ pub(super) async fn run(options: &ComposeOptions, call: Call<'_>) -> Result<Ran,
     }
     command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
-    let own = tempfile::Builder::new().prefix("preview-cli-").tempdir().map_err(|error| {
+    let scratch = options.guardian.as_ref().map(Guardian::run_dir);
+    let mut own = tempfile::Builder::new();
+    own.prefix("preview-cli-");
+    let own = scratch.map_or_else(|| own.tempdir(), |scratch| own.tempdir_in(scratch)).map_err(|error| {
         Fault::new(FaultKind::Failed, operation, "the directory for temporary files cannot be used").caused_by(error)
     })?;
     command.env("TMPDIR", own.path());
