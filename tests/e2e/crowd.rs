@@ -277,7 +277,8 @@ impl Crowd {
             assert_eq!(containers.keys().map(String::as_str).collect::<Vec<_>>(), ["data", "web"], "pr-{pr}");
             assert_eq!(site.docker(&["exec", &containers["data"], "cat", "/data/mine"]), "kept", "pr-{pr}");
         }
-        let all = site.docker(&["ps", "-aq", "--filter", &format!("label=preview.app={}", site.app)]);
+        let filter = [format!("label=preview.app={}", site.app), "label=com.docker.compose.service".to_owned()];
+        let all = site.docker(&["ps", "-aq", "--filter", &filter[0], "--filter", &filter[1]]);
         assert_eq!(all.lines().count(), 2 * standing().len(), "no container is there twice");
         let stray = format!("find {} -name queue.json -o -name .lock -o -name '.preview-*'", site.base());
         assert_eq!(site.shell(&stray), "", "no ticket, no lock, no upload that broke off");

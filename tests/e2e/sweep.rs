@@ -36,8 +36,10 @@ fn fabricate(site: &Site) -> String {
             labels(&format!("n-{number}"))
         );
         let directory = format!("{base}/{app}/f-{number}");
-        let _ =
-            writeln!(script, "mkdir -p {directory}/files/0; echo x >{directory}/stack-0.json; : >{directory}/.lock");
+        let _ = writeln!(
+            script,
+            "mkdir -p {directory}; echo x >{directory}/tree-0.json; echo x >{directory}/stack-0.json; : >{directory}/.lock"
+        );
     }
     for number in 0..10 {
         let change =

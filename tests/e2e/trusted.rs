@@ -49,7 +49,7 @@ fn errors_name_the_file() {
     site.write("preview.toml", "[[route]]\nservice = \"api\"\nport = 80\n");
     let base = site.dir.path().join(".git/base.toml").to_string_lossy().into_owned();
     site.set("PREVIEW_TRUSTED_CONFIG", &base);
-    refused(&site, DEPLOY, 2, &["--trusted-config ", "base.toml: No such file"]);
+    refused(&site, DEPLOY, 2, &["--trusted-config ", "base.toml: there is no such file"]);
     // By a relative name too.
     site.write("beside.toml", "[policy]\nforks = true\n");
     site.run(&["list", "--trusted-config", "beside.toml"]).expect(0);
