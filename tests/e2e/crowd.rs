@@ -244,7 +244,7 @@ impl Crowd {
         let filter = format!("--filter label=preview.app={app}");
         self.site.shell(&format!(
             "{{ docker ps -a --no-trunc {filter} --format '{{{{.ID}}}} {{{{.Names}}}} {{{{.State}}}}'; docker network ls -q {filter}; \
-             docker volume ls -q {filter}; docker image ls --no-trunc {filter}; find {base} -type f -exec md5sum {{}} +; }} | sort",
+             docker volume ls -q {filter}; docker image ls --no-trunc {filter} --format '{{{{.ID}}}} {{{{.Repository}}}}:{{{{.Tag}}}}'; find {base} -type f -exec md5sum {{}} +; }} | sort",
             base = self.site.base()
         ))
     }
