@@ -201,12 +201,6 @@ impl Crowd {
         eventually("nothing is at work on the host", || self.site.processes().is_empty());
     }
 
-    /// No lock is held any more, whatever else the host has not noticed yet.
-    pub(crate) fn unlocked(&self) {
-        let locks = format!("! ls -l /proc/[0-9]*/fd 2>/dev/null | grep '{}/.*/[.]lock'", self.site.base());
-        eventually("the locks free themselves", || self.vm().text(&["sh", "-c", &locks]).is_ok());
-    }
-
     /// What was at work ends; then one sweep is enough, and everything can go on.
     pub(crate) fn one_sweep_mends_it(&mut self) {
         self.quiet();

@@ -104,10 +104,7 @@ fn a_link_that_is_cut_for_a_minute_in_every_phase() {
     std::thread::sleep(Duration::from_secs(60));
     crowd.vm().reconnect().expect("iptables");
     lost_their_lease(&ends(held));
-    // What received files may wait longer: the word that the connection ended comes when TCP tries again.
-    crowd.unlocked();
-    crowd.sweep();
-    crowd.goes_on();
+    crowd.one_sweep_mends_it();
 }
 
 /// The runner's machine is gone, and with it the end of its connections: `sshd` learns nothing of it for hours.
@@ -122,10 +119,8 @@ fn a_runner_that_vanishes_in_every_phase() {
     );
     crowd.let_go();
     lost_their_lease(&ends(held));
-    crowd.unlocked();
-    crowd.sweep();
-    crowd.goes_on();
-    // What received its files waits until `sshd` knows.
+    eventually("no build is at work", || crowd.site.shell("pgrep -f '[s]leep 3000' || :").is_empty());
+    crowd.one_sweep_mends_it();
 }
 
 /// Stopped for longer than the lease lives: others mend what it did, and it changes nothing when it wakes up. Neither do its children,

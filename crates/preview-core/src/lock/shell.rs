@@ -3,6 +3,9 @@
 //! The shell ends at the end of its input (we died, the connection was lost) and when no line came for the time to live (we
 //! hang, the network swallows packets). Nothing has to be cleaned up and no clock is compared with another.
 //!
+//! After silence it also ends the SSH connection that it came through. `sshd` may take hours to notice that its client is gone, and until then the
+//! engine would wait for the rest of an archive, with the container locked that receives it, or go on with a build.
+//!
 //! We drive it line by line: `try`, `wait` (a slice of one second, so that it notices our end soon), then `beat N` every few
 //! seconds, each of which is answered. Children of the shell do not inherit the lock's descriptor once it is held.
 
@@ -59,6 +62,15 @@ attempt() {
     if same; then return 0; fi
   done
 }
+# Seconds since the machine started: no clock that somebody sets.
+clock() { IFS=' .' read -r now rest </proc/uptime || now=0; }
+# What the silent holder asked for over this connection must not outlive its lock. A parent that is no `sshd` is left alone.
+hang_up() {
+  clock
+  [ $((now - heard)) -ge $((ttl - 1)) ] || return 0
+  grep -q "^PPid:[[:space:]]*$PPID\$" "/proc/$$/status" && IFS= read -r parent <"/proc/$PPID/comm" || return 0
+  case $parent in sshd | sshd-session) kill "$PPID" ;; esac
+}
 got=
 while hear; do
   case $line in
@@ -75,7 +87,9 @@ done
 [ -n "$got" ] || exit 0
 printf '%s\n' "$json" >/proc/self/fd/9
 echo held
+clock; heard=$now
 while hear; do
+  clock; heard=$now
   case $line in
     beat*) printf '%s\n' "$line" ;;
     release) : >/proc/self/fd/9; exec 9>&-; echo released; exit 0 ;;
@@ -94,6 +108,8 @@ while hear; do
     *) exit 1 ;;
   esac
 done
+hang_up 2>/dev/null
+exit 0
 "#;
 
 /// A shared lock for an instant: askers do not disturb each other, and those who wait are not turned away.
