@@ -207,3 +207,54 @@ fn a_killed_run_is_mended() {
     }
     files.gone();
 }
+
+const TWO: &str = r#"
+services:
+  writer:
+    image: busybox:1.36
+    command: [sh, -c, "rm -rf /a/up /a/undo; ln -s .. /a/up; ln -s ../.preview-files-undo /a/undo; exec sleep 1000"]
+    volumes: ["./a:/a"]
+  reader:
+    image: busybox:1.36
+    command: [sleep, "1000"]
+    environment: {VERSION: "one"}
+    volumes: ["./b:/b", "./c:/c"]
+"#;
+
+/// The engine writes the files of a commit with its own rights, and through links that a container put in place of directories. Where that leads, no
+/// commit can name what another service is mounted from, or what decides the way back.
+#[test]
+fn a_container_and_a_commit_together_lead_no_mount_elsewhere() {
+    let Some(site) = Site::new(Where::Vm(VmEngine::V28), TWO) else { return };
+    for (path, text) in [("a/up/f", ""), ("a/undo/f", ""), ("b/own", "b"), ("c", "c")] {
+        site.write(path, text);
+    }
+    let files = Files(site);
+    assert_eq!(files.deploy(), ["reader", "writer"]);
+    let reader = files.0.containers("pr-7")["reader"].clone();
+    let sources = files.0.docker(&["inspect", "-f", "{{range .Mounts}}{{.Source}} {{end}}", &reader]);
+    let names: Vec<&str> = sources.split_whitespace().filter_map(|path| path.rsplit('/').next()).collect();
+    assert_eq!(names.len(), 2, "{sources}");
+    let project = files.0.dir.path();
+    for name in names {
+        for directory in ["a/up", "a/undo"] {
+            std::os::unix::fs::symlink("/", project.join(directory).join(name)).expect("a link");
+        }
+    }
+    files.0.write("a/undo/.preview-files-plan.json", "nothing that can be read");
+    // What the commit may name goes through the links.
+    files.0.write("a/up/new", "new");
+    files.0.write("a/undo/new", "new");
+    files.0.write("compose.yml", &TWO.replacen("one", "two", 1));
+    assert_eq!(files.deploy(), ["reader", "writer"]);
+    assert_eq!(files.sh("reader", "ls /b; cat /b/own /c"), "own\nbc");
+    // So it is once each starts again, and after an update that fails.
+    for id in files.0.containers("pr-7").values() {
+        let _ = files.0.docker(&["restart", "-t", "0", id]);
+    }
+    files.0.write("b/own", "changed");
+    files.0.write("compose.yml", &TWO.replacen("[sleep, \"1000\"]", "[no-such-program]", 1));
+    let _ = files.0.deploy("7").expect(4);
+    assert_eq!(files.sh("reader", "ls /b; cat /b/own /c"), "own\nbc");
+    files.gone();
+}

@@ -141,6 +141,10 @@ impl Scan<'_> {
         let kind = metadata.file_type();
         let mode = metadata.permissions().mode() & 0o7777;
         let entry = if kind.is_symlink() {
+            // Links to it were followed: this one was put there since, and on the host the root itself must never be a link.
+            if name.is_empty() {
+                return Err(io::Error::other("it became a link while it was looked at"));
+            }
             let target = fs::read_link(path)?;
             let text = target.to_str().ok_or_else(|| io::Error::other("a link in it is not UTF-8"))?;
             if leads_out(self.repository, source, path, &target) {
@@ -159,6 +163,12 @@ impl Scan<'_> {
             for child in children.iter().filter(|child| child.file_name() != GIT) {
                 let own = child.file_name();
                 let own = own.to_str().ok_or_else(|| io::Error::other("a name in it is not UTF-8"))?;
+                if tree::is_reserved(own) {
+                    let path = child.path();
+                    let shown = path.strip_prefix(self.repository).unwrap_or(&path).display();
+                    self.warnings.push(format!("{shown} is left out: names like this are preview's own in the volume"));
+                    continue;
+                }
                 let below = if name.is_empty() { own.to_owned() } else { format!("{name}/{own}") };
                 self.path(root, source, &child.path(), &below)?;
             }
@@ -321,6 +331,27 @@ mod tests {
 
     fn local_error(uses: &[FileUse], repository: &Path) -> String {
         local(uses, repository).unwrap_err().to_string()
+    }
+
+    /// The engine writes through links that a container made of directories, so a commit must not name what mounts lead through.
+    #[test]
+    fn a_commit_names_nothing_that_is_ours_in_the_volume() {
+        let (_dir, root) = directory();
+        let www = root.join("www");
+        let id = tree::root_id("www");
+        for name in [tree::volume_path(&id, ""), tree::UNDO.to_owned(), tree::volume_path(&id, "").to_uppercase()] {
+            fs::create_dir_all(www.join("sub").join(&name)).unwrap();
+            fs::write(www.join("sub").join(name).join("x"), "x").unwrap();
+        }
+        symlink("/", www.join("sub").join(tree::volume_path("0", ""))).unwrap();
+        fs::write(www.join("sub/.preview-files"), "ordinary").unwrap();
+        let local = local(&[used(www.clone())], &root).unwrap();
+        assert_eq!(names(&local, &www, &root), ["", "sub", "sub/.preview-files"]);
+        assert_eq!(local.warnings.len(), 4, "{:?}", local.warnings);
+        // What is ours is so at every step of the way.
+        for path in [tree::volume_path(&id, ""), tree::undo_path(), tree::kept_path(&tree::volume_path(&id, ""))] {
+            assert!(path.split('/').all(tree::is_reserved), "{path}");
+        }
     }
 
     #[test]

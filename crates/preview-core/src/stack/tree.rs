@@ -1,8 +1,12 @@
 //! The repository's files as a preview has them on the host: what is mounted, what an update changes, and what the way back needs.
 //!
-//! Each file or directory that something mounts is a *root*: it stands by itself in the preview's volume, below `r/`. A root inside another one
+//! Each file or directory that something mounts is a *root*: it stands by itself in the preview's volume. A root inside another one
 //! is not part of it (of a single file, a copy is): whoever mounts the outer one gets the inner one mounted on top. So all see the same files, and no part of a mount's
 //! source is a path that a container can change: a container that replaces a directory of its own by a link to `/etc` gains nothing.
+//!
+//! Nor can it have the engine change one. The engine writes a commit's files with its own rights, and follows links that a container put in place of
+//! directories, so what is written below one root may end up anywhere in the volume. Therefore a path of the volume that a mount's source leads through, and what decides the
+//! way back, have names that no file of a commit may have ([`is_reserved`]), and nothing with such a name is ever a link.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -16,10 +20,12 @@ use crate::runtime::Variables;
 
 /// The label with the hash of the files, configs and secrets that a service uses.
 pub const CONTENT: &str = "preview.content";
-/// The directory of the roots in the volume.
-pub const ROOTS: &str = "r";
+/// How the names of all that is ours begin in the volume.
+const RESERVED: &str = ".preview-files-";
 /// What the way back needs, in the volume.
-pub const UNDO: &str = "u";
+pub const UNDO: &str = ".preview-files-undo";
+/// The file in it that says how to go back.
+const PLAN: &str = ".preview-files-plan.json";
 
 /// What is at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +70,13 @@ pub fn root_id(relative: &str) -> String {
     short(&Sha256::digest(format!("root {relative}")))
 }
 
+/// Whether a file or directory of a commit cannot have this name: it would be one of ours.
+#[must_use]
+pub fn is_reserved(name: &str) -> bool {
+    // Some file systems do not mind the case.
+    name.get(..RESERVED.len()).is_some_and(|start| start.eq_ignore_ascii_case(RESERVED))
+}
+
 fn short(hash: &[u8]) -> String {
     hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
@@ -81,19 +94,19 @@ pub fn digest(root: &Root) -> String {
 /// The path in the volume of a path of a root.
 #[must_use]
 pub fn volume_path(id: &str, path: &str) -> String {
-    if path.is_empty() { format!("{ROOTS}/{id}") } else { format!("{ROOTS}/{id}/{path}") }
+    if path.is_empty() { format!("{RESERVED}{id}") } else { format!("{RESERVED}{id}/{path}") }
 }
 
 /// Where what was at a path of the volume is kept.
 #[must_use]
 pub fn kept_path(path: &str) -> String {
-    format!("{UNDO}/f/{path}")
+    format!("{UNDO}/{path}")
 }
 
 /// The file that says how to go back; it is there once all that it names is kept.
 #[must_use]
 pub fn undo_path() -> String {
-    format!("{UNDO}/plan.json")
+    format!("{UNDO}/{PLAN}")
 }
 
 /// How to go back to the files of before.
@@ -202,7 +215,7 @@ pub(super) fn place(
         .filter_map(|file| Some((file, placed.get(&file.source)?)))
         .collect();
     let inner = mount_inner(model, &uses, placed, differences);
-    let on_host = |placed: &Placed| json!(literal(&format!("{directory}/{ROOTS}/{}", placed.id)));
+    let on_host = |placed: &Placed| json!(literal(&format!("{directory}/{}", volume_path(&placed.id, ""))));
     for (file, placed) in &used {
         if let Some(place) = model.pointer_mut(&file.pointer) {
             *place = on_host(placed);
@@ -293,7 +306,7 @@ fn label(
     salt: &str,
 ) {
     let by_id: BTreeMap<&str, &Placed> = placed.values().map(|placed| (placed.id.as_str(), placed)).collect();
-    let prefix = literal(&format!("{directory}/{ROOTS}/"));
+    let prefix = literal(&format!("{directory}/{RESERVED}"));
     let mut contents: BTreeMap<(&str, String), String> = BTreeMap::new();
     for kind in ["configs", "secrets"] {
         for (name, table) in entries(model, kind) {

@@ -43,10 +43,14 @@ fn only_what_differs_is_written_and_what_goes_is_kept() {
                 write("www", ""),
                 write("www", "index.html")
             ],
-            replaced: vec!["r/app/changed".into(), "r/app/gone".into(), "r/secret".into()],
-            added: vec!["r/app/new".into()],
-            remove: vec!["r/app/gone".into(), "r/secret".into()],
-            new_roots: vec!["r/www".into()],
+            replaced: vec![
+                ".preview-files-app/changed".into(),
+                ".preview-files-app/gone".into(),
+                ".preview-files-secret".into()
+            ],
+            added: vec![".preview-files-app/new".into()],
+            remove: vec![".preview-files-app/gone".into(), ".preview-files-secret".into()],
+            new_roots: vec![".preview-files-www".into()],
         }
     );
     assert_eq!(after.changes(Some(&after)), Changes::default());
@@ -58,7 +62,7 @@ fn directories_that_nobody_mounts_any_more_stay_and_files_do_not() {
     let before = manifest(&[("data", &[("", directory()), ("f", file("1"))]), ("secret", &[("", file("1"))])]);
     let after = manifest(&[("www", &[("", directory())])]).with_unused(Some(&before));
     assert_eq!(after.roots.keys().collect::<Vec<_>>(), ["data", "www"]);
-    assert_eq!(after.changes(Some(&before)).remove, ["r/secret"]);
+    assert_eq!(after.changes(Some(&before)).remove, [".preview-files-secret"]);
 }
 
 #[test]
@@ -111,10 +115,10 @@ fn overlapping_mounts_see_the_same_files_and_no_source_is_inside_another() {
     let pair = |source: &str, target: &str| (source.to_owned(), target.to_owned());
     assert_eq!(
         mounts("app"),
-        [pair("/vol/r/repo", "/app"), pair("/vol/r/static", "/app/static")],
+        [pair("/vol/.preview-files-repo", "/app"), pair("/vol/.preview-files-static", "/app/static")],
         "what is covered is not mounted"
     );
-    assert_eq!(mounts("web"), [pair("/vol/r/static", "/www")]);
+    assert_eq!(mounts("web"), [pair("/vol/.preview-files-static", "/www")]);
     assert_eq!(model.pointer("/services/app/volumes/2/bind/create_host_path"), Some(&json!(false)));
     assert_eq!(model.pointer("/services/web/volumes/0/bind/create_host_path"), Some(&json!(false)));
 }
@@ -180,7 +184,7 @@ fn a_context_is_no_mount() {
         json!({"services": {"web": {"build": {"context": "/repo/app"}, "volumes": [bind("/repo/app", "/code")]}}});
     let model = placed_model(model, &at, "");
     assert_eq!(model.pointer("/services/web/build/context"), Some(&json!("/repo/app")));
-    assert_eq!(model.pointer("/services/web/volumes/0/source"), Some(&json!("/vol/r/app")));
+    assert_eq!(model.pointer("/services/web/volumes/0/source"), Some(&json!("/vol/.preview-files-app")));
 }
 
 #[test]
@@ -191,5 +195,5 @@ fn a_dollar_sign_in_a_path_begins_no_variable() {
     )]);
     let mut model = json!({"services": {"web": {"volumes": [bind("/repo/$${HOME}", "/www")]}}});
     place(&mut model, "/vol$1", &at, &Variables::new(), "salt", &mut Vec::new());
-    assert_eq!(model.pointer("/services/web/volumes/0/source"), Some(&json!("/vol$$1/r/x")));
+    assert_eq!(model.pointer("/services/web/volumes/0/source"), Some(&json!("/vol$$1/.preview-files-x")));
 }
