@@ -160,6 +160,36 @@ fn builds_read_no_template_and_fetch_nothing() {
     }
 }
 
+/// What the VM's container runtime would obey, and frontends that another version of the builder than ours would take.
+#[test]
+fn annotations_and_second_frontends_are_refused() {
+    let Some((site, _beside, _)) = site("") else { return };
+    for (service, words) in [
+        (
+            "image: x\n    annotations: {org.systemd.property.SuccessAction: \"'reboot'\"}",
+            &["services.app.annotations"][..],
+        ),
+        (
+            "image: x\n    networks: {default: {driver_opts: {a.b: c}}}",
+            &["services.app.networks.default.driver_opts.a.b"],
+        ),
+        ("build: {context: ., labels: {preview.files: x}}", &["services.app.build.labels.preview.files"]),
+        ("image: \"a[b\"", &["services.app.image", "does not name an image"]),
+    ] {
+        site.write("compose.yml", &format!("services:\n  app:\n    {service}\n"));
+        site.write("Dockerfile", "FROM busybox:1.36\n");
+        refused(&site, DEPLOY, 3, words);
+    }
+    site.write("compose.yml", "services:\n  app:\n    build: .\n");
+    for (dockerfile, word) in [
+        ("# syntax=docker/dockerfile:1\n# syntax=evil/frontend\nFROM busybox:1.36\n", "build.syntax"),
+        (r#"{"syntax": "evil/frontend", "a": "\ud800"}"#, "build.dockerfile"),
+    ] {
+        site.write("Dockerfile", dockerfile);
+        refused(&site, DEPLOY, 3, &[word]);
+    }
+}
+
 /// A repository in a build context whose configuration names a program: git would run it on the machine that deploys.
 #[test]
 fn git_reads_nothing_of_a_build_context() {

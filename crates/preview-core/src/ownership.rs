@@ -20,6 +20,12 @@ pub const COMPOSE_SERVICE: &str = "com.docker.compose.service";
 /// Compose's own label that names the project of an object.
 pub const COMPOSE_PROJECT: &str = "com.docker.compose.project";
 
+/// Whether a container with these labels only holds on to a volume of files. One of a service does not, although its image may have the label.
+#[must_use]
+pub fn is_holder(labels: &BTreeMap<String, String>) -> bool {
+    labels.contains_key(FILES) && !labels.contains_key(COMPOSE_SERVICE)
+}
+
 /// Which objects are meant: those of one preview, of one application, or all of ours.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Selector {
@@ -93,6 +99,13 @@ impl Selector {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_does_not_make_a_service_a_holder_of_files() {
+        let labels = |keys: &[&str]| keys.iter().map(|key| ((*key).to_owned(), "x".to_owned())).collect();
+        assert!(is_holder(&labels(&[FILES, MANAGED])));
+        assert!(!is_holder(&labels(&[FILES, COMPOSE_SERVICE])) && !is_holder(&labels(&[MANAGED])));
+    }
 
     #[test]
     fn objects_of_another_base_directory_are_not_meant() {

@@ -196,7 +196,7 @@ impl Engine for DockerEngine {
 
     async fn containers(&self, selector: &Selector) -> Result<Vec<Container>, Fault> {
         let mut containers = self.all_containers(selector).await?;
-        containers.retain(|container| !container.labels.contains_key(ownership::FILES));
+        containers.retain(|container| !ownership::is_holder(&container.labels));
         Ok(containers)
     }
 
@@ -278,7 +278,7 @@ impl Engine for DockerEngine {
         let stopped = containers
             .into_iter()
             .filter(|container| container.state != ContainerState::Running)
-            .filter(|container| !container.labels.contains_key(ownership::FILES));
+            .filter(|container| !ownership::is_holder(&container.labels));
         let mut wanted = streams::iter(stopped)
             .map(|container| async move {
                 let inspected = self.docker.inspect_container(&container.id, None::<InspectContainerOptions>);

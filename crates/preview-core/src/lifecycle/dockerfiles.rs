@@ -144,7 +144,9 @@ fn judged(service: &str, place: &str, fetch: Fetch, allowed: &[Allowance]) -> Op
             format!("the frontend that {place} names can do anything that the builder can"),
             "use `# syntax=docker/dockerfile:1`",
         ),
-        Fetch::Unreadable(why) => ("build.dockerfile", Some(place.to_owned()), why.to_owned(), "write a shorter one"),
+        Fetch::Unreadable(why) => {
+            ("build.dockerfile", Some(place.to_owned()), why.to_owned(), "write an ordinary Dockerfile, of fewer lines")
+        }
     };
     if stack::is_allowed(allowed, service, key, value.as_deref()) {
         return None;

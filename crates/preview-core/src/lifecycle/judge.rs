@@ -162,6 +162,7 @@ pub(super) fn judge(
     violations.extend(reads::dockerfiles(&model, repository));
     violations.extend(dockerfiles::violations(&model, repository, allowed));
     violations.extend(stack::image_ids(&model));
+    violations.extend(stack::image_names(&model));
     violations.extend(stack::exceeded(&model, caps));
     Ok(Judged { model, uses, violations })
 }
@@ -199,7 +200,7 @@ pub(super) fn reject(project: &Project, model: &Value, mut violations: Vec<Viola
     violations.dedup();
     let already: BTreeSet<String> = project.exclude.iter().cloned().collect();
     let kept = named_services(project).into_iter().map(|(service, _)| service.clone()).collect();
-    let exclude = stack::proposal(model, &violations, &already, &kept, &project.caps);
+    let exclude = stack::proposal(model, &violations, &already, &kept);
     stack::as_written(&mut violations, &reads::documents(&project.files, &project.repository), &project.directory);
     Error::Rejected(Box::new(Rejection { violations, exclude }))
 }

@@ -37,7 +37,10 @@ pub(crate) fn fetches(text: &str, args: &BTreeMap<String, String>) -> BTreeSet<F
     if lines.len() > MOST_LINES {
         return BTreeSet::from([Fetch::Unreadable("it has more lines than can be looked through")]);
     }
-    let syntax = frontend(text).into_iter().chain(args.get("BUILDKIT_SYNTAX").cloned());
+    let Some(named) = frontends(text) else {
+        return BTreeSet::from([Fetch::Unreadable("it begins like JSON, and is none that can be read")]);
+    };
+    let syntax = named.into_iter().chain(args.get("BUILDKIT_SYNTAX").cloned());
     let mut found: BTreeSet<Fetch> = syntax.filter(|frontend| !is_dockers(frontend)).map(Fetch::Frontend).collect();
     for escape in ['\\', '`'] {
         let instructions: Vec<(String, String)> =
@@ -105,13 +108,15 @@ fn logical(lines: &[&str], start: usize, escape: char, enough: usize) -> String 
     text
 }
 
-/// The frontend that the Dockerfile asks for, as `docker/dockerfile:1`; BuildKit looks for it in three forms.
-fn frontend(text: &str) -> Option<String> {
+/// The frontends that the Dockerfile may ask for, as `docker/dockerfile:1`; BuildKit looks for them in three forms. Of two, one version takes the first
+/// and another the last. `None`: the form is JSON that only another reader might make sense of.
+fn frontends(text: &str) -> Option<Vec<String>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let text = match text.split_once('\n') {
         Some((first, rest)) if first.starts_with("#!") => rest,
         _ => text,
     };
+    let mut found = Vec::new();
     for comment in ["#", "//"] {
         for line in text.lines() {
             let Some((name, value)) = line.trim_start().strip_prefix(comment).and_then(|line| line.split_once('='))
@@ -119,12 +124,15 @@ fn frontend(text: &str) -> Option<String> {
                 break;
             };
             if name.trim().eq_ignore_ascii_case("syntax") {
-                return value.split_whitespace().next().map(str::to_owned);
+                found.extend(value.split_whitespace().next().map(str::to_owned));
             }
         }
     }
-    let json: serde_json::Value = serde_json::from_str(text).ok()?;
-    json.get("syntax")?.as_str().map(str::to_owned)
+    if text.trim_start().starts_with('{') {
+        let json: serde_json::Value = serde_json::from_str(text).ok()?;
+        found.extend(json.get("syntax").and_then(serde_json::Value::as_str).map(str::to_owned));
+    }
+    Some(found)
 }
 
 /// Whether this is Docker's own frontend, in a version that keeps cache mounts apart.
@@ -389,6 +397,11 @@ mod tests {
         ] {
             assert_eq!(found(text), frontend("evil/frontend"), "{text}");
         }
+        // The first counts to one version of the builder, the last to another; and it reads JSON that others refuse.
+        let two = "# syntax=docker/dockerfile:1\n# syntax=evil/frontend\nFROM a";
+        assert_eq!(found(two), frontend("evil/frontend"));
+        let json = r#"{"syntax": "evil/frontend", "a": "\ud800"}"#;
+        assert!(matches!(found(json).as_slice(), [Fetch::Unreadable(_)]));
         for name in ["docker/dockerfile:experimental", "docker/dockerfile:1.0-experimental", "evil/docker/dockerfile:1"]
         {
             assert_eq!(found(&format!("# syntax={name}\nFROM a")), frontend(name));

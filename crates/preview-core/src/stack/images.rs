@@ -97,6 +97,23 @@ pub(crate) fn image_ids(model: &Value) -> Vec<Violation> {
     super::services(model).filter_map(named).collect()
 }
 
+/// Services whose image has no name that an engine knows. It would take one with `*` or `[` for a pattern.
+pub(crate) fn image_names(model: &Value) -> Vec<Violation> {
+    let odd = |(service, table): (&String, &Map<String, Value>)| {
+        let image = table.get("image").and_then(Value::as_str)?;
+        let known = |c: char| c.is_ascii_alphanumeric() || "_.-/:@".contains(c);
+        (!image.chars().all(known)).then(|| Violation {
+            service: Some(service.clone()),
+            key: format!("services.{service}.image"),
+            value: Some(image.to_owned()),
+            why: "it does not name an image".to_owned(),
+            instead: "write a repository, with a tag or `@sha256:` digest: `registry.example.com/shop:1.2`".to_owned(),
+            ..Violation::default()
+        })
+    };
+    super::services(model).filter_map(odd).collect()
+}
+
 /// Cache mounts of another preview, or of another application, are not to be had by their id.
 pub(super) fn own_caches(
     service: &str,
@@ -147,6 +164,13 @@ mod tests {
         assert!(refused(&format!("sha256:{digest}")) && refused(&digest) && refused("sha256:a1"));
         assert!(!refused("busybox") && !refused("deadbeef") && !refused(&format!("busybox@sha256:{digest}")));
         assert!(image_ids(&json!({"services": {"web": {"build": {}}}})).is_empty());
+    }
+
+    #[test]
+    fn an_image_is_named_by_no_pattern() {
+        let refused = |image: &str| !image_names(&json!({"services": {"web": {"image": image}}})).is_empty();
+        assert!(["busy*", "a[b", "busybox:1.3?", "a b", "a\u{1b}"].into_iter().all(refused));
+        assert!(!["busybox", "r.example.com:5000/a/b_c:1.2-x@sha256:ab", ""].into_iter().any(refused));
     }
 
     #[test]

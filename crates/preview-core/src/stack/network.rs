@@ -242,6 +242,15 @@ pub(super) fn join_proxy(service: &str, table: &mut Map<String, Value>, key: &st
             what: "joins the proxy's network".to_owned(),
         });
     }
+    // Compose gives it to one of the networks, and that may be the proxy's, where others have theirs.
+    if table.remove("mac_address").is_some() {
+        differences.push(Difference {
+            key: format!("services.{service}.mac_address"),
+            what: "removed: two previews cannot have the same address in the proxy's network; one of a network of its own can be kept, under \
+                   `networks`"
+                .to_owned(),
+        });
+    }
 }
 
 /// Takes a service off the proxy's network, under whatever names the file knows that; a routed one is attached again by [`join_proxy`].
@@ -278,6 +287,16 @@ mod tests {
         });
         mark(&mut model);
         ["web", "db", "edge"].map(|name| model["services"][name]["labels"][DEFINITIONS].clone())
+    }
+
+    #[test]
+    fn an_address_that_may_be_anothers_does_not_get_into_the_proxys_network() {
+        let own = json!({"back": {"mac_address": "02:00:00:00:00:01"}});
+        let mut service = json!({"mac_address": "02:00:00:00:00:02", "networks": own});
+        let mut differences = Vec::new();
+        join_proxy("web", service.as_object_mut().unwrap(), "proxy", &mut differences);
+        assert_eq!(service, json!({"networks": {"back": own["back"], "proxy": {}}}));
+        assert_eq!(differences[1].key, "services.web.mac_address");
     }
 
     #[test]

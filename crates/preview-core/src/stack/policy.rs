@@ -11,7 +11,6 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::{AllowLine, Violation, capability, entries, harmless, normal, services};
-use crate::ownership;
 
 pub(crate) use allow::is_allowed;
 pub use allow::{Allowance, Allowing, allowable_keys, allowing};
@@ -321,6 +320,11 @@ fn service(court: &mut Court<'_>, table: &Map<String, Value>) {
             court.refuse_unless_allowed(hook, None, "a privileged process is root on the host", "remove privileged");
         }
     }
+    for name in table.get("annotations").and_then(Value::as_object).into_iter().flatten().map(|(name, _)| name) {
+        let why =
+            "the host's container runtime obeys annotations: they can restart the host, or end what else runs there";
+        court.refuse_unless_allowed("annotations", Some(name), why, "remove it, or make it a label");
+    }
     if let Some(value) = table.get("oom_score_adj").and_then(Value::as_i64).filter(|value| *value < 0) {
         let value = value.to_string();
         let why = "the host would end others first";
@@ -333,6 +337,7 @@ fn service(court: &mut Court<'_>, table: &Map<String, Value>) {
         court.refuse_unless_allowed(key, None, "devices belong to the host", "remove it");
     }
     mounts(court, table);
+    network::attachments(court, table);
     build::build(court, table);
     labels(court, table);
     let logging =
@@ -389,19 +394,22 @@ fn mounts(court: &mut Court<'_>, table: &Map<String, Value>) {
 }
 
 fn labels(court: &mut Court<'_>, table: &Map<String, Value>) {
-    let labels = table.get("labels").and_then(Value::as_object).cloned().unwrap_or_default();
-    for key in labels.keys() {
-        if [ownership::MANAGED, ownership::APP, ownership::NAME].contains(&key.as_str()) || key.starts_with("preview.")
-        {
+    labels_of(court, "labels", table.get("labels"));
+    labels_of(court, "build.labels", table.get("build").and_then(|build| build.get("labels")));
+}
+
+fn labels_of(court: &mut Court<'_>, place: &str, labels: Option<&Value>) {
+    for key in labels.and_then(Value::as_object).into_iter().flatten().map(|(key, _)| key) {
+        if key.starts_with("preview.") {
             court.refuse(
-                &format!("labels.{key}"),
+                &format!("{place}.{key}"),
                 None,
                 "labels that begin with `preview.` say what is ours",
                 "use another name",
             );
         }
         if key.starts_with("com.docker.compose.") {
-            court.refuse(&format!("labels.{key}"), None, "Compose sets these labels itself", "use another name");
+            court.refuse(&format!("{place}.{key}"), None, "Compose sets these labels itself", "use another name");
         }
     }
 }

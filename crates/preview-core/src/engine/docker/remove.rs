@@ -41,7 +41,7 @@ pub(super) async fn remove(engine: &DockerEngine, selector: &Selector, seen: &[C
     // What only holds on to a volume is nobody's container or image, and does not count as one.
     let one = |container: Container| async move {
         let removed = remove_container(engine, &container.id, &container.name).await?;
-        Ok(removed && !container.labels.contains_key(ownership::FILES))
+        Ok(removed && !ownership::is_holder(&container.labels))
     };
     let (first, found) = tokio::join!(each(seen, one), engine.inventory(selector));
     // Networks and volumes cannot go while containers hold on to them, so a failure here ends the work.

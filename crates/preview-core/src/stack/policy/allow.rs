@@ -11,6 +11,7 @@ pub enum Allowing {
 
 /// Keys of a service that the base branch's configuration can allow. Everything else that is refused stays refused.
 const ALLOWABLE: &[(&str, Allowing)] = &[
+    ("annotations", Allowing::Values),
     ("build.add", Allowing::Values),
     ("build.additional_contexts", Allowing::Values),
     ("build.cache_from", Allowing::Values),
@@ -66,7 +67,8 @@ pub struct Allowance {
     pub service: String,
     /// The key: `cap_add`, `build.network`.
     pub key: String,
-    /// The values that are allowed, exactly as the resolved model has them; for a mount its source, for a device its path on the host.
+    /// The values that are allowed, exactly as the resolved model has them; for a mount its source, for a device its path on the host,
+    /// for an annotation its name.
     pub values: Vec<String>,
 }
 

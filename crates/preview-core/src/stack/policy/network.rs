@@ -26,6 +26,19 @@ pub(super) fn shared_names(court: &mut Court<'_>, name: &str, table: &Map<String
     }
 }
 
+/// How a service joins its networks.
+pub(super) fn attachments(court: &mut Court<'_>, table: &Map<String, Value>) {
+    const KNOWN: [&str; 2] = ["com.docker.network.endpoint.sysctls", "com.docker.network.endpoint.ifname"];
+    let attachments = table.get("networks").and_then(Value::as_object).into_iter().flatten();
+    for (network, attachment) in attachments {
+        let options = attachment.get("driver_opts").and_then(Value::as_object).into_iter().flatten();
+        for (key, _) in options.filter(|(key, _)| !KNOWN.contains(&key.as_str())) {
+            let place = format!("networks.{network}.driver_opts.{key}");
+            court.refuse(&place, None, "it may change the host's network", "remove it");
+        }
+    }
+}
+
 /// A network at the top of the files.
 pub(super) fn network(court: &mut Court<'_>, key: &str, table: &Map<String, Value>, proxy_network: Option<&str>) {
     if key.to_ascii_lowercase().starts_with("preview_") {

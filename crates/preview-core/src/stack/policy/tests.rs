@@ -49,6 +49,7 @@ fn each_way_to_the_host_is_refused_by_name() {
         ("external_links", json!(["other"])),
         ("oom_score_adj", json!(-500)),
         ("post_start", json!([{"command": "x", "privileged": true}])),
+        ("annotations", json!({"org.systemd.property.SuccessAction": "'reboot-force'"})),
         ("a_key_of_tomorrow", json!(1)),
     ] {
         assert_eq!(refused(json!({ key: value })), vec![format!("services.api.{key}")]);
@@ -167,6 +168,8 @@ fn what_belongs_to_others_is_refused_except_the_proxys_network() {
 fn ownership_labels_of_the_file_are_refused() {
     assert_eq!(refused(json!({"labels": {"preview.managed": "true"}})), ["services.api.labels.preview.managed"]);
     assert_eq!(keys(&json!({"volumes": {"v": {"labels": {"preview.app": "x"}}}})), ["volumes.v.labels.preview.app"]);
+    let build = json!({"build": {"context": "/repo", "labels": {"preview.files": "true", "team": "shop"}}});
+    assert_eq!(refused(build), ["services.api.build.labels.preview.files"]);
 }
 
 fn allow(key: &str, values: &[&str]) -> Allowance {
@@ -188,6 +191,7 @@ fn what_the_base_branch_allows_passes_and_nothing_else() {
         ("privileged", &[][..], json!(true)),
         ("use_api_socket", &[], json!(true)),
         ("gpus", &[], json!([{"count": -1}])),
+        ("annotations", &["a.b"], json!({"a.b": "x"})),
         ("post_start", &[], json!([{"command": "x", "privileged": true}])),
         ("cap_add", &["SYS_PTRACE"], json!(["SYS_PTRACE"])),
         ("devices", &["/dev/kvm"], json!([{"source": "/dev/kvm", "target": "/dev/kvm", "permissions": "rwm"}])),
