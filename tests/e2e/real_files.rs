@@ -1,6 +1,6 @@
 //! What files of real projects ask for, and a preview need not have: kept or dropped, declared, and never a reason to fail.
 
-use preview_tests::{Site, Where};
+use preview_tests::{Site, VmEngine, Where};
 use serde_json::Value;
 
 use crate::bad_input::{ONE, refused};
@@ -104,6 +104,31 @@ fn harmless_things_are_kept_or_dropped_and_declared() {
     assert_eq!(site.remains(), Vec::<String>::new());
 }
 
+/// Compose refuses the key where the engine is older than Docker 25. The other engines get it as it is.
+fn a_start_interval(engine: VmEngine, kept: bool) {
+    let check = "    healthcheck: {test: [\"CMD\", \"true\"], interval: 1s, start_period: 20s, start_interval: 2s}\n";
+    let Some(site) = Site::new(Where::Vm(engine), &format!("{ONE}{check}")) else { return };
+    let told = differences(&site.run(&["plan", "--pr", "7", "--format", "json"]).expect(0).json());
+    let dropped = told.iter().any(|one| one.starts_with("services.app.healthcheck.start_interval: dropped"));
+    assert_eq!(dropped, !kept, "{told:#?}");
+    site.deploy("7").expect(0);
+    let id = &site.containers("pr-7")["app"];
+    let check = site.docker(&["inspect", "-f", "{{json .Config.Healthcheck}}", id]);
+    assert_eq!(check.contains("\"StartInterval\":2000000000"), kept, "{check}");
+    assert_eq!(site.deploy("7").expect(0).json()["kind"], "unchanged");
+    site.run(&["destroy", "--pr", "7"]).expect(0);
+}
+
+#[test]
+fn a_start_interval_is_dropped_on_an_older_engine() {
+    a_start_interval(VmEngine::V20, false);
+}
+
+#[test]
+fn a_start_interval_stays_on_a_newer_engine() {
+    a_start_interval(VmEngine::V28, true);
+}
+
 /// What a service needs is the base branch's to allow, and the file's to ask for.
 #[test]
 fn memory_counts_up_to_what_the_base_branch_allows() {
@@ -172,7 +197,7 @@ fn what_is_not_harmless_stays_refused() {
 /// A path of the host is its text alone: what this machine has there is neither looked at nor sent.
 #[test]
 fn an_allowed_path_never_reads_the_machine_that_deploys() {
-    let Some(mut site) = Site::new(Where::Vm(preview_tests::VmEngine::V20), ONE) else { return };
+    let Some(mut site) = Site::new(Where::Vm(VmEngine::V20), ONE) else { return };
     let outside = tempfile::tempdir().expect("a directory");
     std::fs::write(outside.path().join("file"), "of the runner").expect("a file");
     let real = std::fs::canonicalize(outside.path()).expect("a path").to_string_lossy().into_owned();

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: whole commands against the ways to do the same without `preview`, on one machine, in one run.
 
+mod files;
 mod peers;
 mod program;
 mod proxy;
@@ -20,7 +21,7 @@ use peers::{APP, BASE, Link, Peer, Task};
 use proxy::Proxy;
 
 const USAGE: &str = "\
-usage: cargo xtask bench [--quick] [--rtt 0,50,150] [--services 1,4,8] [--runs 5] [--only stacks|list|program|updates]
+usage: cargo xtask bench [--quick] [--rtt 0,50,150] [--services 1,4,8] [--runs 5] [--only stacks|list|program|files|updates]
                          [--peers preview,forward,docker-host,script] [--binary FILE] [--all]
 
 Without --all, stacks of other sizes than 4 are measured at 50 ms only, and of two peers.";
@@ -122,15 +123,22 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
             measure_list(&options, &link, round_trip, &mut results)?;
         }
     }
+    let files = match options.wants("files") && (options.whole || options.only.is_some()) {
+        true => Some(files::measure(&lab, &vm, &binary, &dir.0, options.runs)?),
+        false => None,
+    };
     let facts = report::Facts::collect(&lab, &vm)?;
-    let text = report::render(&results, program.as_ref(), &facts, options.runs);
+    let text = report::render(&results, program.as_ref(), files.as_ref(), &facts, options.runs);
     let place = root().join("docs/benchmarks.md");
-    let document = match &program {
+    let renewed = match (words, &program, &files) {
+        (["--only", "program"], Some(program), _) => Some(report::of_program(program)),
+        (["--only", "files", ..], _, Some(files)) => Some(report::of_files(files)),
+        _ => None,
+    };
+    let document = match renewed {
         _ if options.whole => Some(text),
-        Some(program) if words == ["--only", "program"] => {
-            Some(report::renewed(&fs::read_to_string(&place)?, program)?)
-        }
-        _ => {
+        Some(lines) => Some(report::renewed(&fs::read_to_string(&place)?, lines)?),
+        None => {
             println!("{text}");
             None
         }
@@ -313,7 +321,9 @@ impl Options {
                 "--rtt" => options.round_trips = numbers(value)?,
                 "--services" => options.services = numbers(value)?,
                 "--runs" => options.runs = value.parse()?,
-                "--only" if ["stacks", "list", "program"].contains(value) => options.only = Some((*value).to_owned()),
+                "--only" if ["stacks", "list", "program", "files"].contains(value) => {
+                    options.only = Some((*value).to_owned())
+                }
                 "--peers" => {
                     let find = |key| Peer::ALL.into_iter().find(|peer| peer.key() == key);
                     options.peers =

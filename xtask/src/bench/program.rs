@@ -43,7 +43,7 @@ pub(crate) fn measure(link: &Link<'_>) -> Result<Program> {
 }
 
 /// Bytes that no compression makes smaller.
-fn noise(size: usize) -> Vec<u8> {
+pub(super) fn noise(size: usize) -> Vec<u8> {
     let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut bytes = Vec::with_capacity(size);
     while bytes.len() < size {

@@ -20,6 +20,8 @@ struct Shared {
     target: u16,
     round_trip: Duration,
     accepted: AtomicUsize,
+    /// Bytes from clients.
+    sent: AtomicUsize,
     stopped: AtomicBool,
 }
 
@@ -28,8 +30,8 @@ impl Proxy {
     pub(crate) fn start(target: u16, round_trip: Duration) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let port = listener.local_addr()?.port();
-        let shared =
-            Arc::new(Shared { target, round_trip, accepted: AtomicUsize::new(0), stopped: AtomicBool::new(false) });
+        let (accepted, sent, stopped) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
+        let shared = Arc::new(Shared { target, round_trip, accepted, sent, stopped });
         let of_thread = Arc::clone(&shared);
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
@@ -53,6 +55,11 @@ impl Proxy {
     pub(crate) fn take_accepted(&self) -> usize {
         self.shared.accepted.swap(0, Ordering::Relaxed)
     }
+
+    /// Bytes from clients since the last call.
+    pub(crate) fn take_sent(&self) -> usize {
+        self.shared.sent.swap(0, Ordering::Relaxed)
+    }
 }
 
 impl Drop for Proxy {
@@ -73,9 +80,11 @@ impl Shared {
         let server = TcpStream::connect((Ipv4Addr::LOCALHOST, self.target))?;
         server.set_nodelay(true)?;
         let back = (server.try_clone()?, client.try_clone()?);
-        let answers = thread::spawn(move || pump(back.0, back.1, half));
+        let answers = thread::spawn(move || pump(back.0, back.1, half, |_| ()));
         // What the client said before is in the socket's buffer since then: it is not late twice.
-        pump_after_start(client, server, half)?;
+        pump_after_start(client, server, half, |bytes| {
+            self.sent.fetch_add(bytes, Ordering::Relaxed);
+        })?;
         // A thread that panicked has nothing more to carry.
         answers.join().ok();
         Ok(())
@@ -83,20 +92,21 @@ impl Shared {
 }
 
 /// A first piece that is there already has waited while the connection was made.
-fn pump_after_start(mut from: TcpStream, mut to: TcpStream, delay: Duration) -> Result<()> {
+fn pump_after_start(mut from: TcpStream, mut to: TcpStream, delay: Duration, count: impl Fn(usize)) -> Result<()> {
     let mut first = [0; 4096];
     let begun = Instant::now();
     let read = from.read(&mut first)?;
     if begun.elapsed() > Duration::from_millis(1) {
         thread::sleep(delay);
     }
+    count(read);
     to.write_all(&first[..read])?;
-    pump(from, to, delay);
+    pump(from, to, delay, count);
     Ok(())
 }
 
 /// Reads at once and writes later, so that pieces overlap on their way as they do on a wire.
-fn pump(mut from: TcpStream, mut to: TcpStream, delay: Duration) {
+fn pump(mut from: TcpStream, mut to: TcpStream, delay: Duration, count: impl Fn(usize)) {
     let (sender, queue) = mpsc::channel::<(Instant, Vec<u8>)>();
     let writer = thread::spawn(move || {
         for (due, piece) in queue {
@@ -110,6 +120,7 @@ fn pump(mut from: TcpStream, mut to: TcpStream, delay: Duration) {
     });
     let mut buffer = vec![0; 64 << 10];
     while let Ok(read @ 1..) = from.read(&mut buffer) {
+        count(read);
         if sender.send((Instant::now() + delay, buffer[..read].to_vec())).is_err() {
             // Nobody takes it any more: the sender should learn of that.
             from.shutdown(Shutdown::Both).ok();
@@ -154,5 +165,6 @@ mod tests {
         echo.join().unwrap();
         assert_eq!(proxy.take_accepted(), 1);
         assert_eq!(proxy.take_accepted(), 0);
+        assert_eq!(proxy.take_sent(), 2);
     }
 }

@@ -200,7 +200,7 @@ pub(super) fn reject(project: &Project, model: &Value, mut violations: Vec<Viola
     violations.dedup();
     let already: BTreeSet<String> = project.exclude.iter().cloned().collect();
     let kept = named_services(project).into_iter().map(|(service, _)| service.clone()).collect();
-    let exclude = stack::proposal(model, &violations, &already, &kept);
+    let exclude = stack::proposal(model, &violations, &already, &kept, &project.caps);
     stack::as_written(&mut violations, &reads::documents(&project.files, &project.repository), &project.directory);
     Error::Rejected(Box::new(Rejection { violations, exclude }))
 }

@@ -48,6 +48,8 @@ pub(super) struct Seen {
     pub(super) published: BTreeSet<u16>,
     /// The directory of the volume with the preview's files on the engine's machine; empty where there are no files.
     pub(super) files_directory: String,
+    /// The engine's version; empty where nothing depends on it.
+    pub(super) engine: String,
     /// When images that may be due were last pulled for previews.
     pub(super) pulled: BTreeMap<String, Timestamp>,
     /// What has the names of the preview's objects, whoever made it.
@@ -96,22 +98,24 @@ pub(super) async fn observe(
             Proxy::Traefik(_) | Proxy::Files(_) => Ok(BTreeSet::new()),
         }
     };
-    let files_directory = async {
-        if prepared.files.sources.is_empty() {
-            return Ok(String::new());
+    let about_engine = async {
+        let files = !prepared.files.sources.is_empty();
+        if !files && !stack::needs_engine_version(&prepared.model) {
+            return Ok((String::new(), String::new()));
         }
-        Ok(tree::directory(target, &client.engine.info().await?.root))
+        let info = client.engine.info().await?;
+        Ok((if files { tree::directory(target, &info.root) } else { String::new() }, info.version))
     };
     let built = async {
         if prepared.built.is_empty() { Ok(BTreeMap::new()) } else { client.engine.built_images(&selector).await }
     };
-    let (mut survey, containers, mut images, built, published, files_directory, named) = futures_util::try_join!(
+    let (mut survey, containers, mut images, built, published, (files_directory, engine), named) = futures_util::try_join!(
         client.host.survey(&client.base_dir, &query),
         client.engine.containers(&selector),
         client.engine.image_ids(&names),
         built,
         published,
-        files_directory,
+        about_engine,
         client.engine.project_objects(&target.project, project.proxy.network()),
     )?;
     if let Some(network) = project.proxy.network()
@@ -159,6 +163,7 @@ pub(super) async fn observe(
         facts,
         published,
         files_directory,
+        engine,
         pulled,
         named,
         token,
@@ -214,7 +219,12 @@ fn no_such_network(network: &str) -> String {
 impl Seen {
     /// What a stack is rendered with of the host.
     pub(super) fn names<'a>(&'a self, client: &'a Client) -> HostNames<'a> {
-        HostNames { base: &client.base_dir, files_directory: &self.files_directory, image_token: &self.token }
+        HostNames {
+            base: &client.base_dir,
+            files_directory: &self.files_directory,
+            image_token: &self.token,
+            engine: &self.engine,
+        }
     }
 
     /// What runs; `wanted` says which services have to.

@@ -343,6 +343,8 @@ pub(super) struct HostNames<'a> {
     pub(super) files_directory: &'a str,
     /// The random part of the names of the preview's built images.
     pub(super) image_token: &'a Secret<String>,
+    /// The engine's version; empty where nothing depends on it.
+    pub(super) engine: &'a str,
 }
 
 /// Renders the stack, with these names of the host, host ports (unused behind a proxy) and generations (used by one that is told by labels),
@@ -385,6 +387,7 @@ pub(super) fn render(
         app: &deploy.target.app,
         name: &deploy.target.name,
         image_token: host.image_token.expose(),
+        engine: host.engine,
         guardrails: &project.guardrails,
         isolation: &project.isolation,
         files_directory: host.files_directory,

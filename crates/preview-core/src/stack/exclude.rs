@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::{Difference, Violation, services};
+use super::{Caps, Difference, Violation, exceeded, services};
 
 /// Top-level tables whose entries services use by name.
 const SHARED: [&str; 4] = ["configs", "networks", "secrets", "volumes"];
@@ -172,16 +172,19 @@ fn users(model: &Value, kind: &str, name: &str) -> BTreeSet<String> {
 }
 
 /// The services without which the rest would have none of these violations, `already` excluded ones among them. `None` where there is no such
-/// set: something is wrong with no service in particular, with one that the configuration names (`kept`), or nothing would be left.
+/// set: something is wrong with no service in particular, with one that the configuration names (`kept`), nothing would be left, or still too much.
 #[must_use]
 pub fn proposal(
     model: &Value,
     violations: &[Violation],
     already: &BTreeSet<String>,
     kept: &BTreeSet<String>,
+    caps: &Caps,
 ) -> Option<Vec<String>> {
+    // What the preview has too much of in all is counted again in what would be left.
+    let in_all = exceeded(model, caps);
     let mut bad = BTreeSet::new();
-    for violation in violations {
+    for violation in violations.iter().filter(|violation| !in_all.contains(violation)) {
         match &violation.service {
             Some(service) => {
                 bad.insert(service.clone());
@@ -190,8 +193,10 @@ pub fn proposal(
         }
     }
     let all = with_dependents(model, &bad);
-    let left = services(model).any(|(name, _)| !all.contains(name));
-    (left && !all.is_empty() && all.is_disjoint(kept)).then(|| all.union(already).cloned().collect())
+    let mut left = model.clone();
+    exclude(&mut left, &all, "", &mut Vec::new());
+    let some = services(&left).next().is_some() && exceeded(&left, caps).is_empty();
+    (some && !all.is_empty() && all.is_disjoint(kept)).then(|| all.union(already).cloned().collect())
 }
 
 /// The services that use what a key such as `networks.front.driver` is about.
@@ -300,8 +305,9 @@ mod tests {
     fn the_proposal_is_the_smallest_that_works_or_none() {
         let about = |service: &str| Violation::default().of(service);
         let key = |key: &str| Violation { key: key.to_owned(), ..Violation::default() };
-        let propose =
-            |violations: &[Violation], kept: &[&str]| proposal(&model(), violations, &names(&["gone"]), &names(kept));
+        let propose = |violations: &[Violation], kept: &[&str]| {
+            proposal(&model(), violations, &names(&["gone"]), &names(kept), &Caps::default())
+        };
         let list = |items: &[&str]| Some(items.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>());
         assert_eq!(propose(&[about("proxy")], &["web"]), list(&["gone", "proxy"]));
         assert_eq!(
@@ -315,5 +321,20 @@ mod tests {
         assert_eq!(propose(&[about("db")], &["web"]), None, "the configuration needs it");
         assert_eq!(propose(&[key("preview.toml:3:1")], &[]), None, "no service is to blame");
         assert_eq!(propose(&[about("proxy"), key("networks.default.driver")], &[]), None, "nothing would be left");
+    }
+
+    #[test]
+    fn what_is_too_much_in_all_is_counted_again_in_what_would_be_left() {
+        let model = model();
+        let propose = |containers: usize, about: &[&str]| {
+            let caps = Caps { containers, ..Caps::default() };
+            let mut found = exceeded(&model, &caps);
+            assert_eq!(found.len(), 1, "{found:?}");
+            found.extend(about.iter().map(|service| Violation::default().of(service)));
+            proposal(&model, &found, &names(&[]), &names(&[]), &caps).map(|list| list.join(" "))
+        };
+        assert_eq!(propose(2, &["db"]).as_deref(), Some("copy db linked shell web"), "two of seven are left");
+        assert_eq!(propose(1, &["db"]), None, "two are left, and one may be");
+        assert_eq!(propose(6, &[]), None, "nothing says which of them could go");
     }
 }

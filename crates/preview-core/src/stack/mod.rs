@@ -29,7 +29,7 @@ pub use caps::{Caps, exceeded};
 pub use exclude::{drop_optional, exclude, proposal, with_dependents};
 pub use files::{FileUse, Place, file_uses, host_paths, links_out, normal};
 pub use harmless::drop_harmless;
-pub use health::{Patience, patience};
+pub use health::{Patience, needs_engine_version, patience};
 pub(crate) use images::{image_ids, image_names, image_prefix};
 pub use isolation::Isolation;
 pub use limits::{Guardrails, ServiceGuardrails, declared_memory};

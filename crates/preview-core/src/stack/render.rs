@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::tree::{self, Placed};
 use super::{
-    Difference, Guardrails, Isolation, Port, Violation, images, isolation, limits, network, not_literal, restart,
-    volumes,
+    Difference, Guardrails, Isolation, Port, Violation, health, images, isolation, limits, network, not_literal,
+    restart, volumes,
 };
 use crate::engine::ImageFacts;
 use crate::ownership::Selector;
@@ -31,6 +31,8 @@ pub struct Input<'a> {
     pub name: &'a str,
     /// The random part of the names of its built images, and of its cache mounts.
     pub image_token: &'a str,
+    /// The engine's version; may be empty unless [`needs_engine_version`](super::needs_engine_version) of the model.
+    pub engine: &'a str,
     /// Limits.
     pub guardrails: &'a Guardrails,
     /// What containers may not do beyond that.
@@ -77,6 +79,7 @@ pub fn render(input: &Input<'_>) -> Result<Rendered, Vec<Violation>> {
     let owner = Selector::preview(input.app, input.name).labels_below(input.base);
 
     tree::place(&mut model, input.files_directory, input.files, input.passed, input.image_token, &mut differences);
+    health::without_start_interval(&mut model, input.engine, &mut differences);
     network::own_names(&mut model, &project, &mut differences);
     images::own_images(&mut model, &project, input.image_token, &mut differences);
     let restarts = restart::policies(&model, &input.guardrails.restart, input.stays, input.images);
@@ -268,6 +271,7 @@ mod tests {
             app: "shop",
             name: "pr-7",
             image_token: "t0ken",
+            engine: "28.5.2",
             guardrails: &Guardrails::default(),
             isolation: &Isolation::default(),
             files_directory: "/var/lib/docker/volumes/files.shop_pr-7/_data",
