@@ -103,6 +103,9 @@ const KNOWN: &[&str] = &[
     "working_dir",
 ];
 
+/// Keys at the top of a model that are looked at here, or mean nothing to an engine.
+const TOP: &[&str] = &["configs", "include", "models", "name", "networks", "secrets", "services", "version", "volumes"];
+
 /// Keys that are refused whatever they hold (unless empty or false).
 const REFUSED: &[(&str, &str, &str)] = &[
     ("privileged", "a privileged container is root on the host", "remove it, or add only what is needed to the image"),
@@ -237,6 +240,13 @@ pub fn violations(
             if table.contains_key("driver") || table.contains_key("template_driver") {
                 court.refuse("driver", None, "drivers are plugins of the host", "use file:, content: or environment:");
             }
+        }
+    }
+    for (key, value) in model.as_object().into_iter().flatten() {
+        if !TOP.contains(&key.as_str()) && !key.starts_with("x-") && !is_empty(value) {
+            court.place.clone_from(key);
+            let why = "what it holds is not checked by this version of preview, and not run";
+            court.refuse("", None, why, "move it to a Compose file that the preview does not use");
         }
     }
     if model.get("models").is_some_and(|models| !is_empty(models)) {

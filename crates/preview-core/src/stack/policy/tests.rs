@@ -164,6 +164,17 @@ fn what_belongs_to_others_is_refused_except_the_proxys_network() {
     );
 }
 
+/// Compose 5 knows `jobs`: containers like those of services.
+#[test]
+fn what_stands_beside_services_is_known_or_refused() {
+    let job = json!({"a": {"image": "x", "privileged": true, "triggers": {"manual": true}}});
+    assert_eq!(keys(&json!({"name": "p", "x-a": {"b": 1}, "services": {}, "jobs": job})), ["jobs"]);
+    assert_eq!(
+        keys(&json!({"name": "p", "services": {}, "jobs": {}, "a_key_of_tomorrow": null})),
+        Vec::<String>::new()
+    );
+}
+
 #[test]
 fn ownership_labels_of_the_file_are_refused() {
     assert_eq!(refused(json!({"labels": {"preview.managed": "true"}})), ["services.api.labels.preview.managed"]);
