@@ -129,6 +129,18 @@ fn a_start_interval_stays_on_a_newer_engine() {
     a_start_interval(VmEngine::V28, true);
 }
 
+/// An engine of its own accord mounts the whole volume, or Compose fails when it starts the stack.
+#[test]
+fn what_an_older_engine_cannot_do_is_told_before_anything_is_changed() {
+    let mounts = "    volumes: [{type: volume, source: data, target: /a, volume: {subpath: sub}}, {type: image, source: \"busybox:1.36\", target: /b}]\n";
+    let compose = format!("{ONE}{mounts}volumes: {{data: {{}}}}\n");
+    let Some(site) = Site::new(Where::Vm(VmEngine::V20), &compose) else { return };
+    for command in ["plan", "deploy"] {
+        let words = ["services.app.volumes: `sub`: `subpath` needs Docker 26", "a mount of an image needs Docker 28"];
+        refused(&site, &[command, "--pr", "7"], 2, &words);
+    }
+}
+
 /// What a service needs is the base branch's to allow, and the file's to ask for.
 #[test]
 fn memory_counts_up_to_what_the_base_branch_allows() {

@@ -1,15 +1,10 @@
-//! How long a stack's own health checks may take until they say something: what the file gives its services is waited for. What of them an older
-//! engine does not know.
+//! How long a stack's own health checks may take until they say something: what the file gives its services is waited for.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::Difference;
-
-/// The first engine that checks more often while a service starts. Compose refuses the key on any older one.
-const START_INTERVAL_SINCE: u64 = 25;
 /// What Docker takes where the file says nothing.
 const INTERVAL: Duration = Duration::from_secs(30);
 const RETRIES: u64 = 3;
@@ -69,30 +64,6 @@ fn of_service(table: &Map<String, Value>) -> Duration {
     let interval = text("interval").filter(|interval| !interval.is_zero()).unwrap_or(INTERVAL);
     let checks = interval.saturating_mul(u32::try_from(retries).unwrap_or(u32::MAX));
     text("start_period").unwrap_or_default().saturating_add(checks)
-}
-
-/// Whether a stack of this model depends on the engine's version.
-#[must_use]
-pub fn needs_engine_version(model: &Value) -> bool {
-    super::services(model).any(|(_, table)| table.get("healthcheck").is_some_and(|c| c.get("start_interval").is_some()))
-}
-
-/// Drops `start_interval` where the engine of this version does not know it: health is found out by `interval` then, later but the same. A version
-/// that says nothing is taken for a new one.
-pub(super) fn without_start_interval(model: &mut Value, version: &str, differences: &mut Vec<Difference>) {
-    let digits = version.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
-    if digits.parse::<u64>().map_or(true, |major| major >= START_INTERVAL_SINCE) {
-        return;
-    }
-    for (service, table) in model.get_mut("services").and_then(Value::as_object_mut).into_iter().flatten() {
-        let Some(check) = table.get_mut("healthcheck").and_then(Value::as_object_mut) else { continue };
-        if check.remove("start_interval").is_some() {
-            differences.push(Difference {
-                key: format!("services.{service}.healthcheck.start_interval"),
-                what: format!("dropped: the engine ({version}) checks by `interval` alone, Docker {START_INTERVAL_SINCE} can do this"),
-            });
-        }
-    }
 }
 
 /// A duration as Compose writes it: `1h2m3.5s`, `500ms`.
@@ -160,27 +131,6 @@ mod tests {
         assert_eq!(seconds(&model), (10, 20));
         let circle = json!({"services": {"a": {"healthcheck": check, "depends_on": after("a", "service_healthy")}}});
         assert!(patience(&circle).before < Duration::from_secs(3600), "it ends");
-    }
-
-    #[test]
-    fn a_start_interval_goes_where_the_engine_does_not_know_it() {
-        let check = json!({"test": ["CMD", "true"], "interval": "10s", "start_interval": "2s"});
-        let model =
-            json!({"services": {"a": {"healthcheck": check}, "b": {}, "c": {"healthcheck": {"interval": "1s"}}}});
-        assert!(needs_engine_version(&model) && !needs_engine_version(&json!({"services": {"b": {}}})));
-        let dropped = |version: &str| {
-            let (mut model, mut differences) = (model.clone(), Vec::new());
-            without_start_interval(&mut model, version, &mut differences);
-            assert_eq!(needs_engine_version(&model), differences.is_empty(), "{version}");
-            assert_eq!(model["services"]["a"]["healthcheck"]["interval"], "10s");
-            differences.into_iter().map(|difference| difference.key).collect::<Vec<_>>()
-        };
-        for old in ["20.10.24+dfsg1", "24.0.9", "23"] {
-            assert_eq!(dropped(old), ["services.a.healthcheck.start_interval"], "{old}");
-        }
-        for new in ["25.0.0", "28.5.2+dfsg4", "29.0.0-rc.1", "", "dev"] {
-            assert_eq!(dropped(new), Vec::<String>::new(), "{new}");
-        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 mod capability;
 mod caps;
 pub(crate) mod dockerfile;
+mod engine_version;
 mod exclude;
 mod files;
 mod harmless;
@@ -26,10 +27,11 @@ mod volumes;
 mod written;
 
 pub use caps::{Caps, exceeded};
+pub use engine_version::needs_engine_version;
 pub use exclude::{drop_optional, exclude, proposal, with_dependents};
 pub use files::{FileUse, Place, file_uses, host_paths, links_out, normal};
 pub use harmless::drop_harmless;
-pub use health::{Patience, needs_engine_version, patience};
+pub use health::{Patience, patience};
 pub(crate) use images::{image_ids, image_names, image_prefix};
 pub use isolation::Isolation;
 pub use limits::{Guardrails, ServiceGuardrails, declared_memory};

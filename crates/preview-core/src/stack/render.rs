@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::tree::{self, Placed};
 use super::{
-    Difference, Guardrails, Isolation, Port, Violation, health, images, isolation, limits, network, not_literal,
-    restart, volumes,
+    Difference, Guardrails, Isolation, Port, Violation, engine_version, images, isolation, limits, network,
+    not_literal, restart, volumes,
 };
 use crate::engine::ImageFacts;
 use crate::ownership::Selector;
@@ -71,15 +71,19 @@ pub struct Rendered {
 /// Renders the preview's stack.
 ///
 /// # Errors
-/// Texts that Compose would not take as they stand.
+/// Texts that Compose would not take as they stand, and what an engine of this version cannot do.
 pub fn render(input: &Input<'_>) -> Result<Rendered, Vec<Violation>> {
+    let unknown = engine_version::unknown(input.model, input.engine);
+    if !unknown.is_empty() {
+        return Err(unknown);
+    }
     let mut model = input.model.clone();
     let mut differences = Vec::new();
     let project = model.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
     let owner = Selector::preview(input.app, input.name).labels_below(input.base);
 
     tree::place(&mut model, input.files_directory, input.files, input.passed, input.image_token, &mut differences);
-    health::without_start_interval(&mut model, input.engine, &mut differences);
+    engine_version::drop_unknown(&mut model, input.engine, &mut differences);
     network::own_names(&mut model, &project, &mut differences);
     images::own_images(&mut model, &project, input.image_token, &mut differences);
     let restarts = restart::policies(&model, &input.guardrails.restart, input.stays, input.images);
