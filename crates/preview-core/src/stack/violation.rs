@@ -109,11 +109,10 @@ impl Rejection {
                 }
             }
         }
-        let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
         let tables = wanted.into_iter().map(|((service, key), values)| {
-            let mut table = format!("[[policy.allow]]\nservice = {}\nkey = {}\n", text(service), text(key));
+            let mut table = format!("[[policy.allow]]\nservice = {}\nkey = {}\n", quoted(service), quoted(key));
             if !values.is_empty() {
-                let values: Vec<String> = values.into_iter().map(text).collect();
+                let values: Vec<String> = values.into_iter().map(quoted).collect();
                 table.push_str(&format!("values = [{}]\n", values.join(", ")));
             }
             table
@@ -125,9 +124,14 @@ impl Rejection {
     #[must_use]
     pub fn exclude_line(&self) -> String {
         let Some(names) = self.exclude.as_ref().filter(|names| !names.is_empty()) else { return String::new() };
-        let names: Vec<String> = names.iter().map(|name| toml::Value::String(name.clone()).to_string()).collect();
+        let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
         format!("exclude = [{}]", names.join(", "))
     }
+}
+
+/// A string of TOML. A string of JSON is one, but for DEL.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
 impl fmt::Display for Rejection {
@@ -182,13 +186,13 @@ mod tests {
         let rejection = Rejection {
             violations: vec![
                 allowed("api", "cap_add", Some("SYS_PTRACE")),
-                allowed("api", "cap_add", Some("a \"quoted\" one")),
+                allowed("api", "cap_add", Some("a \"quoted\" one\u{7f}")),
                 allowed("db", "privileged", None),
             ],
             exclude: Some(vec!["api".to_owned(), "db".to_owned()]),
         };
         let lines = rejection.allow_lines();
-        let expected = "[[policy.allow]]\nservice = \"api\"\nkey = \"cap_add\"\nvalues = [\"SYS_PTRACE\", 'a \"quoted\" one']\n\n\
+        let expected = "[[policy.allow]]\nservice = \"api\"\nkey = \"cap_add\"\nvalues = [\"SYS_PTRACE\", \"a \\\"quoted\\\" one\\u007f\"]\n\n\
                         [[policy.allow]]\nservice = \"db\"\nkey = \"privileged\"\n";
         assert_eq!(lines, expected);
         let file = crate::config::ConfigFile::parse(&format!("{}\n{lines}", rejection.exclude_line()), None).unwrap();
