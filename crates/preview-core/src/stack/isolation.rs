@@ -213,7 +213,7 @@ fn mounts(table: &Map<String, Value>, path: &str) -> bool {
 }
 
 /// A list, made where it is missing; none if something else stands there.
-fn list<'a>(table: &'a mut Map<String, Value>, key: &str) -> Option<&'a mut Vec<Value>> {
+pub(super) fn list<'a>(table: &'a mut Map<String, Value>, key: &str) -> Option<&'a mut Vec<Value>> {
     let place = table.entry(key).or_insert(Value::Null);
     match place {
         Value::Null => *place = json!([]),

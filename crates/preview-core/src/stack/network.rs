@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{Difference, Port};
+use super::{Difference, Port, isolation};
 
 /// Prefixes of labels that tell a proxy what to route: ours alone may stand on a preview.
 const ROUTER_LABELS: &[&str] = &["traefik."];
@@ -253,6 +253,47 @@ pub(super) fn join_proxy(service: &str, table: &mut Map<String, Value>, key: &st
     }
 }
 
+/// The services whose containers are in the proxy's network: those with a route, and those that share the network of one of them.
+pub(super) fn in_proxys_network<'a>(model: &Value, routed: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
+    let mut there: BTreeSet<String> = routed.cloned().collect();
+    loop {
+        let shares = |table: &Map<String, Value>| {
+            let mode = table.get("network_mode").and_then(Value::as_str).unwrap_or_default();
+            mode.strip_prefix("service:").is_some_and(|other| there.contains(other))
+        };
+        let more = super::services(model).filter(|(name, table)| !there.contains(*name) && shares(table));
+        let more: Vec<String> = more.map(|(name, _)| name.clone()).collect();
+        if more.is_empty() {
+            return there;
+        }
+        there.extend(more);
+    }
+}
+
+/// Takes `NET_RAW` from a service in the proxy's network: with it a container can answer for the address of another preview's.
+pub(super) fn no_raw_packets(service: &str, table: &mut Map<String, Value>, differences: &mut Vec<Difference>) {
+    const RAW: &str = "NET_RAW";
+    let is = |value: &Value, wanted: &str| {
+        let upper = value.as_str().unwrap_or_default().to_ascii_uppercase();
+        upper.strip_prefix("CAP_").unwrap_or(&upper) == wanted
+    };
+    if let Some(added) = table.get_mut("cap_add").and_then(Value::as_array_mut) {
+        // The base branch allowed that.
+        if added.iter().any(|value| is(value, "ALL")) {
+            return;
+        }
+        added.retain(|value| !is(value, RAW));
+    }
+    let Some(dropped) = isolation::list(table, "cap_drop") else { return };
+    if !dropped.iter().any(|value| is(value, "ALL") || is(value, RAW)) {
+        dropped.push(json!(RAW));
+    }
+    differences.push(Difference {
+        key: format!("services.{service}.cap_drop"),
+        what: format!("{RAW} dropped: in the proxy's network a container could answer for another preview's address"),
+    });
+}
+
 /// Takes a service off the proxy's network, under whatever names the file knows that; a routed one is attached again by [`join_proxy`].
 pub(super) fn leave_proxy(
     service: &str,
@@ -287,6 +328,31 @@ mod tests {
         });
         mark(&mut model);
         ["web", "db", "edge"].map(|name| model["services"][name]["labels"][DEFINITIONS].clone())
+    }
+
+    #[test]
+    fn who_shares_the_network_of_a_routed_service_is_in_the_proxys_too() {
+        let mode = |other: &str| json!({"network_mode": format!("service:{other}")});
+        let model = json!({"services": {"a": mode("b"), "b": mode("web"), "c": mode("db"), "db": {}, "web": {}}});
+        let there = in_proxys_network(&model, ["web".to_owned()].iter());
+        assert_eq!(there.into_iter().collect::<Vec<_>>(), ["a", "b", "web"]);
+    }
+
+    #[test]
+    fn no_container_in_the_proxys_network_sends_raw_packets() {
+        for (given, expected) in [
+            (json!({}), json!({"cap_drop": ["NET_RAW"]})),
+            (
+                json!({"cap_add": ["cap_net_raw", "CHOWN"], "cap_drop": ["KILL"]}),
+                json!({"cap_add": ["CHOWN"], "cap_drop": ["KILL", "NET_RAW"]}),
+            ),
+            (json!({"cap_drop": ["all"]}), json!({"cap_drop": ["all"]})),
+            (json!({"cap_add": ["ALL"]}), json!({"cap_add": ["ALL"]})),
+        ] {
+            let mut service = given;
+            no_raw_packets("web", service.as_object_mut().unwrap(), &mut Vec::new());
+            assert_eq!(service, expected);
+        }
     }
 
     #[test]

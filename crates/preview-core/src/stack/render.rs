@@ -91,6 +91,9 @@ pub fn render(input: &Input<'_>) -> Result<Rendered, Vec<Violation>> {
     let replicas = super::replicas(&model);
     let proxy_keys = proxy_keys(&model, input.proxy.map(|(name, _)| name));
 
+    let routed = input.proxy.iter().flat_map(|(_, services)| services.keys());
+    let in_proxys_network = network::in_proxys_network(&model, routed);
+
     let names: Vec<String> = super::service_names(&model).into_iter().collect();
     for service in &names {
         let Some(table) = model.get_mut("services").and_then(|s| s.get_mut(service)).and_then(Value::as_object_mut)
@@ -111,6 +114,9 @@ pub fn render(input: &Input<'_>) -> Result<Rendered, Vec<Violation>> {
         network::leave_proxy(service, table, &proxy_keys, routed.is_some(), &mut differences);
         if routed.is_some() {
             network::join_proxy(service, table, PROXY_KEY, &mut differences);
+        }
+        if in_proxys_network.contains(service) {
+            network::no_raw_packets(service, table, &mut differences);
         }
         let restart = restarts.get(service).map(String::as_str);
         limits::guard(service, table, input.guardrails, restart, &mut differences);
