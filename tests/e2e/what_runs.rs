@@ -61,7 +61,14 @@ const JOB: &str = r#"
 #[test]
 fn a_job_ends_once_and_a_server_comes_back_with_its_engine() {
     let log = "volumes:\n  log: {}\n";
-    let files = compose(&[web("    ports: [\"8000\"]\n    volumes: [\"log:/log:ro\"]\n"), JOB.to_owned()], log);
+    let files = compose(
+        &[
+            web("    ports: [\"8000\"]\n    volumes: [\"log:/log:ro\"]\n"),
+            JOB.to_owned(),
+            web("    restart: unless-stopped\n").replace("web:", "said:"),
+        ],
+        log,
+    );
     let Some(site) = alone(&VmOptions::default(), &files) else { return };
     site.write("preview.toml", CONFIG);
     site.deploy("7").expect(0);
@@ -72,7 +79,9 @@ fn a_job_ends_once_and_a_server_comes_back_with_its_engine() {
     let vm = site.vm().expect("a VM");
     vm.kill_dockerd().expect("dies");
     vm.start_dockerd().expect("starts");
-    eventually("the server is back", || inspect(&site, "web", policy).starts_with("always running"));
+    for server in ["web", "said"] {
+        eventually("the server is back", || inspect(&site, server, policy).starts_with("always running"));
+    }
     assert_eq!(in_service(&site, "web", "wc -l < /log/runs"), "1", "the job ran once");
     site.run(&["destroy", "--pr", "7"]).expect(0);
 }

@@ -174,8 +174,10 @@ pub(super) fn guard(
     lower_reservations(table, memory, rails.cpus, &mut note);
     rotate_logs(table, rails, &mut note);
     if let Some(restart) = restart {
+        let stronger = super::restart::stops_with_its_engine(table);
         table.insert("restart".to_owned(), json!(restart));
-        note("restart", format!("set to {restart}"));
+        let why = if stronger { "; `unless-stopped` is not started after a crash of the engine" } else { "" };
+        note("restart", format!("set to {restart}{why}"));
     }
 }
 

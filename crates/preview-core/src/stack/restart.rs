@@ -9,6 +9,10 @@ use crate::engine::ImageFacts;
 
 /// The policy of what may be a job: done once it ends with 0, started again when it fails or is killed.
 const OF_JOBS: &str = "on-failure";
+/// What files say of most servers. An engine that was killed stops the containers that it finds when it comes up, takes that for a wish, and leaves these down.
+const UNLESS_STOPPED: &str = "unless-stopped";
+/// The same without that: nobody stops a container of a preview and wants it to stay so.
+const ALWAYS: &str = "always";
 
 /// Whether the file says whether the service is started again.
 pub(super) fn is_said(table: &Map<String, Value>) -> bool {
@@ -16,7 +20,8 @@ pub(super) fn is_said(table: &Map<String, Value>) -> bool {
     filled(table.get("restart")) || filled(table.get("deploy").and_then(|deploy| deploy.get("restart_policy")))
 }
 
-/// The restart policy of each service that names none; services whose end others await get none. `default` is the configured one, `stays` are services
+/// The restart policy of each service that gets one of ours: those that name none, but for services whose end others await, and those that an engine would leave
+/// stopped, unless the configuration wants that. `default` is the configured one, `stays` are services
 /// that a route or a question needs, `images` what is known of images, by the name in the model.
 pub(super) fn policies(
     model: &Value,
@@ -26,6 +31,7 @@ pub(super) fn policies(
 ) -> BTreeMap<String, String> {
     let awaited = super::awaited(model);
     let unsaid = super::services(model).filter(|(service, table)| !is_said(table) && !awaited.contains(*service));
+    let stronger = super::services(model).filter(|(_, table)| default == ALWAYS && stops_with_its_engine(table));
     unsaid
         .map(|(service, table)| {
             let serves = stays.contains(service) || serves(model, service, table, images);
@@ -33,7 +39,13 @@ pub(super) fn policies(
             let for_all = default == "no" || default.starts_with(OF_JOBS);
             (service.clone(), if serves || for_all { default } else { OF_JOBS }.to_owned())
         })
+        .chain(stronger.map(|(service, _)| (service.clone(), ALWAYS.to_owned())))
         .collect()
+}
+
+/// Whether an engine that dies leaves the service stopped.
+pub(super) fn stops_with_its_engine(table: &Map<String, Value>) -> bool {
+    table.get("restart").and_then(Value::as_str) == Some(UNLESS_STOPPED)
 }
 
 /// Whether something about a service says that it is there to be asked, and so to stay.
@@ -129,6 +141,14 @@ mod tests {
         assert_eq!(policy(json!({"deploy": {"restart_policy": {"condition": "none"}}}), json!({}), &[]), None);
         let waits = json!({"b": {"depends_on": {"a": {"condition": "service_completed_successfully"}}}});
         assert_eq!(policy(json!({"image": "x"}), waits, &["a"]), None);
+    }
+
+    #[test]
+    fn what_an_engine_leaves_stopped_when_it_dies_is_always_started() {
+        let file = json!({"services": {"a": {"restart": "unless-stopped"}}});
+        let policy = |default: &str| policies(&file, default, &BTreeSet::new(), &BTreeMap::new()).remove("a");
+        assert_eq!(policy("always").as_deref(), Some("always"));
+        assert_eq!((policy("unless-stopped"), policy("on-failure")), (None, None), "the configuration wants less");
     }
 
     #[test]
