@@ -127,6 +127,15 @@ fn updates(place: Where) {
     run.interrupt();
     back(&run.end().expect(5));
 
+    // Looks well for a while each time, so that it is asked for an answer.
+    site.write("compose.yml", &stack("sleep 2; exit 3").replace("wget", "true"));
+    site.write("preview.toml", "[timeouts]\nverify = \"20s\"\n\n[health]\npath = \"/\"\nservice = \"web\"\nport = 8080\n");
+    let ran = site.deploy("7").expect(4);
+    assert!(ran.err.contains("after 20 s: web ends again and again"), "{}", ran.err);
+    assert_eq!(ran.failure(), "exited");
+    back(&ran);
+    site.write("preview.toml", "");
+
     // Repaired.
     site.write("compose.yml", &stack(&serving("three")));
     assert_eq!(site.deploy("7").expect(0).json()["kind"], "update");

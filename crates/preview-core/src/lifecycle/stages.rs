@@ -354,7 +354,13 @@ impl Flight<'_> {
                         Ok((containers, addresses))
                     }
                     Err(_) => {
-                        let problems = lock(&last).clone();
+                        let mut problems = lock(&last).clone();
+                        // Who takes a while to end looks well between two ends, and does not answer because of them.
+                        if let Ok((Verdict::Broken(ended), _)) =
+                            wait::look(&*self.client.engine, selector, expected, &mut restarts).await
+                        {
+                            problems.extend(ended);
+                        }
                         let text: Vec<_> = problems.iter().map(|(service, why)| format!("{service} {why}")).collect();
                         let message = format!("after {} s: {} ([timeouts] verify)", limit.as_secs(), text.join("; "));
                         *lock(&failure) = Some(broken(message, problems, vec![]));
