@@ -1,6 +1,8 @@
 //! Files of the repository in a preview: the commit's where it has them, the application's where it wrote some, the same for all that mount
 //! them, there as long as the preview, and gone with it, whoever owns them.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use preview_tests::{Site, VmEngine, Where, eventually};
 
 /// A development file as most projects have one: what is built is mounted too, and mounts overlap.
@@ -56,6 +58,9 @@ impl Files {
         site.write("app/main.txt", "main\n");
         site.write("static/index.html", "one\n");
         site.write("static/old.html", "old\n");
+        site.write("tool", "#!/bin/sh\necho tool\n");
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(site.dir.path().join("tool"), mode).expect("rights");
         site.write("data/.gitkeep", "");
         site.write("token.txt", "token one");
         site.write(".git/config", "the checkout's token");
@@ -98,7 +103,7 @@ fn life(place: Where) {
     assert_eq!(files.deploy(), ["app", "other", "third", "web"]);
     assert_eq!(
         files.sh("app", "cat /built.txt /code/app/main.txt; ls -A /code"),
-        "main\nmain\napp\ncompose.yml\ndata\ndeps\npreview.toml\nstatic\ntoken.txt"
+        "main\nmain\napp\ncompose.yml\ndata\ndeps\npreview.toml\nstatic\ntoken.txt\ntool"
     );
 
     // What one writes the other sees, although its directory is mounted by itself. As root, with rights that nobody else has.
@@ -119,15 +124,24 @@ fn life(place: Where) {
     files.restart();
 
     // An update that fails gives all of it back.
-    files.sh("app", "rm /code/app/main.txt; echo of the application >/code/added.txt");
+    files.sh(
+        "app",
+        "rm /code/app/main.txt; cd /code; echo of the application >added.txt; chmod 640 added.txt; chown 33:34 added.txt",
+    );
+    let rights = || files.sh("app", "cd /code; stat -c '%n %a %u:%g' added.txt tool static/index.html");
+    let before = rights();
+    assert_eq!(before, "added.txt 640 33:34\ntool 755 1000:1000\nstatic/index.html 644 1000:1000");
     files.0.write("static/index.html", "three\n");
     files.0.write("static/new.html", "new\n");
     files.0.write("added.txt", "of the commit\n");
+    files.0.write("tool", "#!/bin/sh\necho tool two\n");
     files.0.write("app/main.txt", "main two\n");
     files.0.write("compose.yml", &COMPOSE.replacen("/code/static", "/no/such/directory", 1));
     std::fs::remove_file(files.0.dir.path().join("data/seed.sql")).expect("a file");
     let failed = files.0.deploy("7").expect(4).json();
     assert_eq!(failed["error"]["report"]["restored"]["kind"], "previous", "{failed}");
+    assert_eq!(rights(), before, "who may read and run what was replaced may do so again");
+    assert_eq!(files.sh("app", "/code/tool"), "tool");
     assert_eq!(files.sh("web", "ls /www; cat /www/index.html"), "index.html\nx\ntwo");
     assert_eq!(
         files.sh("app", "cat /data/seed.sql /data/deep/er/f /code/added.txt; ls /code/app"),
@@ -257,4 +271,64 @@ fn a_container_and_a_commit_together_lead_no_mount_elsewhere() {
     let _ = files.0.deploy("7").expect(4);
     assert_eq!(files.sh("reader", "ls /b; cat /b/own /c"), "own\nbc");
     files.gone();
+}
+
+/// `web` reads its page anew when that gets younger, as development servers do; the file of before is older.
+const RELOADS: &str = r#"
+services:
+  web:
+    build: .
+    command: ["sh", "-c", "mkdir /srv; cp -p /code/page /srv/index.html; (while sleep 0.2; do [ /code/page -nt /srv/index.html ] && cp -p /code/page /srv/index.html; done) & exec httpd -f -p 8000 -h /srv"]
+    init: true
+    stop_grace_period: 0s
+    ports: ["8000"]
+    volumes: [".:/code"]
+  data:
+    image: busybox:1.36
+    command: ["sleep", "100000"]
+    stop_grace_period: 0s
+"#;
+
+fn what_reloads_goes_back(place: Where) {
+    let Some(site) = Site::new(place, RELOADS) else { return };
+    let dockerfile = |run: &str| site.write("Dockerfile", &format!("FROM busybox:1.36\nRUN {run}\n"));
+    dockerfile("true");
+    site.write("page", "one\n");
+    site.deploy("7").expect(0);
+    let before = site.containers("pr-7");
+    let page = || site.run(&["exec", "--pr", "7", "web", "--", "wget", "-qO-", "http://127.0.0.1:8000/"]).out;
+    let shows = |word: &str| eventually(&format!("the page is {word}"), || page().trim() == word);
+
+    // While it builds, the new page is there.
+    site.write("page", "two\n");
+    dockerfile("sleep 4 && false");
+    let ran = site.deploy("7").expect(4);
+    assert_eq!(ran.failure(), "build_failed");
+    shows("one");
+    assert_eq!(site.containers("pr-7"), before, "they are the same ones");
+
+    // A run that dies: a sweep, or the next run, does the same.
+    for mends in [&["sweep"][..], &["deploy", "--pr", "7"]] {
+        site.write("page", "three\n");
+        dockerfile(&format!("echo {mends:?}; sleep 300"));
+        let mut run = site.start(&["deploy", "--pr", "7"]);
+        run.until("building…");
+        shows("three");
+        run.kill();
+        site.write("page", "one\n");
+        dockerfile("true");
+        eventually("it is mended", || site.run(mends).code == 0 && page().trim() == "one");
+    }
+    site.run(&["destroy", "--pr", "7"]).expect(0);
+    assert_eq!(site.remains(), Vec::<String>::new());
+}
+
+#[test]
+fn a_server_that_reloads_its_files_goes_back_on_this_machine() {
+    what_reloads_goes_back(Where::Local);
+}
+
+#[test]
+fn a_server_that_reloads_its_files_goes_back_on_a_vm() {
+    what_reloads_goes_back(Where::Vm(VmEngine::V28));
 }

@@ -129,7 +129,10 @@ fn updates(place: Where) {
 
     // Looks well for a while each time, so that it is asked for an answer.
     site.write("compose.yml", &stack("sleep 2; exit 3").replace("wget", "true"));
-    site.write("preview.toml", "[timeouts]\nverify = \"20s\"\n\n[health]\npath = \"/\"\nservice = \"web\"\nport = 8080\n");
+    site.write(
+        "preview.toml",
+        "[timeouts]\nverify = \"20s\"\n\n[health]\npath = \"/\"\nservice = \"web\"\nport = 8080\n",
+    );
     let ran = site.deploy("7").expect(4);
     assert!(ran.err.contains("after 20 s: web ends again and again"), "{}", ran.err);
     assert_eq!(ran.failure(), "exited");

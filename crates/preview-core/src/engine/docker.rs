@@ -22,7 +22,7 @@ use bollard::exec::StartExecResults;
 use bollard::models::{EventMessage, ExecConfig, ImageSummary};
 use bollard::query_parameters::{
     CreateImageOptions, InspectContainerOptions, ListContainersOptions, ListImagesOptions, ListNetworksOptions,
-    ListVolumesOptions, PruneImagesOptions, StatsOptions, TagImageOptions,
+    ListVolumesOptions, PruneImagesOptions, RestartContainerOptions, StatsOptions, TagImageOptions,
 };
 use bytes::Bytes;
 use futures_util::stream::{self as streams, BoxStream, StreamExt as _, TryStreamExt as _};
@@ -34,7 +34,8 @@ pub use self::transport::Explain;
 use self::transport::{LIMIT, Transport};
 use crate::engine::{
     Archive, Chunk, Container, ContainerDetail, ContainerEvent, ContainerState, DiskUse, Engine, EngineInfo, Exec,
-    ExecRequest, FileKind, ImageFacts, Inventory, LogOptions, Prune, PullProgress, RegistryAuth, Removed, Stats,
+    ExecRequest, FileKind, ImageFacts, Inventory, LogOptions, Prune, PullProgress, RegistryAuth, Removed, Rights,
+    Stats,
 };
 use crate::fault::{Fault, FaultKind};
 use crate::ownership::{self, BASE, COMPOSE_PROJECT, Selector};
@@ -502,6 +503,10 @@ impl Engine for DockerEngine {
         volume::kinds(self, volume, paths).await
     }
 
+    async fn file_rights(&self, volume: &str, paths: &[String]) -> Result<BTreeMap<String, Rights>, Fault> {
+        volume::rights(self, volume, paths).await
+    }
+
     async fn read_file(&self, volume: &str, path: &str) -> Result<Option<Vec<u8>>, Fault> {
         volume::read(self, volume, path).await
     }
@@ -515,6 +520,14 @@ impl Engine for DockerEngine {
 
     async fn note_anonymous(&self, containers: &[Container]) -> Result<(), Fault> {
         remove::note_anonymous(self, containers).await.map(|_| ())
+    }
+
+    async fn restart(&self, id: &str) -> Result<(), Fault> {
+        let options = None::<RestartContainerOptions>;
+        match ask("restart a container", id, self.docker.restart_container(id, options)).await {
+            Err(fault) if fault.kind == FaultKind::NotFound => Ok(()),
+            done => done,
+        }
     }
 
     async fn remove_container(&self, id: &str) -> Result<bool, Fault> {

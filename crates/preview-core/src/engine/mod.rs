@@ -16,6 +16,7 @@ use std::net::IpAddr;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
+use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
 use crate::ownership::Selector;
@@ -340,6 +341,17 @@ pub enum FileKind {
     Other,
 }
 
+/// Whose a file is, and what they may do with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rights {
+    /// The bits of its mode.
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u64,
+    /// Its group.
+    pub gid: u64,
+}
+
 /// A Docker engine.
 #[async_trait]
 pub trait Engine: Send + Sync {
@@ -420,7 +432,8 @@ pub trait Engine: Send + Sync {
     async fn open_volume(&self, name: &str, labels: &BTreeMap<String, String>) -> Result<String, Fault>;
 
     /// Unpacks a tar archive into an [open](Self::open_volume) volume, entry by entry, in order. A directory is merged with one that is there; anything
-    /// else takes the place of what is there, whatever that is. Hard links lead to paths of the volume. Directories that are missing are made.
+    /// else takes the place of what is there, whatever that is. Hard links lead to paths of the volume; what they lead to gets the owner of the link's entry, and on
+    /// newer engines its mode and time. Directories that are missing are made.
     /// A symbolic link that is relative and leads out of the volume is an error, as is a hard link to nothing. A failure leaves what was unpacked before it.
     async fn unpack(&self, volume: &str, archive: Archive) -> Result<(), Fault>;
 
@@ -429,6 +442,9 @@ pub trait Engine: Send + Sync {
 
     /// What is at these paths of an open volume; those at which nothing is are left out. Links are not followed.
     async fn file_kinds(&self, volume: &str, paths: &[String]) -> Result<BTreeMap<String, FileKind>, Fault>;
+
+    /// The rights of the files and links at these paths of an open volume; those at which nothing is are left out. No path is a directory.
+    async fn file_rights(&self, volume: &str, paths: &[String]) -> Result<BTreeMap<String, Rights>, Fault>;
 
     /// The content of a small regular file of an open volume, if it is there.
     async fn read_file(&self, volume: &str, path: &str) -> Result<Option<Vec<u8>>, Fault>;
@@ -439,6 +455,10 @@ pub trait Engine: Send + Sync {
     /// Remembers, as an object of their preview, which volumes that nobody named these containers mount. Whoever removes the preview removes these volumes too, even
     /// where their containers have long gone. Nothing is written where there are none.
     async fn note_anonymous(&self, containers: &[Container]) -> Result<(), Fault>;
+
+    /// Ends a container's processes, by their signal and within their time, and starts it again; one that is gone is none to start. The caller knows that
+    /// it is ours.
+    async fn restart(&self, id: &str) -> Result<(), Fault>;
 
     /// Removes one container by its full id, as [`remove`](Self::remove) does; true if it was there. The caller knows that it is ours.
     async fn remove_container(&self, id: &str) -> Result<bool, Fault>;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::BoxStream;
 use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
 
 use super::crash::{Landing, grounded, halt_error};
 use super::deploy::Deployed;
@@ -29,7 +30,7 @@ use crate::project::{Deploy, Project};
 use crate::runtime::Runtime;
 use crate::secret::{Redactor, Secret};
 use crate::stack;
-use crate::state::{Address, Phase, SCHEMA, State};
+use crate::state::{Address, Good, Phase, SCHEMA, State};
 
 /// What a run has in hand when it begins to change things.
 pub(super) struct Begin {
@@ -145,9 +146,13 @@ impl Flight<'_> {
             let name = self.deploy.target.name.clone();
             return Err(grounded(Error::Refused(Refusal::Superseded { name, by }), exists));
         }
-        if let Some(state) = seen.state.as_ref().filter(|state| state.good.is_some() && tree::is_between(state)) {
+        let between = seen.state.as_ref().filter(|state| tree::is_between(state));
+        if let Some((state, good)) = between.and_then(|state| Some((state, state.good.as_ref()?))) {
             // A run died while it changed files: what is built on from here is the good version.
-            let mended = self.mend_files(state).await.map_err(|halt| grounded(self.halt_error(halt), exists))?;
+            let mended = self
+                .mend_files(state, good, seen.good.as_ref())
+                .await
+                .map_err(|halt| grounded(self.halt_error(halt), exists))?;
             seen.state = Some(mended);
         }
         self.watch = Some(Watch::start(self.client, &self.deploy.target, order));
@@ -185,11 +190,11 @@ impl Flight<'_> {
     }
 
     /// Brings the files back to those of the good version; the state that says so.
-    async fn mend_files(&self, state: &State) -> Result<State, Halt> {
+    async fn mend_files(&self, state: &State, good: &Good, model: Option<&Value>) -> Result<State, Halt> {
         let mut mended = state.clone();
-        mended.tree = state.good.as_ref().and_then(|good| good.tree.clone());
+        mended.tree.clone_from(&good.tree);
         self.guarded(self.limit(self.project.timeouts.start), async {
-            tree::roll_back(self.client, &self.deploy.target).await?;
+            tree::roll_back(self.client, &self.deploy.target, model, good).await?;
             self.client.host.apply(&[self.save(&mended)]).await
         })
         .await?;

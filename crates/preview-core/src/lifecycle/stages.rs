@@ -137,7 +137,11 @@ impl Flight<'_> {
             }
             if let Some((before, after)) = &files {
                 let (target, local, place) = (&self.deploy.target, &prepared.files, &seen.files_directory);
-                tree::put(self.client, target, local, before.as_ref(), after, place, state_has_good(seen)).await?;
+                let keep = state_has_good(seen);
+                let changes = tree::put(self.client, target, local, before.as_ref(), after, place, keep).await?;
+                if let Some(good) = seen.state.as_ref().and_then(|state| state.good.as_ref()).filter(|_| keep) {
+                    tree::start_leftovers_again(self.client, &wanted.model, &changes, &seen.containers, good).await?;
+                }
             }
             Ok(())
         };

@@ -149,14 +149,12 @@ async fn lead_back(undo: &Undo<'_>) -> Result<(), Fault> {
 async fn restore(undo: &Undo<'_>, text: &str, good: &Good) -> Result<Restored, Fault> {
     // First: who may come in is not to depend on how the containers do.
     lead_back(undo).await?;
-    if tree::is_between(undo.state) {
-        tree::roll_back(undo.client, undo.target).await?;
-    }
-    let engine = &*undo.client.engine;
-    let selector = undo.client.objects_of(undo.target);
     let mut model: Value = serde_json::from_str(text).map_err(|error| {
         Fault::new(crate::fault::FaultKind::Invalid, "read the last good stack", "its file is damaged").caused_by(error)
     })?;
+    let again = tree::is_between(undo.state) && tree::roll_back(undo.client, undo.target, Some(&model), good).await?;
+    let engine = &*undo.client.engine;
+    let selector = undo.client.objects_of(undo.target);
     let names: BTreeSet<String> = good.images.keys().cloned().collect();
     let today = engine.image_ids(&names).await?;
     let token = undo.state.image_token.as_deref();
@@ -187,7 +185,7 @@ async fn restore(undo: &Undo<'_>, text: &str, good: &Good) -> Result<Restored, F
     };
     let progress = |line: &str| undo.observer.event(&Event::Progress(&undo.redactor.clean(line)));
     let mut containers = containers;
-    let mut due = !untouched;
+    let mut due = again || !untouched;
     // The engine ends what it was asked for by a client that was cut off: a container that still runs may be on its way out.
     let cut_off = undo.failure.phase == Phase::Starting
         && match undo.failure.code {

@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::{Difference, FileUse, Place, entries, file_uses};
+use crate::engine::Rights;
 use crate::runtime::Variables;
 
 /// The label with the hash of the files, configs and secrets that a service uses.
@@ -109,13 +110,27 @@ pub fn undo_path() -> String {
     format!("{UNDO}/{PLAN}")
 }
 
+/// The rights of most files of a commit. Their owner is the first ordinary user of a machine, as whom most programs in containers run that are not root.
+pub const OF_COMMIT: Rights = Rights { mode: 0o644, uid: 1000, gid: 1000 };
+
 /// How to go back to the files of before.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UndoPlan {
     /// Paths in the volume whose content of before is kept.
     pub restore: Vec<String>,
+    /// The rights of what is kept.
+    #[serde(default)]
+    pub rights: BTreeMap<String, Rights>,
     /// Paths in the volume at which nothing was.
     pub remove: Vec<String>,
+}
+
+impl UndoPlan {
+    /// With what rights what is kept of this path was there.
+    #[must_use]
+    pub fn rights_of(&self, path: &str) -> Rights {
+        self.rights.get(path).copied().unwrap_or(OF_COMMIT)
+    }
 }
 
 /// What has to change in a volume. All but `write` are paths in it.
@@ -145,6 +160,14 @@ impl Manifest {
     pub fn to_json(&self) -> Vec<u8> {
         // Maps with string keys always serialise.
         serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// The mode of the commit's file or directory at a path of the volume.
+    #[must_use]
+    pub fn mode(&self, path: &str) -> Option<u32> {
+        let below = path.strip_prefix(RESERVED)?;
+        let (id, path) = below.split_once('/').unwrap_or((below, ""));
+        self.roots.get(id)?.get(path).map(|Entry(_, mode, _)| *mode)
     }
 
     /// The hash of each root.
@@ -197,6 +220,48 @@ impl Manifest {
         }
         changes
     }
+}
+
+/// The services of a rendered stack that use what is at one of these paths of the volume, those that others depend on first.
+#[must_use]
+pub fn users(model: &Value, paths: &[&str]) -> Vec<String> {
+    let in_root = |path: &&str| path.strip_prefix(RESERVED)?.split('/').next().map(str::to_owned);
+    let roots: BTreeSet<String> = paths.iter().filter_map(in_root).collect();
+    let between = format!("/{RESERVED}");
+    let is_root = |source: &str| source.rsplit_once(&between).is_some_and(|(_, id)| roots.contains(id));
+    let of = |table: &Map<String, Value>, key: &str| table.get(key).and_then(Value::as_str).is_some_and(is_root);
+    let uses = |table: &Map<String, Value>| {
+        let mut mounts = list(table, "volumes").iter().filter_map(Value::as_object);
+        mounts.any(|mount| of(mount, "source"))
+            || ["configs", "secrets"].into_iter().any(|kind| {
+                let names = list(table, kind).iter().filter_map(source_name);
+                let mut tables = names.filter_map(|name| model.get(kind)?.get(name)?.as_object());
+                tables.any(|table| of(table, "file"))
+            })
+    };
+    let mut left: BTreeMap<&String, &Map<String, Value>> =
+        super::services(model).filter(|(_, table)| uses(table)).collect();
+    let mut users = Vec::new();
+    while !left.is_empty() {
+        let waits = |table: &Map<String, Value>| {
+            let needs = table.get("depends_on").and_then(Value::as_object);
+            needs.is_some_and(|needs| needs.keys().any(|need| left.contains_key(need)))
+        };
+        let next = left.iter().find(|(_, table)| !waits(table)).or_else(|| left.iter().next());
+        let Some(name) = next.map(|(name, _)| *name) else { break };
+        left.remove(name);
+        users.push(name.clone());
+    }
+    users
+}
+
+fn list<'a>(table: &'a Map<String, Value>, key: &str) -> &'a [Value] {
+    table.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
+/// The name of a config or secret that a service uses.
+fn source_name(entry: &Value) -> Option<&str> {
+    entry.as_str().or_else(|| entry.get("source")?.as_str())
 }
 
 /// Puts the repository's files of a model where they are on the host. `directory` is that of the volume there; `salt` keeps hashes of secrets from being looked up.
@@ -262,7 +327,7 @@ fn mount_inner<'a>(
 ) -> BTreeMap<String, Mounts<'a>> {
     let mut all: BTreeMap<String, Mounts<'a>> = BTreeMap::new();
     for (service, table) in super::services(model) {
-        let volumes = table.get("volumes").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let volumes = list(table, "volumes");
         let target = |mount: &Value| Some(super::normal(Path::new(mount.get("target")?.as_str()?)));
         let mut targets: BTreeSet<PathBuf> = volumes.iter().filter_map(target).collect();
         let tmpfs = table.get("tmpfs").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
@@ -328,7 +393,7 @@ fn label(
         let Some(table) = table.as_object_mut() else { continue };
         let mut hash = Sha256::new();
         let mut any = false;
-        for mount in table.get("volumes").and_then(Value::as_array).into_iter().flatten() {
+        for mount in list(table, "volumes") {
             let source = mount.get("source").and_then(Value::as_str).unwrap_or_default();
             if let Some(placed) = source.strip_prefix(&prefix).and_then(|id| by_id.get(id)) {
                 hash.update(format!("mount {} {}\0", mount.get("target").cloned().unwrap_or_default(), placed.digest));
@@ -336,8 +401,8 @@ fn label(
             }
         }
         for kind in ["configs", "secrets"] {
-            for entry in table.get(kind).and_then(Value::as_array).into_iter().flatten() {
-                let name = entry.as_str().or_else(|| entry.get("source")?.as_str()).unwrap_or_default();
+            for entry in list(table, kind) {
+                let name = source_name(entry).unwrap_or_default();
                 if let Some(content) = contents.get(&(kind, name.to_owned())) {
                     hash.update(format!("{kind} {name} {content}\0"));
                     any = true;

@@ -35,7 +35,7 @@ use crate::fault::Fault;
 use crate::ownership::Selector;
 
 /// Operations that change something; what [`MemoryEngine::changes`] looks for.
-const CHANGES: [&str; 11] = [
+const CHANGES: [&str; 12] = [
     "pull",
     "tag",
     "exec",
@@ -44,6 +44,7 @@ const CHANGES: [&str; 11] = [
     "unpack",
     "remove_files",
     "note_anonymous",
+    "restart",
     "remove_container",
     "remove",
     "prune",

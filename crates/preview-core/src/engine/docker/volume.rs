@@ -20,7 +20,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{AT_ONCE, DockerEngine, ask, errors};
-use crate::engine::{Archive, FileKind};
+use crate::engine::{Archive, FileKind, Rights};
 use crate::fault::{Fault, FaultKind};
 use crate::http::escape;
 use crate::ownership;
@@ -33,6 +33,9 @@ const STALL: Duration = Duration::from_secs(60);
 const UNKNOWN: u8 = b'Z';
 /// A file that is read as a whole has at most so many bytes.
 const LARGEST: usize = 64 << 20;
+
+/// So much of an archive holds the header of its first entry, with whatever comes before that.
+const BEGINNING: usize = 16 << 10;
 
 const OPEN: &str = "open the volume of files";
 const UNPACK: &str = "write files into the volume";
@@ -222,6 +225,47 @@ async fn kind(engine: &DockerEngine, volume: &str, path: &str) -> Result<Option<
         mode if mode & OTHER != 0 => FileKind::Other,
         _ => FileKind::File,
     }))
+}
+
+/// See [`Engine::file_rights`](crate::engine::Engine::file_rights). The engine says whose a file is only in an archive of it, of which the beginning is enough.
+pub(super) async fn rights(
+    engine: &DockerEngine,
+    volume: &str,
+    paths: &[String],
+) -> Result<BTreeMap<String, Rights>, Fault> {
+    let looks: Vec<_> = paths
+        .iter()
+        .map(|path| async move { Ok(rights_of(engine, volume, path).await?.map(|rights| (path.clone(), rights))) })
+        .collect();
+    let found: Vec<Option<_>> = stream::iter(looks).buffer_unordered(AT_ONCE).try_collect().await?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+async fn rights_of(engine: &DockerEngine, volume: &str, path: &str) -> Result<Option<Rights>, Fault> {
+    let asked = async {
+        let at = archive(volume, &format!("{PLACE}/{path}"));
+        let mut body = engine.transport.open(Method::GET, &at, Bytes::new()).await?;
+        let mut beginning = Vec::new();
+        while beginning.len() < BEGINNING {
+            let Some(frame) = body.frame().await else { break };
+            if let Ok(piece) = frame.map_err(std::io::Error::other)?.into_data() {
+                beginning.extend_from_slice(&piece);
+            }
+        }
+        Ok(beginning)
+    };
+    let beginning = match ask(LOOK, path, asked).await {
+        Ok(beginning) => beginning,
+        Err(fault) if fault.kind == FaultKind::NotFound => return Ok(None),
+        Err(fault) => return Err(fault),
+    };
+    let read = || {
+        let mut archive = tar::Archive::new(&beginning[..]);
+        let entry = archive.entries()?.next().ok_or(std::io::ErrorKind::UnexpectedEof)??;
+        let header = entry.header();
+        Ok::<_, std::io::Error>(Rights { mode: header.mode()? & 0o7777, uid: header.uid()?, gid: header.gid()? })
+    };
+    read().map(Some).map_err(|error| Fault::new(FaultKind::Failed, LOOK, path).caused_by(error))
 }
 
 /// See [`Engine::read_file`](crate::engine::Engine::read_file).

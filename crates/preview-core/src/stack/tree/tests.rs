@@ -55,6 +55,9 @@ fn only_what_differs_is_written_and_what_goes_is_kept() {
     );
     assert_eq!(after.changes(Some(&after)), Changes::default());
     assert_eq!(after.changes(None).write.len(), 7);
+    let modes = [("app", "same"), ("secret", ""), ("app", ""), ("app", "new")]
+        .map(|(id, path)| before.mode(&volume_path(id, path)));
+    assert_eq!(modes, [Some(0o644), Some(0o644), Some(0o755), None]);
 }
 
 #[test]
@@ -196,4 +199,29 @@ fn a_dollar_sign_in_a_path_begins_no_variable() {
     let mut model = json!({"services": {"web": {"volumes": [bind("/repo/$${HOME}", "/www")]}}});
     place(&mut model, "/vol$1", &at, &Variables::new(), "salt", &mut Vec::new());
     assert_eq!(model.pointer("/services/web/volumes/0/source"), Some(&json!("/vol$$1/.preview-files-x")));
+}
+
+#[test]
+fn who_uses_what_changed_is_known_and_in_the_order_of_the_dependencies() {
+    let source =
+        |id: &str| json!({"type": "bind", "source": format!("/vol/_data/{}", volume_path(id, "")), "target": "/x"});
+    let model = json!({
+        "services": {
+            "api": {"volumes": [source("app")], "depends_on": {"queue": {"condition": "service_started"}, "db": {"condition": "service_healthy"}}},
+            "db": {"volumes": [{"type": "volume", "source": "app", "target": "/data"}, source("data")]},
+            "queue": {"configs": [{"source": "conf", "target": "/etc/conf"}], "depends_on": {"loop": {"condition": "service_started"}}},
+            "loop": {"secrets": ["key"], "depends_on": {"queue": {"condition": "service_started"}}},
+            "other": {"volumes": [source("other")], "configs": ["text"]},
+        },
+        "configs": {"conf": {"file": "/vol/_data/.preview-files-conf"}, "text": {"content": "/.preview-files-app/x"}},
+        "secrets": {"key": {"file": "/vol/_data/.preview-files-key"}},
+    });
+    let names = |paths: &[&str]| users(&model, paths);
+    assert_eq!(names(&[".preview-files-app/a/.preview-files-data/b", ".preview-files-app"]), ["api"]);
+    assert_eq!(
+        names(&[".preview-files-conf", ".preview-files-app/x", ".preview-files-data", "x/.preview-files-other"]),
+        ["db", "queue", "api"]
+    );
+    assert_eq!(names(&[".preview-files-key", ".preview-files-conf"]), ["loop", "queue"], "a circle ends");
+    assert!(names(&[]).is_empty());
 }

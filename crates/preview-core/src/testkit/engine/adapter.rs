@@ -13,7 +13,7 @@ use crate::engine::docker::reference::familiar;
 use crate::engine::{
     Archive, Chunk, Container, ContainerDetail, ContainerEvent, ContainerState, DiskUse, Engine, EngineInfo, Exec,
     ExecRequest, FileKind, ImageFacts, Inventory, LogOptions, Object, Prune, PullProgress, RegistryAuth, Removed,
-    Stats,
+    Rights, Stats,
 };
 use crate::fault::{Fault, FaultKind};
 use crate::ownership::{COMPOSE_PROJECT, Selector};
@@ -348,6 +348,14 @@ impl Engine for MemoryEngine {
         Ok(paths.iter().filter_map(|path| Some((path.clone(), files.kind(path)?))).collect())
     }
 
+    async fn file_rights(&self, volume: &str, paths: &[String]) -> Result<BTreeMap<String, Rights>, Fault> {
+        let mut world = self.world();
+        world.called("file_rights")?;
+        let files = world.files.get(volume).ok_or_else(|| not_found("look at files of the volume", volume))?;
+        let there = paths.iter().filter(|path| files.0.contains_key(*path));
+        Ok(there.map(|path| (path.clone(), files.rights(path))).collect())
+    }
+
     async fn read_file(&self, volume: &str, path: &str) -> Result<Option<Vec<u8>>, Fault> {
         let mut world = self.world();
         world.called("read_file")?;
@@ -370,6 +378,17 @@ impl Engine for MemoryEngine {
             let noted = container.anonymous_volumes().map(|volume| (volume.clone(), container.labels.clone()));
             world.noted.extend(noted);
         }
+        Ok(())
+    }
+
+    async fn restart(&self, id: &str) -> Result<(), Fault> {
+        let mut world = self.world();
+        world.called("restart")?;
+        world.emit(id, "die");
+        if let Some(container) = world.container_mut(id) {
+            container.detail.container.state = ContainerState::Running;
+        }
+        world.emit(id, "start");
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read as _};
 
-use crate::engine::FileKind;
+use crate::engine::{FileKind, Rights};
 
 /// What is at a path of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,9 +16,9 @@ pub enum MemoryFile {
     Link(String),
 }
 
-/// Files by path.
+/// Files by path, and the rights of those that were unpacked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Files(pub(super) BTreeMap<String, MemoryFile>);
+pub(super) struct Files(pub(super) BTreeMap<String, MemoryFile>, BTreeMap<String, Rights>);
 
 impl Files {
     /// Removes what is at a path, with all below it.
@@ -39,6 +39,11 @@ impl Files {
         self.0.insert(path.to_owned(), file);
     }
 
+    /// Those of the last entry that was unpacked there.
+    pub(super) fn rights(&self, path: &str) -> Rights {
+        self.1.get(path).copied().unwrap_or(Rights { mode: 0o644, uid: 0, gid: 0 })
+    }
+
     pub(super) fn kind(&self, path: &str) -> Option<FileKind> {
         self.0.get(path).map(|file| match file {
             MemoryFile::Directory => FileKind::Directory,
@@ -52,6 +57,8 @@ impl Files {
         for entry in tar::Archive::new(archive).entries()? {
             let mut entry = entry?;
             let path = entry.path()?.to_string_lossy().trim_end_matches('/').to_owned();
+            let header = entry.header();
+            let rights = Rights { mode: header.mode()?, uid: header.uid()?, gid: header.gid()? };
             let link = entry.link_name()?.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             let file = match entry.header().entry_type() {
                 tar::EntryType::Directory => MemoryFile::Directory,
@@ -70,6 +77,7 @@ impl Files {
                 other => return Err(io::Error::other(format!("an entry of type {other:?}"))),
             };
             self.put(&path, file);
+            self.1.insert(path, rights);
         }
         Ok(())
     }

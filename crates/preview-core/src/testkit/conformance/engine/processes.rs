@@ -4,7 +4,7 @@ use futures_util::stream::BoxStream;
 use tokio::io::AsyncWriteExt as _;
 
 use super::{PRINTED, Runs, Spec, Suite, fails, next, ok};
-use crate::engine::{Chunk, ContainerEvent, Exec, ExecRequest, LogOptions};
+use crate::engine::{Chunk, ContainerEvent, ContainerState, Exec, ExecRequest, LogOptions};
 use crate::fault::{Fault, FaultKind};
 use crate::ownership::Selector;
 
@@ -30,6 +30,7 @@ async fn read(mut output: BoxStream<'static, Result<Chunk, Fault>>, lines: usize
 impl Suite<'_> {
     pub(super) async fn processes(&self) {
         self.nothing_is_missed_once_a_watch_stands().await;
+        self.a_container_is_started_again().await;
         self.logs_are_read().await;
         self.logs_are_followed_until_the_container_ends().await;
         self.processes_run_and_tell_their_exit_code().await;
@@ -69,6 +70,19 @@ impl Suite<'_> {
         }
         ok(self.engine.remove(&Selector::App(self.fixture.app().to_owned()), &[]).await, "an application is removed");
         self.fixture.take(&foreign).await;
+    }
+
+    async fn a_container_is_started_again(&self) {
+        let id = self.fixture.container(self.spec("again", "again")).await;
+        let mut watch = ok(self.engine.watch(&self.preview("again")).await, "a watch is set up");
+        ok(self.engine.restart(&id).await, "a container is started again");
+        for action in ["die", "start"] {
+            while next(&mut watch, "an event comes").await.is_some_and(|event| event.action != action) {}
+        }
+        let now = self.only("again").await;
+        assert_eq!((now.id, now.state), (id.clone(), ContainerState::Running), "it is the same one");
+        self.clear("again").await;
+        ok(self.engine.restart(&id).await, "one that is gone is none to start");
     }
 
     async fn logs_are_read(&self) {

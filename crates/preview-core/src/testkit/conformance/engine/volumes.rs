@@ -1,11 +1,13 @@
 //! Files of a volume: what is written, removed and read with the engine's own rights.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 
 use super::{Suite, fails, ok};
-use crate::engine::{Archive, FileKind, Inventory, Removed};
+use crate::engine::{Archive, FileKind, Inventory, Removed, Rights};
 use crate::fault::FaultKind;
 
 /// An entry of an archive.
@@ -22,6 +24,8 @@ fn archive(entries: &[Entry<'_>]) -> Archive {
         let mut header = tar::Header::new_gnu();
         header.set_size(0);
         header.set_mode(0o644);
+        header.set_uid(1000);
+        header.set_gid(1001);
         match entry {
             Entry::Directory(path) => {
                 header.set_entry_type(tar::EntryType::Directory);
@@ -107,6 +111,14 @@ impl Suite<'_> {
         assert_eq!(both, (Some("before".to_owned()), Some("after".to_owned())), "the link keeps the content of before");
         ok(self.engine.unpack(volume, archive(&[HardLink("t/f", "u/t/f")])).await, "it is linked back");
         assert_eq!(self.read(volume, "t/f").await.as_deref(), Some("before"), "the content of before is back");
+        let paths = ["t/f".to_owned(), "t/none".to_owned()];
+        let rights = ok(self.engine.file_rights(volume, &paths).await, "rights are looked at");
+        let right = Rights { mode: 0o644, uid: 1000, gid: 1001 };
+        assert_eq!(
+            rights,
+            BTreeMap::from([("t/f".to_owned(), right)]),
+            "those of the entry; what is not there is left out"
+        );
         let broken = archive(&[HardLink("u/none", "t/none"), File("t/later", "x")]);
         fails(self.engine.unpack(volume, broken).await, FaultKind::Failed, "a link to nothing fails");
         assert_eq!(self.kind(volume, "t/later").await, None, "what comes after a failure is not unpacked");
