@@ -19,7 +19,7 @@ use super::prepare::{self, Prepared, Wanted};
 use super::run::{Halt, guarded};
 use super::tree;
 use super::up::up;
-use super::verify::lock;
+use super::verify::{Look, lock};
 use super::wait::{self, Expected, Restarts, Verdict};
 use super::{Event, Interrupt};
 use super::{records, roll};
@@ -340,14 +340,17 @@ impl Flight<'_> {
                         let text: Vec<_> = reasons.iter().map(|(service, why)| format!("{service} {why}")).collect();
                         self.observer.event(&Event::Progress(&text.join(", ")));
                     };
-                    let (verdict, containers) =
+                    let (mut verdict, mut containers) =
                         wait::wait(&*self.client.engine, selector, expected, &mut restarts, events, &mut note).await?;
+                    if !matches!(verdict, Verdict::Broken(_)) {
+                        let look = Look { selector, expected, restarts: &mut restarts };
+                        (verdict, containers) = self.asked(wanted, prepared, containers, look, &last).await?;
+                    }
                     if let Verdict::Broken(problems) = verdict {
                         let text: Vec<_> = problems.iter().map(|(service, why)| format!("{service} {why}")).collect();
                         *lock(&failure) = Some(broken(text.join("; "), problems, vec![]));
                         return Err(known());
                     }
-                    self.ask(wanted, prepared, &containers, &last).await?;
                     Ok(containers)
                 };
                 match tokio::time::timeout(limit, verify).await {

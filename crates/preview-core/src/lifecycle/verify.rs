@@ -11,9 +11,11 @@ use super::diagnose::{Problem, Problems, last_lines, printable};
 use super::flight::Flight;
 use super::prepare::{Prepared, Wanted};
 use super::probe::{self, Heard, Question};
+use super::wait::{self, Expected, Restarts, Verdict};
 use crate::engine::{Chunk, Container, ExecRequest, Health};
 use crate::failure::FailureCode;
 use crate::fault::{Fault, FaultKind};
+use crate::ownership::Selector;
 use crate::project::{Project, StepSpec};
 use crate::stack::{self, Port};
 use crate::state::Address;
@@ -22,6 +24,16 @@ use crate::state::Address;
 const UNASKED: Duration = Duration::from_secs(10);
 /// And those of containers that are healthy.
 const HEALTHY: Duration = Duration::from_secs(1);
+
+/// Between two looks at containers that were not well when they had answered.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What is needed for a look at the containers.
+pub(super) struct Look<'a> {
+    pub(super) selector: &'a Selector,
+    pub(super) expected: &'a Expected,
+    pub(super) restarts: &'a mut Restarts,
+}
 
 impl Flight<'_> {
     /// Runs a step in its service. An outer error is the host's, an inner one the step's.
@@ -85,14 +97,37 @@ impl Flight<'_> {
         }
     }
 
-    /// Asks the services that must answer.
-    pub(super) async fn ask(
+    /// Asks the services that must answer, until they do and still run after that: Docker's own proxy takes connections for a container that is about to end.
+    pub(super) async fn asked(
+        &self,
+        wanted: &Wanted,
+        prepared: &Prepared,
+        mut containers: Vec<Container>,
+        look: Look<'_>,
+        last: &Mutex<Problems>,
+    ) -> Result<(Verdict, Vec<Container>), Fault> {
+        let mut known = 0;
+        while self.ask(wanted, prepared, &containers, last).await? {
+            let (verdict, now) = wait::look(&*self.client.engine, look.selector, look.expected, look.restarts).await?;
+            match verdict {
+                Verdict::Settling(_, restarts) if restarts != known => known = restarts,
+                Verdict::Waiting(problems) => lock(last).extend(problems),
+                Verdict::Well | Verdict::Settling(..) | Verdict::Broken(_) => return Ok((verdict, now)),
+            }
+            containers = now;
+            tokio::time::sleep(AGAIN).await;
+        }
+        Ok((Verdict::Well, containers))
+    }
+
+    /// Asks the services that must answer; true if a connection was all that one was asked for.
+    async fn ask(
         &self,
         wanted: &Wanted,
         prepared: &Prepared,
         containers: &[Container],
         last: &Mutex<Problems>,
-    ) -> Result<(), Fault> {
+    ) -> Result<bool, Fault> {
         let questions = questions(self.project, wanted, prepared);
         let asked = questions.iter().map(|question| async move {
             let Some(container) = super::pick_container(containers, &question.service) else { return Ok(()) };
@@ -113,7 +148,8 @@ impl Flight<'_> {
             }
         });
         lock(last).clear();
-        futures_util::future::try_join_all(asked).await.map(|_| ())
+        futures_util::future::try_join_all(asked).await?;
+        Ok(questions.iter().any(|question| question.path.is_none()))
     }
 }
 
