@@ -523,8 +523,16 @@ impl Engine for DockerEngine {
     }
 
     async fn restart(&self, id: &str) -> Result<(), Fault> {
-        let options = None::<RestartContainerOptions>;
-        match ask("restart a container", id, self.docker.restart_container(id, options)).await {
+        const RESTART: &str = "restart a container";
+        let inspected = self.docker.inspect_container(id, None::<InspectContainerOptions>);
+        let inspected = match ask(RESTART, id, inspected).await {
+            Err(fault) if fault.kind == FaultKind::NotFound => return Ok(()),
+            inspected => inspected?,
+        };
+        // Of a process that has no time to end, engine 20.10 may take the end twice, and unmount the new one's files the second time.
+        let time = inspected.config.and_then(|config| config.stop_timeout).map(|time| i32::try_from(time.max(1)));
+        let options = RestartContainerOptions { t: time.and_then(Result::ok), ..RestartContainerOptions::default() };
+        match ask(RESTART, id, self.docker.restart_container(id, Some(options))).await {
             Err(fault) if fault.kind == FaultKind::NotFound => Ok(()),
             done => done,
         }

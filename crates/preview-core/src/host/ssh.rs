@@ -155,6 +155,7 @@ async fn connect_guarded(options: &SshOptions, guardian: &Guardian) -> Result<Ss
     let run_dir = guardian.run_dir().to_owned();
     let control = run_dir.join("ssh");
     let mut options = options.clone();
+    there(&options).await?;
     if let KnownHosts::Lines(lines) = &options.known_hosts {
         let file = run_dir.join("known_hosts");
         write_private(&file, &format!("{}\n", lines.trim())).await?;
@@ -226,6 +227,22 @@ async fn connect_guarded(options: &SshOptions, guardian: &Guardian) -> Result<Ss
         forwards: tokio::sync::Mutex::default(),
         ward: Mutex::new(ward),
     })
+}
+
+/// `ssh` takes a file that is missing for an empty one, and then knows no key.
+async fn there(options: &SshOptions) -> Result<(), Fault> {
+    let known_hosts = match &options.known_hosts {
+        KnownHosts::File(file) => Some(file),
+        KnownHosts::Lines(_) | KnownHosts::UserDefault => None,
+    };
+    for (file, what) in [(known_hosts, "the host's keys"), (options.identity_file.as_ref(), "the private key")] {
+        let Some(file) = file else { continue };
+        if !tokio::fs::try_exists(file).await.unwrap_or(false) {
+            let context = format!("the file with {what} is not there: {}", file.display());
+            return Err(Fault::new(FaultKind::Invalid, CONNECT, context));
+        }
+    }
+    Ok(())
 }
 
 /// True once the control socket is there, which is after authentication; false if the master ended.
@@ -445,6 +462,21 @@ mod tests {
             "ConnectTimeout=20",
         ] {
             assert!(line.contains(&expected), "{expected}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_missing_is_named() {
+        let destination = Destination::parse("ssh://deploy@192.0.2.1").expect("sound");
+        let known_hosts = KnownHosts::File("/no/such/known_hosts".into());
+        let keys = SshOptions { known_hosts, ..SshOptions::new(destination.clone()) };
+        let identity = SshOptions { identity_file: Some("/no/such/id".into()), ..SshOptions::new(destination) };
+        for (options, expected) in [
+            (keys, "the file with the host's keys is not there: /no/such/known_hosts"),
+            (identity, "the file with the private key is not there: /no/such/id"),
+        ] {
+            let fault = connect(options).await.err().expect("a fault");
+            assert_eq!((fault.kind, fault.context.as_str()), (FaultKind::Invalid, expected));
         }
     }
 
