@@ -234,6 +234,20 @@ pub(super) async fn look(
     Ok((judge(expected, &containers, &details), containers))
 }
 
+/// The services whose containers ended often, whether or not they run just now.
+pub(super) async fn ended_often(engine: &dyn Engine, containers: &[Container], restarts: &mut Restarts) -> Problems {
+    let mut ended = Problems::new();
+    for container in containers {
+        let (Some(service), Ok(detail)) = (container.service(), engine.inspect(&container.id).await) else { continue };
+        let detail = restarts.of_this_run(detail);
+        if detail.restarts >= TOO_OFTEN {
+            let problem = Problem::new(cause(Some(&detail), FailureCode::Exited), "ends again and again");
+            ended.insert(service.to_owned(), problem);
+        }
+    }
+    ended
+}
+
 /// Waits until the stack is well, or will not get well; the caller limits the time. `events` were subscribed before the start.
 pub(super) async fn wait(
     engine: &dyn Engine,
