@@ -5,7 +5,7 @@ mod rolling;
 mod told;
 
 use preview_tests::lane::{Kind, Lane};
-use preview_tests::{Where, eventually};
+use preview_tests::{Site, Where, eventually};
 
 /// A page that says what it was asked for, a service below a path, a web socket, a gRPC server.
 pub(crate) const WAYS: &str = r#"
@@ -104,7 +104,18 @@ fn ways(lane: &Lane) {
     site.deploy("7").expect(0);
     eventually("the new version answers", || lane.curl("https://pr-7.preview.test/", &[]).body.trim() == "web-two");
     assert_eq!(lane.curl("https://pr-70.preview.test/", &[]).body.trim(), "web-one");
+    sends_no_raw_packets(site);
     pages(lane);
+}
+
+/// In the network that previews share with the proxy, no container can answer for another's address.
+fn sends_no_raw_packets(site: &Site) {
+    const NET_RAW: u64 = 1 << 13;
+    let web = &site.containers("pr-7")["web"];
+    let bound = site.docker(&["exec", web, "sed", "-n", "s/^CapBnd:[[:space:]]*//p", "/proc/1/status"]);
+    let bound = u64::from_str_radix(bound.trim(), 16).expect("capabilities in hexadecimal");
+    assert_eq!(bound & NET_RAW, 0, "{bound:x}");
+    assert_ne!(bound, 0, "the others are those of every container");
 }
 
 /// What is shown in place of a preview that does not answer, and when it is gone.

@@ -363,12 +363,10 @@ impl Flight<'_> {
                     Err(_) => {
                         let mut problems = lock(&last).clone();
                         // Who takes a while to end looks well between two ends, and does not answer because of them.
-                        let engine = &*self.client.engine;
-                        if let Ok((verdict, found)) = wait::look(engine, selector, expected, &mut restarts).await {
-                            problems.extend(wait::ended_often(engine, &found, &mut restarts).await);
-                            if let Verdict::Broken(broken) = verdict {
-                                problems.extend(broken);
-                            }
+                        if let Ok((Verdict::Broken(ended), _)) =
+                            wait::look_closely(&*self.client.engine, selector, expected, &mut restarts).await
+                        {
+                            problems.extend(ended);
                         }
                         let text: Vec<_> = problems.iter().map(|(service, why)| format!("{service} {why}")).collect();
                         let message = format!("after {} s: {} ([timeouts] verify)", limit.as_secs(), text.join("; "));

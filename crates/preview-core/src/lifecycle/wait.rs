@@ -121,14 +121,14 @@ pub(super) fn judge(
                 continue;
             }
             match (container.state, container.health) {
+                (ContainerState::Running, Health::None | Health::Starting | Health::Healthy)
+                    if detail.is_some_and(|d| d.restarts >= TOO_OFTEN) =>
+                {
+                    let why = Problem::new(cause(detail, FailureCode::Exited), "ends again and again");
+                    broken.insert(service.clone(), why);
+                }
                 (ContainerState::Running, Health::Healthy) => {}
                 (ContainerState::Running, Health::None) => {
-                    if detail.is_some_and(|d| d.restarts >= TOO_OFTEN) {
-                        broken.insert(
-                            service.clone(),
-                            Problem::new(cause(detail, FailureCode::Exited), "ends again and again"),
-                        );
-                    }
                     let again = detail.map_or(0, |d| d.restarts);
                     let (long, before) = settling.unwrap_or((SETTLE, 0));
                     settling = Some((if again > 0 { SETTLE_AGAIN } else { long }, before + again));
@@ -205,10 +205,31 @@ pub(super) async fn look(
     expected: &Expected,
     restarts: &mut Restarts,
 ) -> Result<(Verdict, Vec<Container>), Fault> {
+    look_at(engine, selector, expected, restarts, |c| {
+        !matches!((c.state, c.health), (ContainerState::Running, Health::Healthy | Health::Starting))
+    })
+    .await
+}
+
+/// The same, and nobody is taken for well who runs just now but ended often: that takes a request for each container.
+pub(super) async fn look_closely(
+    engine: &dyn Engine,
+    selector: &Selector,
+    expected: &Expected,
+    restarts: &mut Restarts,
+) -> Result<(Verdict, Vec<Container>), Fault> {
+    look_at(engine, selector, expected, restarts, |_| true).await
+}
+
+async fn look_at(
+    engine: &dyn Engine,
+    selector: &Selector,
+    expected: &Expected,
+    restarts: &mut Restarts,
+    is_inspected: impl Fn(&Container) -> bool,
+) -> Result<(Verdict, Vec<Container>), Fault> {
     let containers = engine.containers(selector).await?;
-    let curious = containers
-        .iter()
-        .filter(|c| !matches!((c.state, c.health), (ContainerState::Running, Health::Healthy | Health::Starting)));
+    let curious = containers.iter().filter(|container| is_inspected(container));
     let asked = futures_util::future::join_all(curious.map(|c| async { (c.id.clone(), engine.inspect(&c.id).await) }));
     let mut details = BTreeMap::new();
     for (id, detail) in asked.await {
@@ -232,20 +253,6 @@ pub(super) async fn look(
         })
         .collect();
     Ok((judge(expected, &containers, &details), containers))
-}
-
-/// The services whose containers ended often, whether or not they run just now.
-pub(super) async fn ended_often(engine: &dyn Engine, containers: &[Container], restarts: &mut Restarts) -> Problems {
-    let mut ended = Problems::new();
-    for container in containers {
-        let (Some(service), Ok(detail)) = (container.service(), engine.inspect(&container.id).await) else { continue };
-        let detail = restarts.of_this_run(detail);
-        if detail.restarts >= TOO_OFTEN {
-            let problem = Problem::new(cause(Some(&detail), FailureCode::Exited), "ends again and again");
-            ended.insert(service.to_owned(), problem);
-        }
-    }
-    ended
 }
 
 /// Waits until the stack is well, or will not get well; the caller limits the time. `events` were subscribed before the start.
@@ -362,6 +369,18 @@ mod tests {
 
     fn expected(service: serde_json::Value) -> Expected {
         Expected::of(&json!({"services": {"a": service}}))
+    }
+
+    #[test]
+    fn who_ended_often_is_not_well_whatever_it_looks_like() {
+        for health in [Health::None, Health::Starting, Health::Healthy] {
+            let web = container("web", ContainerState::Running, health);
+            let expected = Expected::of(&json!({"services": {"web": {}}}));
+            let judged = |restarts: i64| judge(&expected, std::slice::from_ref(&web), &detail(&web, 0, restarts, true));
+            let Verdict::Broken(problems) = judged(TOO_OFTEN) else { panic!("{health:?}: it is broken") };
+            assert_eq!(problems["web"].to_string(), "ends again and again");
+            assert!(!matches!(judged(TOO_OFTEN - 1), Verdict::Broken(_)), "{health:?}");
+        }
     }
 
     #[test]

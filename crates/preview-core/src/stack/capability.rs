@@ -18,10 +18,15 @@ const DEFAULT: [&str; 14] = [
     "SYS_CHROOT",
 ];
 
-/// Whether a capability, in any of Docker's spellings (`CAP_CHOWN`, `chown`), is one that every container has.
-pub(super) fn is_default(name: &str) -> bool {
-    let upper = name.to_ascii_uppercase();
-    DEFAULT.contains(&upper.strip_prefix("CAP_").unwrap_or(&upper))
+/// Whether a capability, in any of Docker's spellings (`CAP_CHOWN`, `chown`), is the one of this name (`CHOWN`).
+pub(super) fn is(given: &str, name: &str) -> bool {
+    let upper = given.to_ascii_uppercase();
+    upper.strip_prefix("CAP_").unwrap_or(&upper) == name
+}
+
+/// Whether a capability is one that every container has.
+pub(super) fn is_default(given: &str) -> bool {
+    DEFAULT.iter().any(|name| is(given, name))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{Difference, Port, isolation};
+use super::{Difference, Port, capability, isolation};
 
 /// Prefixes of labels that tell a proxy what to route: ours alone may stand on a preview.
 const ROUTER_LABELS: &[&str] = &["traefik."];
@@ -273,10 +273,7 @@ pub(super) fn in_proxys_network<'a>(model: &Value, routed: impl Iterator<Item = 
 /// Takes `NET_RAW` from a service in the proxy's network: with it a container can answer for the address of another preview's.
 pub(super) fn no_raw_packets(service: &str, table: &mut Map<String, Value>, differences: &mut Vec<Difference>) {
     const RAW: &str = "NET_RAW";
-    let is = |value: &Value, wanted: &str| {
-        let upper = value.as_str().unwrap_or_default().to_ascii_uppercase();
-        upper.strip_prefix("CAP_").unwrap_or(&upper) == wanted
-    };
+    let is = |value: &Value, name: &str| value.as_str().is_some_and(|given| capability::is(given, name));
     if let Some(added) = table.get_mut("cap_add").and_then(Value::as_array_mut) {
         // The base branch allowed that.
         if added.iter().any(|value| is(value, "ALL")) {

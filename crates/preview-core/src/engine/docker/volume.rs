@@ -197,9 +197,20 @@ pub(super) async fn kinds(
     volume: &str,
     paths: &[String],
 ) -> Result<BTreeMap<String, FileKind>, Fault> {
+    of_each(paths, |path| kind(engine, volume, path)).await
+}
+
+/// What is said of each of these paths; those of which nothing is said are left out.
+async fn of_each<'a, T, F>(paths: &'a [String], look: impl Fn(&'a str) -> F) -> Result<BTreeMap<String, T>, Fault>
+where
+    F: Future<Output = Result<Option<T>, Fault>>,
+{
     let looks: Vec<_> = paths
         .iter()
-        .map(|path| async move { Ok(kind(engine, volume, path).await?.map(|kind| (path.clone(), kind))) })
+        .map(|path| {
+            let looked = look(path);
+            async move { Ok(looked.await?.map(|found| (path.clone(), found))) }
+        })
         .collect();
     let found: Vec<Option<_>> = stream::iter(looks).buffer_unordered(AT_ONCE).try_collect().await?;
     Ok(found.into_iter().flatten().collect())
@@ -233,12 +244,7 @@ pub(super) async fn rights(
     volume: &str,
     paths: &[String],
 ) -> Result<BTreeMap<String, Rights>, Fault> {
-    let looks: Vec<_> = paths
-        .iter()
-        .map(|path| async move { Ok(rights_of(engine, volume, path).await?.map(|rights| (path.clone(), rights))) })
-        .collect();
-    let found: Vec<Option<_>> = stream::iter(looks).buffer_unordered(AT_ONCE).try_collect().await?;
-    Ok(found.into_iter().flatten().collect())
+    of_each(paths, |path| rights_of(engine, volume, path)).await
 }
 
 async fn rights_of(engine: &DockerEngine, volume: &str, path: &str) -> Result<Option<Rights>, Fault> {
